@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+#pragma once
+
+/* A socket changes state, and in the end gives its port back. */
+
+#include "connect.h"
+
+static __always_inline void emit_close(struct sock *sk, __u8 type, __u16 port, __u64 tw)
+{
+	struct event *e = event_new(type, sk);
+
+	if (!e)
+		return;
+	e->flow.local_port = port;
+	e->tw = tw;
+	e->error = BPF_CORE_READ(sk, sk_err);
+	event_submit(e);
+}
+
+/*
+ * TCP reached CLOSE. A socket whose port was chosen by the kernel has given it
+ * back already (skc_num is 0, inet_sport still tells which); one bound to a
+ * port keeps it until tcp_destroy_sock.
+ */
+static __always_inline void handle_tcp_closed(struct sock *sk, int old)
+{
+	__u16 port = sock_port(sk), last = sock_last_port(sk);
+	__u64 tw = 0;
+
+	if (!last) {
+		if (old == TCP_SYN_SENT)
+			handle_connect_no_port(sk, false);
+		return; /* else a listen() that found no port */
+	}
+	if (port && old == TCP_LISTEN)
+		return;
+	if (port && old == TCP_SYN_SENT && !BPF_CORE_READ(sk, sk_err)) {
+		if (BPF_CORE_READ(sk, sk_shutdown) != SHUTDOWN_MASK)
+			handle_connect_no_port(sk, true);
+		return;
+	}
+	if (old == TCP_FIN_WAIT1 || old == TCP_FIN_WAIT2 || old == TCP_CLOSING)
+		tw = sock_timewait(sk);
+	emit_close(sk, port ? EVENT_DOWN : EVENT_CLOSE, last, tw);
+}
+
+static __always_inline void handle_state(struct sock *sk, int old, int new)
+{
+	if (new != TCP_CLOSE && new != TCP_LISTEN && !(new == TCP_ESTABLISHED && want_established))
+		return;
+	if (sock_protocol(sk) != IPPROTO_TCP)
+		return;
+	if (new == TCP_LISTEN)
+		handle_listen_enter(sk);
+	else if (new == TCP_CLOSE)
+		handle_tcp_closed(sk, old);
+	else
+		emit_close(sk, EVENT_ESTABLISHED, sock_last_port(sk), 0);
+}
+
+/* The kernel's struct sock goes away; a port it still has is given back now. */
+static __always_inline void handle_tcp_destroy(struct sock *sk)
+{
+	__u16 port = sock_port(sk);
+
+	if (port && sock_protocol(sk) == IPPROTO_TCP)
+		emit_close(sk, EVENT_CLOSE, port, 0);
+}
+
+/* The last file descriptor of a socket was closed; UDP gives its port back here. */
+static __always_inline void handle_release(struct sock *sk)
+{
+	__u16 port = sock_port(sk);
+
+	if (port && sock_protocol(sk) == IPPROTO_UDP)
+		emit_close(sk, EVENT_CLOSE, port, 0);
+}

@@ -1,0 +1,96 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+#pragma once
+
+/*
+ * One function for each thing that differs between kernels or architectures,
+ * with the version that changed it. Differences are found in the running
+ * kernel's BTF, never by version number.
+ */
+
+#include "kernel.h"
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+struct netns_ipv4___ptr {
+	struct inet_timewait_death_row *tcp_death_row;
+};
+
+struct net___ptr {
+	struct netns_ipv4___ptr ipv4;
+};
+
+struct inet_bind_bucket___flat {
+	struct hlist_head owners;
+};
+
+#pragma clang attribute pop
+
+/* netns_ipv4.tcp_death_row is a pointer in 5.19 and 6.0 only, embedded before and since. */
+static __always_inline struct inet_hashinfo *tcp_hashinfo(const struct net *net)
+{
+	const struct net___ptr *old = (const void *)net;
+
+	if (bpf_core_field_exists(old->ipv4.tcp_death_row))
+		return BPF_CORE_READ(old, ipv4.tcp_death_row, hashinfo);
+	return BPF_CORE_READ(net, ipv4.tcp_death_row.hashinfo);
+}
+
+/* The UDP table hangs off the namespace since 6.2; before, it is one global symbol. */
+static __always_inline struct udp_table *udp_table_of(const struct net *net)
+{
+	if (bpf_core_field_exists(net->ipv4.udp_table))
+		return BPF_CORE_READ(net, ipv4.udp_table);
+	return NULL;
+}
+
+/* Since 6.8 the owners of a port hang off per-address buckets (bhash2), before off the port's. */
+static __always_inline bool owners_by_address(void)
+{
+	return bpf_core_field_exists(((struct inet_bind_bucket *)0)->bhash2);
+}
+
+static __always_inline struct hlist_node *bucket_owners(const struct inet_bind_bucket *tb)
+{
+	const struct inet_bind_bucket___flat *old = (const void *)tb;
+
+	if (!bpf_core_field_exists(old->owners))
+		return NULL;
+	asm volatile("" : "+r"(old)); /* or clang moves the relocated offset above the check */
+	return BPF_CORE_READ(old, owners.first);
+}
+
+/* x86: TS_COMPAT; arm64: TIF_32BIT. System call numbers of 32-bit tasks mean other calls. */
+static __always_inline bool task_is_compat(const struct task_struct *task)
+{
+#if defined(__TARGET_ARCH_x86)
+	return BPF_CORE_READ(task, thread_info.status) & 2;
+#else
+	return BPF_CORE_READ(task, thread_info.flags) & (1UL << 22);
+#endif
+}
+
+#if defined(__TARGET_ARCH_x86)
+#define NR_connect 42
+#define NR_accept 43
+#define NR_sendto 44
+#define NR_sendmsg 46
+#define NR_bind 49
+#define NR_listen 50
+#define NR_accept4 288
+#define NR_sendmmsg 307
+#define SYS_NR(regs) ((int)(regs)->orig_ax)
+#define SYS_ARG0(regs) ((regs)->di)
+#define SYS_ARG1(regs) ((regs)->si)
+#else
+#define NR_bind 200
+#define NR_listen 201
+#define NR_accept 202
+#define NR_connect 203
+#define NR_sendto 206
+#define NR_sendmsg 211
+#define NR_accept4 242
+#define NR_sendmmsg 269
+#define SYS_NR(regs) ((regs)->syscallno)
+#define SYS_ARG0(regs) ((regs)->orig_x0)
+#define SYS_ARG1(regs) ((regs)->regs[1])
+#endif

@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+#pragma once
+
+/* connect(): TCP takes a port towards a destination, UDP sets a peer; or it was refused. */
+
+#include "bind.h"
+
+/* TCP: the port is picked and the SYN about to leave. */
+static __always_inline void handle_connect_tcp(struct sock *sk)
+{
+	struct event *e;
+
+	if (!proto_is_ours(sk))
+		return;
+	e = event_by_task(EVENT_CONNECT, sk);
+	if (e)
+		event_submit(e);
+}
+
+/*
+ * TCP went from SYN_SENT to CLOSE inside connect(): no port was left, or, for
+ * a bound socket, the connection exists already.
+ */
+static __always_inline void handle_connect_no_port(struct sock *sk, bool bound)
+{
+	struct event *e = event_by_task(EVENT_CONNECT, sk);
+
+	pending_set(sk, PENDING_NO_PORT);
+	if (!e)
+		return;
+	e->error = EADDRNOTAVAIL;
+	if (bound)
+		e->flags |= EVENT_MAYBE; /* connect(AF_UNSPEC) on a connecting socket looks the same */
+	event_submit(e);
+}
+
+/* UDP connect() was entered: will the kernel have to choose a port? */
+static __always_inline void handle_connect_udp_enter(struct sock *sk)
+{
+	if (sock_protocol(sk) == IPPROTO_UDP && !sock_port(sk))
+		pending_set(sk, PENDING_AUTOBIND);
+}
+
+static __always_inline void connect_failed(struct sock *sk, const void *user, __u16 error)
+{
+	struct sockaddr_any sa;
+	struct event *e;
+
+	if (!read_sockaddr(&sa, user))
+		return;
+	e = event_by_task(EVENT_CONNECT, sk);
+	if (!e)
+		return;
+	e->error = error;
+	e->flow.remote_port = bpf_ntohs(sa.port);
+	sockaddr_ip(e->flow.remote_ip, &sa);
+	if (e->flow.local_port)
+		e->flags |= EVENT_MAYBE; /* a bound socket: a handshake that failed is no refused connect */
+	event_submit(e);
+}
+
+static __always_inline void connect_exit_udp(struct sock *sk, const void *user, long ret)
+{
+	struct event *e;
+	__u8 type;
+
+	if (pending_of(sk, PENDING_AUTOBIND)) {
+		pending_clear();
+		if (!sock_port(sk)) {
+			handle_implicit_bind(sk, -ret);
+			return;
+		}
+		handle_implicit_bind(sk, 0);
+	}
+	if (ret < 0) {
+		connect_failed(sk, user, -ret);
+		return;
+	}
+	type = EVENT_CONNECT;
+	if (!BPF_CORE_READ(sk, __sk_common.skc_dport)) /* connect(AF_UNSPEC) */
+		type = sock_port(sk) ? EVENT_UNPEER : EVENT_CLOSE;
+	e = event_by_task(type, sk);
+	if (e)
+		event_submit(e);
+}
+
+/*
+ * connect() returned. TCP successes and failed handshakes are seen elsewhere;
+ * here only what was refused before a SYN could leave.
+ */
+static __always_inline void handle_connect_exit(struct sock *sk, const void *user, long ret)
+{
+	if (sock_protocol(sk) == IPPROTO_UDP) {
+		connect_exit_udp(sk, user, ret);
+		return;
+	}
+	if (ret >= 0 || ret == -EINPROGRESS || ret == -EALREADY || ret == -EISCONN || ret == -EINTR ||
+	    (ret <= -ERESTARTSYS && ret >= -ERESTART_RESTARTBLOCK))
+		return;
+	if (pending_of(sk, PENDING_NO_PORT)) {
+		pending_clear();
+		return;
+	}
+	/* An unbound socket that got as far as a SYN still shows its old port in inet_sport. */
+	if (!sock_port(sk) && sock_last_port(sk))
+		return;
+	connect_failed(sk, user, -ret);
+}
+
+/* sockops runs at many moments of every connection: all but two leave at once. */
+static __always_inline void handle_sockops(struct bpf_sock_ops *ctx)
+{
+	if (ctx->op != BPF_SOCK_OPS_TCP_CONNECT_CB && ctx->op != BPF_SOCK_OPS_TCP_LISTEN_CB)
+		return;
+	if (!ctx->sk)
+		return;
+	if (ctx->op == BPF_SOCK_OPS_TCP_CONNECT_CB)
+		handle_connect_tcp(sock_plain(ctx->sk));
+	else
+		handle_listen_done(sock_plain(ctx->sk));
+}

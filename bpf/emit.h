@@ -1,0 +1,73 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+#pragma once
+
+/* Reserve, fill, submit, and count each loss by its reason. */
+
+#include "maps.h"
+#include "sock.h"
+#include "task.h"
+
+/*
+ * Waking the reader costs more than everything else, so a busy machine wakes
+ * it at most every WAKE_QUIET_NS, or every WAKE_BUSY_NS once wake_bytes wait.
+ * The reader sleeps without a timeout only after READER_IDLE (tracer.go) has
+ * passed without an event, which must be longer than WAKE_QUIET_NS: then the
+ * next event is sure to wake it.
+ */
+#define WAKE_QUIET_NS (20 * 1000 * 1000ULL)
+#define WAKE_BUSY_NS (1 * 1000 * 1000ULL)
+
+static __u64 last_wake_ns;
+
+static __always_inline void count(__u32 stat)
+{
+	__u64 *n = bpf_map_lookup_elem(&stats, &stat);
+
+	if (n)
+		(*n)++;
+}
+
+/* A zeroed event about sk, without a process. NULL: lost, and counted. */
+static __always_inline struct event *event_new(__u8 type, const struct sock *sk)
+{
+	struct event *e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+
+	if (!e) {
+		count(STAT_LOST_RING);
+		return NULL;
+	}
+	__builtin_memset(e, 0, sizeof(*e));
+	e->type = type;
+	e->time_ns = bpf_ktime_get_boot_ns();
+	e->sock = (__u64)sk;
+	e->proto = sock_protocol(sk) == IPPROTO_UDP ? IPPROTO_UDP : IPPROTO_TCP;
+	sock_flow(&e->flow, sk);
+	return e;
+}
+
+/* The same, by the current task. */
+static __always_inline struct event *event_by_task(__u8 type, const struct sock *sk)
+{
+	struct event *e = event_new(type, sk);
+
+	if (e) {
+		task_process(&e->process, task_current());
+		if (e->proto == IPPROTO_TCP && sock_is_mptcp(sk))
+			e->flags |= EVENT_MPTCP;
+	}
+	return e;
+}
+
+static __always_inline void event_submit(struct event *e)
+{
+	__u64 now = e->time_ns, since = now - last_wake_ns;
+	__u64 flags = BPF_RB_NO_WAKEUP;
+
+	if ((__s64)since > (__s64)WAKE_QUIET_NS ||
+	    ((__s64)since > (__s64)WAKE_BUSY_NS && bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) > wake_bytes)) {
+		last_wake_ns = now;
+		flags = BPF_RB_FORCE_WAKEUP;
+	}
+	bpf_ringbuf_submit(e, flags);
+	count(STAT_SUBMITTED);
+}

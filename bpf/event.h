@@ -1,0 +1,137 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+#pragma once
+
+/*
+ * The contract between the BPF programs and the Go loader. Go types are
+ * generated from this file by bpf2go; nothing here is written a second time.
+ *
+ * Ports are in host byte order. Addresses are 16 bytes in network byte order,
+ * an IPv4 address as ::ffff:a.b.c.d. Times are nanoseconds of CLOCK_BOOTTIME
+ * (bpf_ktime_get_boot_ns). Zero means absent unless the field says otherwise.
+ */
+
+#include "kernel.h"
+
+enum event_type {
+	EVENT_BIND = 1,	   /* a local port was taken without a peer, or refused */
+	EVENT_LISTEN,	   /* socket listens, or was refused */
+	EVENT_CONNECT,	   /* port picked, SYN about to leave, or refused; UDP: peer set */
+	EVENT_ACCEPT,	   /* a process took a connection */
+	EVENT_CLOSE,	   /* the socket gave its port back */
+	EVENT_ESTABLISHED, /* handshake done; only with want_established */
+	EVENT_DOWN,	   /* internal: connection over, port still held by the socket */
+	EVENT_UNPEER,	   /* internal: UDP peer removed, port still held */
+};
+
+enum event_flag {
+	EVENT_IMPLICIT = 1 << 0,  /* the kernel bound without bind() */
+	EVENT_MPTCP = 1 << 1,	  /* TCP subflow of an MPTCP socket */
+	EVENT_V6ONLY = 1 << 2,	  /* IPV6_V6ONLY is set */
+	EVENT_REUSEADDR = 1 << 3, /* SO_REUSEADDR is set */
+	EVENT_REUSEPORT = 1 << 4, /* SO_REUSEPORT is set */
+	EVENT_MAYBE = 1 << 5,	  /* the reader must check against its table before it believes this */
+};
+
+/* Both ends of a socket and where it lives. */
+struct flow {
+	__u8 local_ip[16];
+	__u8 remote_ip[16];
+	__u16 local_port;
+	__u16 remote_port;
+	__u32 netns; /* inode number of the network namespace */
+};
+
+/* A process: the thread group leader, taken when it acted. */
+struct process {
+	__u64 start_ns; /* start time; with pid it is the identity, pids are reused */
+	__u64 cgroup;	/* cgroup v2 id */
+	__u32 pid;	/* thread group id in the initial pid namespace; 0: not known */
+	__u32 uid;	/* real uid in the initial user namespace */
+	__u8 comm[16];	/* name of the group leader, NUL padded, any bytes */
+};
+
+struct event {
+	__u64 time_ns;
+	__u64 sock; /* address of the kernel's struct sock: its identity while it lives */
+	__u64 tw;   /* close, down: address of the timewait sock that keeps the port */
+	struct flow flow;
+	struct process process; /* who acted; zero on close and established */
+	__u16 requested_port;	/* bind: what was asked for, 0 = any */
+	__u16 error;		/* errno, positive; 0 = success */
+	__u8 type;		/* enum event_type */
+	__u8 proto;		/* IPPROTO_TCP or IPPROTO_UDP */
+	__u8 flags;		/* enum event_flag */
+	__u8 pad;
+};
+
+enum row_flag {
+	ROW_ACTIVE = 1 << 0,	/* TCP: this end called connect() */
+	ROW_MPTCP = 1 << 1,	/* TCP subflow of an MPTCP socket */
+	ROW_V6ONLY = 1 << 2,	/* IPV6_V6ONLY, also set by bind to one v6 address */
+	ROW_REUSEADDR = 1 << 3, /* SO_REUSEADDR */
+	ROW_REUSEPORT = 1 << 4, /* SO_REUSEPORT */
+	ROW_FILE = 1 << 5,	/* a struct socket is attached: not orphaned, not in an accept queue */
+	ROW_BACKLOG = 1 << 6,	/* listener with half-open connections in its queue */
+	ROW_TIMEWAIT = 1 << 7,	/* timewait sock; its state is TIME_WAIT or FIN_WAIT2 */
+};
+
+/* One kernel socket that holds a port, as the walk found it. */
+struct row {
+	__u64 time_ns; /* when this row was read */
+	__u64 sock;    /* address of the struct sock (or timewait, request sock) */
+	struct flow flow;
+	__u32 uid;   /* owner of the socket, 0 for timewait and request socks */
+	__u8 proto;  /* IPPROTO_TCP or IPPROTO_UDP */
+	__u8 state;  /* enum tcp_state; of a timewait sock its substate */
+	__u8 flags;  /* enum row_flag */
+	__u8 family; /* AF_INET or AF_INET6 */
+};
+
+/* One file descriptor of one process that refers to a socket with a port. */
+struct holder {
+	__u64 sock;  /* address of the struct sock; of the TCP subflow for MPTCP */
+	__u64 inode; /* inode number of the socket's file, as in /proc/PID/fd */
+	struct process process;
+	__u32 fd;
+	__u32 pad;
+};
+
+enum walk_table {
+	WALK_TCP_BIND = 1, /* TCP bind buckets: every TCP socket and timewait sock with a port */
+	WALK_UDP,	   /* UDP sockets */
+	WALK_TCP_REQUEST,  /* request socks (SYN-RECV) of the established hash */
+};
+
+/* State of the walk: what Go asks for, and where the last call stopped. */
+struct walk {
+	enum walk_table table; /* in: which table to read */
+	__u32 pad0;
+	__u64 bucket;	/* in/out: next bucket to read */
+	__u64 tb;	/* in/out: next bind bucket of the chain */
+	__u64 tb2;	/* in/out: next per-address bind bucket */
+	__u64 node;	/* in/out: next owner */
+	__u64 owner;	/* in/out: bind bucket, or hash slot, that owner must belong to */
+	__u64 retry;	/* in/out: bucket of the last restart */
+	__u64 buckets;	/* out: number of buckets of the table, 0: table not found */
+	__u32 rows;	/* out: rows written by this call */
+	__u32 restarts; /* out: times a chain changed under the reader and was read again */
+	__u32 gave_up;	/* out: chains left unfinished after too many restarts */
+	__u32 tries;	/* in/out: restarts of the present bucket */
+	__u16 port;	/* in: only this local port, 0 = all */
+	__u8 done;	/* out: the table was read to its end */
+	__u8 pad[5];
+};
+
+enum stat {
+	STAT_SUBMITTED,	 /* events handed to the ring buffer */
+	STAT_LOST_RING,	 /* lost: the ring buffer was full */
+	STAT_LOST_STATE, /* lost: a socket's storage could not be allocated */
+	STAT_MAX,
+};
+
+_Static_assert(sizeof(struct flow) == 40, "struct flow");
+_Static_assert(sizeof(struct process) == 40, "struct process");
+_Static_assert(sizeof(struct event) == 112, "struct event");
+_Static_assert(sizeof(struct row) == 64, "struct row");
+_Static_assert(sizeof(struct holder) == 64, "struct holder");
+_Static_assert(sizeof(struct walk) == 88, "struct walk");

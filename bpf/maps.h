@@ -1,0 +1,106 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+#pragma once
+
+/*
+ * Every map: what it holds, who writes, deletes and reads it, why it stays
+ * bounded, and what happens when it is full.
+ */
+
+#include "event.h"
+
+/* Set by Go before loading. */
+const volatile bool want_established; /* emit EVENT_ESTABLISHED */
+const volatile bool syscall_hooks;    /* the sys_exit hook is attached */
+const volatile __u32 wake_bytes;      /* wake the reader early once this much waits */
+
+/* Nothing reads this: it keeps the types in the BTF that Go's are generated from. */
+const volatile struct {
+	enum event_type event;
+	enum event_flag event_flag;
+	enum row_flag row_flag;
+	enum tcp_state state;
+	struct holder holder;
+} contract;
+
+/*
+ * Events on their way to Go.
+ * Written by emit.h, read and freed by the one reader in Go. Its size is set
+ * by Go. Full: the event is lost and STAT_LOST_RING counts it.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 20);
+	__type(value, struct event);
+} events SEC(".maps");
+
+/*
+ * Counters by CPU, index enum stat.
+ * Written by emit.h, read by Go, never deleted. Fixed size.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, STAT_MAX);
+	__type(key, enum stat);
+	__type(value, __u64);
+} stats SEC(".maps");
+
+/* What the hooks must remember of a socket between two of its calls. */
+struct sock_note {
+	__u16 requested_port; /* bind: port asked for, from bind4/6 until post_bind4/6 */
+	__u16 known_port;     /* UDP: port that has been reported */
+	__u8 accepted;	      /* TCP: accept has been reported */
+};
+
+/*
+ * struct sock_note of a socket.
+ * Written by bind.h, accept.h and snapshot.h, read by the same; the kernel
+ * deletes it with the socket, so it is bounded by the sockets there are. An
+ * allocation that fails is counted in STAT_LOST_STATE.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct sock_note);
+} notes SEC(".maps");
+
+enum pending_kind {
+	PENDING_NO_PORT = 1, /* failed connect already reported by the state hook */
+	PENDING_AUTOBIND,    /* UDP connect, or listen, entered without a port */
+};
+
+struct pending {
+	__u64 sock;
+	__u64 kind; /* enum pending_kind */
+};
+
+/*
+ * What one hook tells a later hook of the same thread within one call.
+ * Key: address of the task. Written by connect.h and bind.h, deleted by the
+ * later hook. A thread has one call at a time; entries of calls that never
+ * reach the later hook (io_uring) are evicted, least recently used first.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u64);
+	__type(value, struct pending);
+} pendings SEC(".maps");
+
+#define ROWS_MAX 32768
+
+/*
+ * Rows of one call of the walk.
+ * Written by snapshot.h from index 0, read by Go through mmap after the call.
+ * Full: the walk stops and Go calls it again where it stopped.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, ROWS_MAX);
+	__type(key, __u32);
+	__type(value, struct row);
+} rows SEC(".maps");
+
+/* State of the walk: written by Go before a call, by snapshot.h during it, read by Go after it. */
+struct walk walk;

@@ -1,0 +1,299 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+#pragma once
+
+/* The sockets there are: a walk of the kernel's port tables, and the file descriptors that refer to them. */
+
+#include "emit.h"
+
+/* ---- file descriptors ---- */
+
+/* One struct holder for each descriptor of a socket with a port. */
+static __always_inline void handle_file(struct bpf_iter__task_file *ctx)
+{
+	struct task_struct *task = ctx->task;
+	struct file *file = ctx->file;
+	struct holder h = {};
+	struct sock *sk;
+	__u16 port;
+
+	if (!task || !file)
+		return;
+	sk = sock_of_file(file);
+	port = sk ? sock_port(sk) : 0;
+	if (!port || (walk.port && port != walk.port))
+		return;
+	h.sock = (__u64)sk;
+	h.fd = ctx->fd;
+	h.inode = BPF_CORE_READ(file, f_inode, i_ino);
+	task_process(&h.process, task);
+	bpf_seq_write(ctx->meta->seq, &h, sizeof(h)); /* full: the kernel calls again for the same file */
+}
+
+/*
+ * Remember which UDP sockets had a port before the send hook was attached, so
+ * that their next datagram is not taken for an implicit bind.
+ */
+static __always_inline void handle_mark(struct bpf_iter__task_file *ctx)
+{
+	struct file *file = ctx->file;
+	struct socket *socket;
+	struct sock_note *note;
+	struct sock *sk;
+	__u16 port;
+
+	if (!file)
+		return;
+	socket = bpf_sock_from_file(file);
+	if (!socket)
+		return;
+	sk = socket->sk;
+	if (!sk || sock_protocol(sk) != IPPROTO_UDP)
+		return;
+	port = sock_port(sk);
+	if (!port)
+		return;
+	note = bpf_sk_storage_get(&notes, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (note)
+		note->known_port = port;
+	else
+		count(STAT_LOST_STATE);
+}
+
+/* ---- walk of the kernel's tables ---- */
+
+/* Steps of one call; each reads one pointer further. bpf_loop allows 8 Mi. */
+#define WALK_STEPS (4 << 20)
+#define WALK_TRIES 32
+
+static __always_inline bool node_ends(__u64 node)
+{
+	return !node || (node & 1);
+}
+
+static __always_inline void walk_next_node(void)
+{
+	struct hlist_node *node = (void *)walk.node; /* hlist_nulls_node has its next at the same place */
+
+	walk.node = (__u64)BPF_CORE_READ(node, next);
+}
+
+static __always_inline void walk_restart(void)
+{
+	walk.tb = walk.tb2 = walk.node = 0;
+	walk.restarts++;
+	if (walk.retry != walk.bucket) {
+		walk.retry = walk.bucket;
+		walk.tries = 0;
+	}
+	if (walk.tries++ < WALK_TRIES)
+		walk.bucket--;
+	else
+		walk.gave_up++;
+}
+
+static __always_inline void row_full_sock(struct row *row, const struct sock *sk)
+{
+	if (row->proto == IPPROTO_TCP) {
+		if (row->state != TCP_CLOSE && row->state != TCP_LISTEN && sock_is_active(sk))
+			row->flags |= ROW_ACTIVE;
+		if (sock_is_mptcp(sk))
+			row->flags |= ROW_MPTCP;
+		if (row->state == TCP_LISTEN &&
+		    BPF_CORE_READ((const struct inet_connection_sock *)sk, icsk_accept_queue.qlen.counter))
+			row->flags |= ROW_BACKLOG;
+	}
+	if (BPF_CORE_READ(sk, sk_socket))
+		row->flags |= ROW_FILE;
+	row->uid = BPF_CORE_READ(sk, sk_uid.val);
+}
+
+/* Write one row about sk. False: no room, try again in the next call. */
+static __always_inline bool walk_row(const struct sock *sk, __u8 proto)
+{
+	__u32 i = walk.rows;
+	struct row *row;
+
+	if (walk.port && sock_port(sk) != walk.port)
+		return true;
+	row = bpf_map_lookup_elem(&rows, &i);
+	if (!row)
+		return false;
+	row->time_ns = bpf_ktime_get_boot_ns();
+	row->sock = (__u64)sk;
+	row->uid = 0;
+	row->proto = proto;
+	row->flags = 0;
+	row->family = BPF_CORE_READ(sk, __sk_common.skc_family);
+	row->state = sock_state(sk);
+	sock_flow(&row->flow, sk);
+	if (BPF_CORE_READ_BITFIELD_PROBED(sk, __sk_common.skc_ipv6only))
+		row->flags |= ROW_V6ONLY;
+	if (BPF_CORE_READ_BITFIELD_PROBED(sk, __sk_common.skc_reuse))
+		row->flags |= ROW_REUSEADDR;
+	if (BPF_CORE_READ_BITFIELD_PROBED(sk, __sk_common.skc_reuseport))
+		row->flags |= ROW_REUSEPORT;
+	if (row->state == TCP_TIME_WAIT) {
+		row->flags |= ROW_TIMEWAIT;
+		row->state = BPF_CORE_READ((const struct inet_timewait_sock *)sk, tw_substate);
+	} else if (row->state != TCP_NEW_SYN_RECV) {
+		row_full_sock(row, sk);
+	}
+	walk.rows++;
+	return true;
+}
+
+/* The bind bucket (by address where there are such) that a TCP socket or timewait sock says it is in. */
+static __always_inline __u64 sock_bucket(const struct sock *sk)
+{
+	const struct inet_timewait_sock *tw = (const void *)sk;
+	const struct inet_connection_sock *icsk = (const void *)sk;
+	bool is_tw = sock_state(sk) == TCP_TIME_WAIT;
+
+	if (owners_by_address())
+		return (__u64)(is_tw ? BPF_CORE_READ(tw, tw_tb2) : BPF_CORE_READ(icsk, icsk_bind2_hash));
+	return (__u64)(is_tw ? BPF_CORE_READ(tw, tw_tb) : BPF_CORE_READ(icsk, icsk_bind_hash));
+}
+
+/*
+ * One step through hashinfo->bhash: next owner, else next per-address bucket,
+ * else next port of the chain, else next slot. Without a lock: an owner that
+ * names another bucket has moved under us, and the slot is read again.
+ */
+static long walk_tcp_step(__u32 i, struct inet_hashinfo **info)
+{
+	if (!node_ends(walk.node)) {
+		struct sock *sk = (void *)walk.node - bpf_core_field_offset(struct sock_common, skc_bind_node);
+
+		if (sock_bucket(sk) != walk.owner)
+			walk_restart();
+		else if (!walk_row(sk, IPPROTO_TCP))
+			return 1;
+		else
+			walk_next_node();
+		return 0;
+	}
+	if (walk.tb2) {
+		struct inet_bind2_bucket *tb2 =
+			(void *)walk.tb2 - bpf_core_field_offset(struct inet_bind2_bucket, bhash_node);
+
+		walk.owner = (__u64)tb2;
+		walk.node = (__u64)BPF_CORE_READ(tb2, owners.first);
+		walk.tb2 = (__u64)BPF_CORE_READ(tb2, bhash_node.next);
+		return 0;
+	}
+	if (walk.tb) {
+		struct inet_bind_bucket *tb = (void *)walk.tb - bpf_core_field_offset(struct inet_bind_bucket, node);
+		bool want = !walk.port || BPF_CORE_READ(tb, port) == walk.port;
+
+		walk.tb = (__u64)BPF_CORE_READ(tb, node.next);
+		if (want && owners_by_address()) {
+			walk.tb2 = (__u64)BPF_CORE_READ(tb, bhash2.first);
+		} else if (want) {
+			walk.owner = (__u64)tb;
+			walk.node = (__u64)bucket_owners(tb);
+		}
+		return 0;
+	}
+	if (walk.bucket >= walk.buckets) {
+		walk.done = 1;
+		return 1;
+	}
+	{
+		__u32 size = bpf_core_type_size(struct inet_bind_hashbucket);
+		struct inet_bind_hashbucket *head =
+			(void *)BPF_CORE_READ(*info, bhash) + (walk.bucket & 0xffffffff) * size;
+
+		walk.bucket++;
+		walk.tb = (__u64)BPF_CORE_READ(head, chain.first);
+	}
+	return 0;
+}
+
+static __always_inline __u64 udp_slot(const struct sock *sk)
+{
+	__u32 mix = BPF_CORE_READ(sk, __sk_common.skc_net.net, hash_mix);
+
+	return (sock_port(sk) + mix) & (walk.buckets - 1); /* udp_hashfn() */
+}
+
+static long walk_udp_step(__u32 i, struct udp_table **table)
+{
+	if (!node_ends(walk.node)) {
+		struct sock *sk = (void *)walk.node - bpf_core_field_offset(struct sock_common, skc_node);
+
+		if (udp_slot(sk) != walk.owner)
+			walk_restart();
+		else if (sock_protocol(sk) == IPPROTO_UDP && !walk_row(sk, IPPROTO_UDP))
+			return 1;
+		else
+			walk_next_node();
+		return 0;
+	}
+	if (walk.bucket >= walk.buckets) {
+		walk.done = 1;
+		return 1;
+	}
+	{
+		struct udp_hslot *slot = (void *)BPF_CORE_READ(*table, hash) +
+					 (walk.bucket & 0xffffffff) * bpf_core_type_size(struct udp_hslot);
+
+		walk.owner = walk.bucket++;
+		walk.node = (__u64)BPF_CORE_READ(slot, head.first);
+	}
+	return 0;
+}
+
+static long walk_request_step(__u32 i, struct inet_hashinfo **info)
+{
+	if (!node_ends(walk.node)) {
+		struct sock *sk = (void *)walk.node - bpf_core_field_offset(struct sock_common, skc_nulls_node);
+
+		if ((BPF_CORE_READ(sk, __sk_common.skc_hash) & (walk.buckets - 1)) != walk.owner)
+			walk_restart();
+		else if (sock_state(sk) == TCP_NEW_SYN_RECV && !walk_row(sk, IPPROTO_TCP))
+			return 1;
+		else
+			walk_next_node();
+		return 0;
+	}
+	if (walk.bucket >= walk.buckets) {
+		walk.done = 1;
+		return 1;
+	}
+	{
+		struct inet_ehash_bucket *head =
+			(void *)BPF_CORE_READ(*info, ehash) +
+			(walk.bucket & 0xffffffff) * bpf_core_type_size(struct inet_ehash_bucket);
+
+		walk.owner = walk.bucket++;
+		walk.node = (__u64)BPF_CORE_READ(head, chain.first);
+	}
+	return 0;
+}
+
+/* Read on where the last call stopped, until the table ends or rows is full. */
+static __always_inline void handle_walk(void)
+{
+	struct net *net = BPF_CORE_READ(task_current(), nsproxy, net_ns);
+	struct inet_hashinfo *info = tcp_hashinfo(net);
+	struct udp_table *udp = udp_table_of(net);
+
+	walk.rows = 0;
+	walk.done = 0;
+	switch (walk.table) {
+	case WALK_TCP_BIND:
+		walk.buckets = BPF_CORE_READ(info, bhash_size);
+		bpf_loop(WALK_STEPS, walk_tcp_step, &info, 0);
+		return;
+	case WALK_UDP:
+		if (!udp)
+			return;
+		walk.buckets = (__u64)BPF_CORE_READ(udp, mask) + 1;
+		bpf_loop(WALK_STEPS, walk_udp_step, &udp, 0);
+		return;
+	case WALK_TCP_REQUEST:
+		walk.buckets = (__u64)BPF_CORE_READ(info, ehash_mask) + 1;
+		bpf_loop(WALK_STEPS, walk_request_step, &info, 0);
+		return;
+	}
+}

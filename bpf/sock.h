@@ -1,0 +1,162 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+#pragma once
+
+/* The only place that reads struct sock. Works from every program type: all reads are probe reads. */
+
+#include "compat.h"
+#include "event.h"
+
+/*
+ * Forget what the verifier knows of a socket pointer. Pointers of cgroup
+ * contexts allow no arithmetic; at run time they are the struct sock.
+ */
+static __always_inline struct sock *sock_plain(const void *p)
+{
+	struct sock *sk = NULL;
+
+	bpf_probe_read_kernel(&sk, sizeof(sk), &p);
+	return sk;
+}
+
+static __always_inline __u16 sock_protocol(const struct sock *sk)
+{
+	return BPF_CORE_READ(sk, sk_protocol);
+}
+
+/* The local port, 0 when the socket has none (any more). */
+static __always_inline __u16 sock_port(const struct sock *sk)
+{
+	return BPF_CORE_READ(sk, __sk_common.skc_num);
+}
+
+/* The port of inet_sport: stale, but still there, after the port was given back. */
+static __always_inline __u16 sock_last_port(const struct sock *sk)
+{
+	return bpf_ntohs(BPF_CORE_READ((const struct inet_sock *)sk, inet_sport));
+}
+
+static __always_inline __u8 sock_state(const struct sock *sk)
+{
+	return BPF_CORE_READ(sk, __sk_common.skc_state);
+}
+
+/* The TCP socket that has the port: for MPTCP the first subflow, else the socket itself. */
+static __always_inline struct sock *sock_tcp(struct sock *sk)
+{
+	if (sock_protocol(sk) != IPPROTO_MPTCP)
+		return sk;
+	if (!bpf_core_type_exists(struct mptcp_sock))
+		return NULL;
+	return BPF_CORE_READ((struct mptcp_sock *)sk, first);
+}
+
+/* The TCP or UDP socket behind a file, for MPTCP the subflow that has the port; NULL if it is none. */
+static __always_inline struct sock *sock_of_file(const struct file *file)
+{
+	const struct socket *socket;
+	struct sock *sk;
+	__u16 family, proto;
+
+	if ((BPF_CORE_READ(file, f_inode, i_mode) & S_IFMT) != S_IFSOCK)
+		return NULL;
+	socket = BPF_CORE_READ(file, private_data);
+	sk = BPF_CORE_READ(socket, sk);
+	if (!sk)
+		return NULL;
+	family = BPF_CORE_READ(sk, __sk_common.skc_family);
+	proto = sock_protocol(sk);
+	if ((family != AF_INET && family != AF_INET6) ||
+	    (proto != IPPROTO_TCP && proto != IPPROTO_UDP && proto != IPPROTO_MPTCP))
+		return NULL;
+	return sock_tcp(sk);
+}
+
+static __always_inline bool sock_is_mptcp(const struct sock *sk)
+{
+	const struct tcp_sock *tp = (const void *)sk;
+
+	if (!bpf_core_field_exists(tp->is_mptcp))
+		return false;
+	return BPF_CORE_READ(tp, is_mptcp);
+}
+
+static __always_inline void ip_from_v4(__u8 ip[16], __be32 v4)
+{
+	__builtin_memset(ip, 0, 10);
+	ip[10] = 0xff;
+	ip[11] = 0xff;
+	__builtin_memcpy(ip + 12, &v4, 4);
+}
+
+/* Fill f from the socket; its local port as it is now. */
+static __always_inline void sock_flow(struct flow *f, const struct sock *sk)
+{
+	if (BPF_CORE_READ(sk, __sk_common.skc_family) == AF_INET6) {
+		BPF_CORE_READ_INTO(&f->local_ip, sk, __sk_common.skc_v6_rcv_saddr.in6_u.u6_addr8);
+		BPF_CORE_READ_INTO(&f->remote_ip, sk, __sk_common.skc_v6_daddr.in6_u.u6_addr8);
+	} else {
+		ip_from_v4(f->local_ip, BPF_CORE_READ(sk, __sk_common.skc_rcv_saddr));
+		ip_from_v4(f->remote_ip, BPF_CORE_READ(sk, __sk_common.skc_daddr));
+	}
+	f->local_port = sock_port(sk);
+	f->remote_port = bpf_ntohs(BPF_CORE_READ(sk, __sk_common.skc_dport));
+	f->netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
+}
+
+/*
+ * Did this end of a TCP connection call connect()? The SYN counts in
+ * bytes_acked (RFC 4898 tcpEStatsAppHCThruOctetsAcked as the kernel has it) of
+ * the end that sent it, and in no counter of the end that accepted; payload
+ * and FIN are known, so what remains is the SYN.
+ */
+static __always_inline bool sock_is_active(const struct sock *sk)
+{
+	const struct tcp_sock *tp = (const void *)sk;
+	__u8 state = sock_state(sk);
+	__u64 sequence, payload;
+	__u32 nxt, una;
+
+	if (state == TCP_SYN_SENT || BPF_CORE_READ(sk, sk_userlocks) & SOCK_BINDPORT_LOCK)
+		return true; /* an accepted socket never inherits SOCK_BINDPORT_LOCK (sk_clone_lock) */
+	if (state == TCP_SYN_RECV)
+		return false;
+	nxt = BPF_CORE_READ(tp, snd_nxt);
+	una = BPF_CORE_READ(tp, snd_una);
+	sequence = BPF_CORE_READ(tp, bytes_acked) + (__u32)(nxt - una);
+	payload = BPF_CORE_READ(tp, bytes_sent) - BPF_CORE_READ(tp, bytes_retrans);
+	if ((state == TCP_FIN_WAIT1 || state == TCP_FIN_WAIT2 || state == TCP_CLOSING || state == TCP_LAST_ACK) &&
+	    nxt == BPF_CORE_READ(tp, write_seq))
+		sequence--; /* our FIN */
+	return sequence > payload;
+}
+
+/*
+ * The timewait sock that took over from sk, 0 if none. Called while sk goes to
+ * TCP_CLOSE: tcp_time_wait() has just put it at the head of sk's own bucket of
+ * the established hash.
+ */
+static __always_inline __u64 sock_timewait(const struct sock *sk)
+{
+	struct net *net = BPF_CORE_READ(sk, __sk_common.skc_net.net);
+	struct inet_hashinfo *info = tcp_hashinfo(net);
+	__u32 slot = BPF_CORE_READ(sk, __sk_common.skc_hash) & BPF_CORE_READ(info, ehash_mask);
+	__u32 size = bpf_core_type_size(struct inet_ehash_bucket);
+	struct inet_ehash_bucket *head = (void *)BPF_CORE_READ(info, ehash) + (__u64)slot * size;
+	struct hlist_nulls_node *node = BPF_CORE_READ(head, chain.first);
+	__be16 dport = BPF_CORE_READ(sk, __sk_common.skc_dport);
+	__u16 port = sock_last_port(sk);
+
+	for (int i = 0; i < 8; i++) {
+		struct sock_common *tw;
+
+		if ((__u64)node & 1)
+			break;
+		tw = (void *)node - bpf_core_field_offset(struct sock_common, skc_nulls_node);
+		if (BPF_CORE_READ(tw, skc_state) == TCP_TIME_WAIT && BPF_CORE_READ(tw, skc_num) == port &&
+		    BPF_CORE_READ(tw, skc_dport) == dport && BPF_CORE_READ(tw, skc_net.net) == net &&
+		    BPF_CORE_READ(tw, skc_hash) == BPF_CORE_READ(sk, __sk_common.skc_hash))
+			return (__u64)tw;
+		node = BPF_CORE_READ(node, next);
+	}
+	return 0;
+}

@@ -1,0 +1,158 @@
+// Command porthole shows who holds every TCP and UDP port of a Linux machine,
+// live, in every network namespace.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/porthole-dev/porthole/internal/container"
+	"github.com/porthole-dev/porthole/internal/netns"
+	"github.com/porthole-dev/porthole/internal/render"
+	"github.com/porthole-dev/porthole/internal/services"
+	"github.com/porthole-dev/porthole/tracer"
+)
+
+// version is set by the linker.
+var version = "unknown"
+
+// The exit codes are a contract.
+const (
+	exitDone  = 0
+	exitNo    = 1 // the answer is no
+	exitUsage = 2 // wrong usage
+	exitCant  = 3 // not permitted, or not supported here; and whatever else went wrong
+)
+
+// env is what a command may touch of the world.
+type env struct {
+	stdout, stderr io.Writer
+	style          render.Style
+}
+
+// errNo ends a command whose answer is no: it has been printed already.
+var errNo = errors.New("no")
+
+// usageError is wrong input: nothing was started.
+type usageError struct{ err error }
+
+func (e usageError) Error() string { return e.err.Error() }
+func (e usageError) Unwrap() error { return e.err }
+
+func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+
+func main() {
+	// A reader that goes away is seen as an error of the write, not a signal.
+	signal.Ignore(syscall.SIGPIPE)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	e := &env{stdout: os.Stdout, stderr: os.Stderr}
+	e.style.Color = os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" && term.IsTerminal(int(os.Stdout.Fd()))
+	code := run(ctx, e, os.Args[1:])
+	stop()
+	os.Exit(code)
+}
+
+// run executes one command line and returns the exit code.
+func run(ctx context.Context, e *env, args []string) int {
+	root := newRoot(e)
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	var usage usageError
+	switch {
+	case err == nil, errors.Is(err, syscall.EPIPE):
+		return exitDone
+	case errors.Is(err, errNo):
+		return exitNo
+	case errors.As(err, &usage):
+		fmt.Fprintf(e.stderr, "porthole: %v\n", err)
+		return exitUsage
+	}
+	fmt.Fprintf(e.stderr, "porthole: %v\n", err)
+	for _, hint := range hints(err) {
+		fmt.Fprintf(e.stderr, "  %s\n", hint)
+	}
+	return exitCant
+}
+
+// hints says what a person can do about an error.
+func hints(err error) []string {
+	switch {
+	case errors.Is(err, tracer.ErrNotPermitted):
+		return []string{
+			"run it as root: sudo porthole ...",
+			"or give the binary what it needs:",
+			"  sudo setcap cap_bpf,cap_perfmon,cap_net_admin,cap_dac_read_search+ep $(command -v porthole)",
+			"as root already: a container or the kernel's lockdown may forbid it",
+		}
+	case errors.Is(err, tracer.ErrNotSupported):
+		return []string{"porthole doctor tells what this machine lacks"}
+	}
+	return nil
+}
+
+func newRoot(e *env) *cobra.Command {
+	root := &cobra.Command{
+		Use:   "porthole",
+		Short: "Who holds every TCP and UDP port of this machine",
+		Long: "porthole shows who holds every TCP and UDP port of this machine, in every\n" +
+			"network namespace, and every bind, listen, connect, accept and close as it\n" +
+			"happens.",
+		Version:       version,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usagef("unknown command %q; see porthole --help", args[0])
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.SetOut(e.stdout)
+	root.SetErr(e.stderr)
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usagef("%w; see %s --help", err, cmd.CommandPath())
+	})
+	root.AddCommand(newTail(e), newLs(e), newWho(e), newDoctor(e), newVersion(e))
+	return root
+}
+
+// noArgs refuses positional arguments as wrong usage.
+func noArgs(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usagef("unexpected argument %q; see %s --help", args[0], cmd.CommandPath())
+	}
+	return nil
+}
+
+// newNames collects what output needs to name numbers. The caller closes
+// Cgroups.
+func newNames() *render.Names {
+	root, err := tracer.CgroupRoot()
+	if err != nil {
+		root = "" // then nothing is said of cgroups
+	}
+	n := &render.Names{Services: services.Load(), Cgroups: container.NewResolver(root), NetNS: netns.Names()}
+	if host, err := netns.Resolve("host"); err == nil {
+		n.HostNS = host
+	}
+	return n
+}
+
+// joinNames lists values for an error message.
+func joinNames[T fmt.Stringer](values []T) string {
+	names := make([]string, len(values))
+	for i, v := range values {
+		names[i] = v.String()
+	}
+	return strings.Join(names, ", ")
+}

@@ -1,0 +1,63 @@
+// Package netns names network namespaces, which the kernel knows by inode
+// number.
+package netns
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"syscall"
+)
+
+// Dir is where ip-netns(8) keeps named namespaces.
+const Dir = "/run/netns"
+
+// Names maps inode numbers to the names of Dir, and that of process 1's
+// namespace to "host".
+func Names() map[uint32]string {
+	names := make(map[uint32]string)
+	entries, err := os.ReadDir(Dir)
+	if err != nil {
+		entries = nil // no named namespace
+	}
+	for _, e := range entries {
+		if inode, err := inodeOf(filepath.Join(Dir, e.Name())); err == nil {
+			names[inode] = e.Name()
+		}
+	}
+	if inode, err := inodeOf("/proc/1/ns/net"); err == nil {
+		names[inode] = "host"
+	}
+	return names
+}
+
+// Own returns the inode number of this process's namespace.
+func Own() (uint32, error) { return inodeOf("/proc/self/ns/net") }
+
+// Resolve returns the inode number of a namespace given as "host", by a name of
+// Dir, or by its inode number.
+func Resolve(s string) (uint32, error) {
+	if s == "host" {
+		return inodeOf("/proc/1/ns/net")
+	}
+	if n, err := strconv.ParseUint(s, 10, 32); err == nil {
+		return uint32(n), nil
+	}
+	if s == "" || filepath.Base(s) != s {
+		return 0, fmt.Errorf("network namespace %q: want host, a name of %s, or an inode number", s, Dir)
+	}
+	inode, err := inodeOf(filepath.Join(Dir, s))
+	if err != nil {
+		return 0, fmt.Errorf("network namespace %q: want host, a name of %s, or an inode number: %w", s, Dir, err)
+	}
+	return inode, nil
+}
+
+func inodeOf(path string) (uint32, error) {
+	var st syscall.Stat_t
+	if err := syscall.Stat(path, &st); err != nil {
+		return 0, fmt.Errorf("stat %s: %w", path, err)
+	}
+	return uint32(st.Ino), nil
+}

@@ -1,0 +1,138 @@
+// Package render turns events and sockets into what a person or a program reads:
+// one row type for each kind of output, and two encoders, text and JSON.
+package render
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/porthole-dev/porthole/internal/container"
+	"github.com/porthole-dev/porthole/internal/services"
+	"github.com/porthole-dev/porthole/tracer"
+)
+
+// Names knows the words for numbers: services, cgroups, namespaces. It is not
+// safe for concurrent use.
+type Names struct {
+	Services services.Names
+	Cgroups  *container.Resolver
+	NetNS    map[uint32]string
+	HostNS   uint32 // namespace that text output does not name
+}
+
+// Holder is a file descriptor of a process in JSON.
+type Holder struct {
+	PID  uint32 `json:"pid"`
+	Comm string `json:"comm"`
+	FD   uint32 `json:"fd"`
+}
+
+// Socket is a socket in JSON, and the row of ls.
+type Socket struct {
+	Proto      string               `json:"proto"`
+	State      string               `json:"state"`
+	Role       string               `json:"role"`
+	LocalIP    netip.Addr           `json:"local_ip"`
+	LocalPort  uint16               `json:"local_port"`
+	RemoteIP   netip.Addr           `json:"remote_ip,omitzero"`
+	RemotePort uint16               `json:"remote_port,omitempty"`
+	NetNS      uint32               `json:"netns"`
+	Inode      uint64               `json:"inode,omitempty"`
+	UID        *uint32              `json:"uid,omitempty"`
+	MPTCP      bool                 `json:"mptcp,omitempty"`
+	Holders    []Holder             `json:"holders"`
+	Since      string               `json:"since,omitempty"`
+	Origin     string               `json:"origin"`
+	Service    string               `json:"service,omitempty"`
+	Container  *container.Container `json:"container,omitempty"`
+}
+
+// Event is an event in JSON, and the row of tail.
+type Event struct {
+	Time          string               `json:"time"`
+	Event         string               `json:"event"`
+	Proto         string               `json:"proto"`
+	LocalIP       netip.Addr           `json:"local_ip,omitzero"`
+	LocalPort     uint16               `json:"local_port,omitempty"`
+	RemoteIP      netip.Addr           `json:"remote_ip,omitzero"`
+	RemotePort    uint16               `json:"remote_port,omitempty"`
+	RequestedPort *uint16              `json:"requested_port,omitempty"`
+	Implicit      bool                 `json:"implicit,omitempty"`
+	Error         string               `json:"error,omitempty"`
+	HeldBy        []Socket             `json:"held_by,omitempty"`
+	PID           uint32               `json:"pid,omitempty"`
+	Comm          string               `json:"comm,omitempty"`
+	UID           *uint32              `json:"uid,omitempty"`
+	NetNS         uint32               `json:"netns"`
+	Cgroup        string               `json:"cgroup,omitempty"`
+	Container     *container.Container `json:"container,omitempty"`
+	MPTCP         bool                 `json:"mptcp,omitempty"`
+	DurationNS    int64                `json:"duration_ns,omitempty"`
+	TimeWait      bool                 `json:"time_wait,omitempty"`
+}
+
+const timeFormat = "2006-01-02T15:04:05.000000000Z07:00"
+
+// Socket makes the row of a socket.
+func (n *Names) Socket(s *tracer.Socket) Socket {
+	row := Socket{
+		Proto: s.Proto.String(), State: s.State.String(), Role: s.Role.String(),
+		LocalIP: s.Local.Addr(), LocalPort: s.Local.Port(),
+		RemoteIP: s.Remote.Addr(), RemotePort: s.Remote.Port(),
+		NetNS: s.NetNS, Inode: s.Inode, MPTCP: s.MPTCP,
+		Holders: make([]Holder, len(s.Holders)),
+		Origin:  s.Origin.String(), Service: n.service(s),
+	}
+	if s.Role != tracer.RoleTimeWait { // nobody owns these
+		row.UID = &s.UID
+	}
+	for i := range s.Holders {
+		h := &s.Holders[i]
+		row.Holders[i] = Holder{PID: h.PID, Comm: h.Comm, FD: h.FD}
+	}
+	if !s.Since.IsZero() {
+		row.Since = s.Since.UTC().Format(timeFormat)
+	}
+	if len(s.Holders) > 0 {
+		row.Container = n.Cgroups.Resolve(s.Holders[0].Cgroup).Container
+	}
+	return row
+}
+
+// service is the name of the port that tells what the socket is for: the other
+// side's where this side's was picked for it.
+func (n *Names) service(s *tracer.Socket) string {
+	port := s.Local.Port()
+	if s.Role == tracer.RoleClient {
+		port = s.Remote.Port()
+	}
+	return n.Services.Name(port, s.Proto == tracer.UDP)
+}
+
+// Event makes the row of an event.
+func (n *Names) Event(ev *tracer.Event) Event {
+	row := Event{
+		Time: ev.Time.UTC().Format(timeFormat), Event: ev.Type.String(), Proto: ev.Proto.String(),
+		RemoteIP: ev.Remote.Addr(), RemotePort: ev.Remote.Port(),
+		Implicit: ev.Implicit, Error: ev.Error(), NetNS: ev.NetNS, MPTCP: ev.MPTCP,
+		DurationNS: ev.Duration.Nanoseconds(), TimeWait: ev.TimeWait,
+	}
+	// A socket without a port has no local end worth telling, unless it was asked for.
+	if ev.Local.Port() != 0 || ev.Type == tracer.EventBind && !ev.Implicit {
+		row.LocalIP, row.LocalPort = ev.Local.Addr(), ev.Local.Port()
+	}
+	if ev.Type == tracer.EventBind && !ev.Implicit {
+		row.RequestedPort = &ev.RequestedPort
+	}
+	for i := range ev.HeldBy {
+		row.HeldBy = append(row.HeldBy, n.Socket(&ev.HeldBy[i]))
+	}
+	if ev.Process.PID != 0 {
+		info := n.Cgroups.Resolve(ev.Process.Cgroup)
+		row.PID, row.Comm, row.UID = ev.Process.PID, ev.Process.Comm, &ev.Process.UID
+		row.Cgroup, row.Container = info.Path, info.Container
+	}
+	return row
+}
+
+func clock(t time.Time) string { return t.Local().Format("15:04:05.000") }

@@ -1,0 +1,242 @@
+package render
+
+import (
+	"fmt"
+	"io"
+	"net/netip"
+	"strconv"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/porthole-dev/porthole/tracer"
+)
+
+// Style says how text may look.
+type Style struct {
+	Color bool
+}
+
+func (s Style) paint(code, text string) string {
+	if !s.Color || text == "" {
+		return text
+	}
+	return "\x1b[" + code + "m" + text + "\x1b[0m"
+}
+
+// Red marks what failed.
+func (s Style) Red(text string) string { return s.paint("31", text) }
+
+// Bold marks headings.
+func (s Style) Bold(text string) string { return s.paint("1", text) }
+
+// Dim marks what is less important.
+func (s Style) Dim(text string) string { return s.paint("2", text) }
+
+// Safe returns s so that it can be shown on a terminal: a name with control
+// characters, escape sequences or invalid UTF-8 is quoted.
+func Safe(s string) string {
+	for _, r := range s {
+		if r == utf8.RuneError || !unicode.IsPrint(r) {
+			return strconv.QuoteToASCII(s)
+		}
+	}
+	return s
+}
+
+// AddrPort is an address and port as ss(8) shows them, with * for any address
+// or port.
+func AddrPort(a netip.AddrPort) string {
+	if !a.IsValid() {
+		return "*:*"
+	}
+	port := "*"
+	if a.Port() != 0 {
+		port = strconv.Itoa(int(a.Port()))
+	}
+	if a.Addr().Is4() {
+		return a.Addr().String() + ":" + port
+	}
+	return "[" + a.Addr().String() + "]:" + port
+}
+
+// Table writes lines of cells as columns, each as wide as its widest cell; the
+// first line is the heading. right tells which columns are aligned to the right.
+func Table(w io.Writer, style Style, lines [][]string, right ...int) error {
+	widths := make([]int, len(lines[0]))
+	for _, line := range lines {
+		for i, cell := range line {
+			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
+		}
+	}
+	isRight := make([]bool, len(widths))
+	for _, i := range right {
+		isRight[i] = true
+	}
+	var b strings.Builder
+	for n, line := range lines {
+		b.Reset()
+		for i, cell := range line {
+			pad := strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell))
+			switch {
+			case isRight[i]:
+				b.WriteString(pad + cell)
+			case i == len(line)-1:
+				b.WriteString(cell)
+			default:
+				b.WriteString(cell + pad)
+			}
+			if i < len(line)-1 {
+				b.WriteByte(' ')
+			}
+		}
+		text := strings.TrimRight(b.String(), " ")
+		if n == 0 {
+			text = style.Bold(text)
+		}
+		if _, err := io.WriteString(w, text+"\n"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Sockets writes sockets as ls shows them. The columns for namespace and
+// container are there where some socket is not the host's, or in a container.
+func (n *Names) Sockets(w io.Writer, style Style, sockets []tracer.Socket) error {
+	head := []string{"PROTO", "STATE", "LOCAL", "REMOTE", "ROLE", "PID", "COMM"}
+	withNS, withContainer := false, false
+	for i := range sockets {
+		withNS = withNS || sockets[i].NetNS != n.HostNS
+		withContainer = withContainer || n.containerOf(&sockets[i]) != ""
+	}
+	if withNS {
+		head = append(head, "NETNS")
+	}
+	if withContainer {
+		head = append(head, "CONTAINER")
+	}
+	lines := make([][]string, 0, len(sockets)+1)
+	lines = append(lines, head)
+	for i := range sockets {
+		s := &sockets[i]
+		pid, comm := holderCells(s.Holders)
+		line := []string{s.Proto.String(), s.State.String(), AddrPort(s.Local), AddrPort(s.Remote), s.Role.String(), pid, comm}
+		if s.MPTCP {
+			line[0] += "+mp"
+		}
+		if withNS {
+			line = append(line, n.NetNSName(s.NetNS))
+		}
+		if withContainer {
+			line = append(line, n.containerOf(s))
+		}
+		lines = append(lines, line)
+	}
+	return Table(w, style, lines, 5)
+}
+
+// holderCells shows the first process that holds a socket, and how many more.
+func holderCells(holders []tracer.Holder) (pid, comm string) {
+	if len(holders) == 0 {
+		return "-", "-"
+	}
+	first := holders[0]
+	others := make(map[uint32]bool)
+	for _, h := range holders[1:] {
+		if h.PID != first.PID {
+			others[h.PID] = true
+		}
+	}
+	pid, comm = strconv.Itoa(int(first.PID)), Safe(first.Comm)
+	if len(others) > 0 {
+		comm += fmt.Sprintf(" +%d", len(others))
+	}
+	return pid, comm
+}
+
+// NetNSName is the name of a network namespace, or its inode number.
+func (n *Names) NetNSName(inode uint32) string {
+	if name, ok := n.NetNS[inode]; ok {
+		return Safe(name)
+	}
+	return strconv.Itoa(int(inode))
+}
+
+func (n *Names) containerOf(s *tracer.Socket) string {
+	if len(s.Holders) == 0 {
+		return ""
+	}
+	c := n.Cgroups.Resolve(s.Holders[0].Cgroup).Container
+	if c == nil {
+		return ""
+	}
+	if c.Name != "" {
+		return Safe(c.Name)
+	}
+	return c.ID[:12]
+}
+
+// EventHead is the heading above lines of EventLine.
+const EventHead = "TIME         EVENT   PRO LOCAL                 REMOTE                    PID COMM"
+
+// EventLine is one event as tail shows it, without the newline.
+func (n *Names) EventLine(style Style, ev *tracer.Event) string {
+	local := "-"
+	if ev.Local.Port() != 0 || ev.Type == tracer.EventBind && !ev.Implicit {
+		local = AddrPort(ev.Local)
+	}
+	remote := "-"
+	if ev.Remote.IsValid() {
+		remote = AddrPort(ev.Remote)
+	}
+	pid, comm := "-", "-"
+	if ev.Process.PID != 0 {
+		pid, comm = strconv.Itoa(int(ev.Process.PID)), Safe(ev.Process.Comm)
+	}
+	event := ev.Type.String()
+	if ev.Type == tracer.EventEstablished {
+		event = "estab"
+	}
+	line := fmt.Sprintf("%s %-7s %-3s %-21s %-21s %7s %s", clock(ev.Time), event, ev.Proto, local, remote, pid, comm)
+	if extra := n.extra(style, ev); extra != "" {
+		line += "  " + extra
+	}
+	return line
+}
+
+// extra is what an event has to tell beyond its columns.
+func (n *Names) extra(style Style, ev *tracer.Event) string {
+	var words []string
+	if e := ev.Error(); e != "" {
+		words = append(words, style.Red(e))
+	}
+	for i := range ev.HeldBy {
+		s := &ev.HeldBy[i]
+		if pid, comm := holderCells(s.Holders); pid != "-" {
+			words = append(words, fmt.Sprintf("held by %s (%s, pid %s)", comm, s.Role, pid))
+		} else {
+			words = append(words, "held by a socket in "+s.State.String())
+		}
+		if i == 2 && len(ev.HeldBy) > 3 {
+			words = append(words, fmt.Sprintf("and %d more", len(ev.HeldBy)-3))
+			break
+		}
+	}
+	if ev.Implicit {
+		words = append(words, "implicit")
+	}
+	if ev.MPTCP {
+		words = append(words, "mptcp")
+	}
+	if ev.TimeWait {
+		words = append(words, "time_wait")
+	}
+	if ev.NetNS != n.HostNS {
+		words = append(words, "netns="+n.NetNSName(ev.NetNS))
+	}
+	if c := n.Cgroups.Resolve(ev.Process.Cgroup).Container; c != nil {
+		words = append(words, "container="+Safe(c.Name)+c.ID[:12])
+	}
+	return strings.Join(words, " ")
+}

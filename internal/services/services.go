@@ -1,0 +1,98 @@
+// Package services names port numbers: the machine's own services file first,
+// then the list of IANA.
+package services
+
+import (
+	"bufio"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/gopacket/gopacket/layers"
+)
+
+// File is where services(5) lives.
+const File = "/etc/services"
+
+// Class is the IANA range of a port number (RFC 6335, section 6).
+type Class string
+
+// The ranges.
+const (
+	System     Class = "system"     // 0-1023
+	Registered Class = "registered" // 1024-49151
+	Dynamic    Class = "dynamic"    // 49152-65535
+)
+
+// ClassOf returns the range port is in.
+func ClassOf(port uint16) Class {
+	switch {
+	case port < 1024:
+		return System
+	case port < 49152:
+		return Registered
+	}
+	return Dynamic
+}
+
+// Names maps port and protocol to a service name. The zero value knows IANA's
+// list only.
+type Names struct {
+	local map[key]string
+}
+
+type key struct {
+	port uint16
+	udp  bool
+}
+
+// Load reads the machine's services file once; a machine without one has IANA's
+// names. Later calls return the same.
+var Load = sync.OnceValue(func() Names {
+	f, err := os.Open(File)
+	if err != nil {
+		return Names{}
+	}
+	defer f.Close()
+	return Parse(f)
+})
+
+// Parse reads a file in the format of services(5). Lines it does not understand
+// are left out; the first name of a port wins.
+func Parse(r io.Reader) Names {
+	n := Names{local: make(map[key]string)}
+	lines := bufio.NewScanner(r)
+	for lines.Scan() {
+		line, _, _ := strings.Cut(lines.Text(), "#")
+		fields := strings.Fields(line)
+		if len(fields) < 2 {
+			continue
+		}
+		number, proto, ok := strings.Cut(fields[1], "/")
+		port, err := strconv.ParseUint(number, 10, 16)
+		if !ok || err != nil || (proto != "tcp" && proto != "udp") {
+			continue
+		}
+		k := key{uint16(port), proto == "udp"}
+		if _, taken := n.local[k]; !taken {
+			n.local[k] = fields[0]
+		}
+	}
+	return n
+}
+
+// Name returns the service name of a port, "" when it has none.
+func (n Names) Name(port uint16, udp bool) string {
+	if name, ok := n.local[key{port, udp}]; ok {
+		return name
+	}
+	var name string
+	if udp {
+		name, _ = layers.UDPPortNames(layers.UDPPort(port))
+	} else {
+		name, _ = layers.TCPPortNames(layers.TCPPort(port))
+	}
+	return name
+}

@@ -1,0 +1,123 @@
+package tracer
+
+import (
+	"bytes"
+	"fmt"
+	"net/netip"
+	"syscall"
+	"time"
+	"unsafe"
+)
+
+// decoder turns bytes of the ring buffer into events. It keeps the process
+// names it has seen, so that a name costs memory once.
+type decoder struct {
+	comms map[[16]byte]string
+}
+
+const maxComms = 4096
+
+func newDecoder() *decoder { return &decoder{comms: make(map[[16]byte]string)} }
+
+func (d *decoder) comm(raw *[16]byte) string {
+	if s, ok := d.comms[*raw]; ok {
+		return s
+	}
+	if len(d.comms) >= maxComms {
+		clear(d.comms)
+	}
+	name, _, _ := bytes.Cut(raw[:], []byte{0})
+	s := string(name)
+	d.comms[*raw] = s
+	return s
+}
+
+func (d *decoder) process(p *bpfProcess) Process {
+	return Process{PID: p.Pid, UID: p.Uid, Start: time.Duration(p.StartNs), Comm: d.comm(&p.Comm), Cgroup: p.Cgroup}
+}
+
+// addrPort gives an IPv4-mapped address as IPv4.
+func addrPort(ip [16]byte, port uint16) netip.AddrPort {
+	return netip.AddrPortFrom(netip.AddrFrom16(ip).Unmap(), port)
+}
+
+// peer is addrPort, but not valid where there is no peer.
+func peer(ip [16]byte, port uint16) netip.AddrPort {
+	if port == 0 {
+		return netip.AddrPort{}
+	}
+	return addrPort(ip, port)
+}
+
+// event decodes one record into ev, overwriting it. booted is the wall-clock
+// time of CLOCK_BOOTTIME zero.
+func (d *decoder) event(record []byte, booted time.Time, ev *Event) error {
+	if len(record) != int(unsafe.Sizeof(bpfEvent{})) {
+		return fmt.Errorf("decode event: %d bytes, want %d", len(record), unsafe.Sizeof(bpfEvent{}))
+	}
+	raw := (*bpfEvent)(unsafe.Pointer(unsafe.SliceData(record)))
+	if raw.Type < uint8(EventBind) || raw.Type > uint8(eventUnpeer) {
+		return fmt.Errorf("decode event: unknown type %d", raw.Type)
+	}
+	if raw.Proto != uint8(TCP) && raw.Proto != uint8(UDP) {
+		return fmt.Errorf("decode event: unknown protocol %d", raw.Proto)
+	}
+	*ev = Event{
+		Time:          booted.Add(time.Duration(raw.TimeNs)),
+		Type:          EventType(raw.Type),
+		Proto:         Proto(raw.Proto),
+		Local:         addrPort(raw.Flow.LocalIp, raw.Flow.LocalPort),
+		Remote:        peer(raw.Flow.RemoteIp, raw.Flow.RemotePort),
+		RequestedPort: raw.RequestedPort,
+		Implicit:      raw.Flags&uint8(bpfEventFlagEVENT_IMPLICIT) != 0,
+		MPTCP:         raw.Flags&uint8(bpfEventFlagEVENT_MPTCP) != 0,
+		Errno:         syscall.Errno(raw.Error),
+		Process:       d.process(&raw.Process),
+		NetNS:         raw.Flow.Netns,
+		TimeWait:      raw.Tw != 0,
+		boot:          raw.TimeNs,
+		sock:          raw.Sock,
+		flags:         raw.Flags,
+	}
+	return nil
+}
+
+// socket decodes a row of the walk. Its role supposes that a process holds it.
+func (d *decoder) socket(raw *bpfRow) Socket {
+	flag := func(f bpfRowFlag) bool { return raw.Flags&uint8(f) != 0 }
+	s := Socket{
+		Proto:     Proto(raw.Proto),
+		State:     State(raw.State),
+		Local:     addrPort(raw.Flow.LocalIp, raw.Flow.LocalPort),
+		Remote:    peer(raw.Flow.RemoteIp, raw.Flow.RemotePort),
+		NetNS:     raw.Flow.Netns,
+		UID:       raw.Uid,
+		MPTCP:     flag(bpfRowFlagROW_MPTCP),
+		V6Only:    flag(bpfRowFlagROW_V6ONLY),
+		ReuseAddr: flag(bpfRowFlagROW_REUSEADDR),
+		ReusePort: flag(bpfRowFlagROW_REUSEPORT),
+		Origin:    OriginSnapshot,
+		id:        raw.Sock,
+		file:      flag(bpfRowFlagROW_FILE),
+		stamp:     raw.TimeNs,
+	}
+	if raw.State == uint8(bpfTcpStateTCP_NEW_SYN_RECV) {
+		s.State = StateSynRecv
+	}
+	switch {
+	case flag(bpfRowFlagROW_TIMEWAIT):
+		s.Role = RoleTimeWait
+	case s.State == StateListen:
+		s.Role = RoleListener
+	case s.State == StateUnconn:
+		s.Role = RoleBound
+	case s.Proto == UDP || flag(bpfRowFlagROW_ACTIVE):
+		s.Role = RoleClient
+	default:
+		s.Role = RoleServer
+	}
+	if s.State == StateUnconn || s.State == StateListen {
+		s.Remote = netip.AddrPort{}
+	}
+	return s
+}

@@ -1,0 +1,108 @@
+package tracer
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"syscall"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+// Reasons why porthole cannot work here. Match them with errors.Is.
+var (
+	// ErrNotPermitted: the process lacks a capability, or the kernel's policy
+	// forbids what was tried.
+	ErrNotPermitted = errors.New("not permitted")
+	// ErrNotSupported: the kernel or the machine lacks something porthole needs.
+	ErrNotSupported = errors.New("not supported")
+)
+
+// explain wraps what the kernel said with what was tried and, where it is one,
+// the reason of this package.
+func explain(tried string, err error) error {
+	var verifier *ebpf.VerifierError
+	switch {
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES) && !errors.As(err, &verifier):
+		return fmt.Errorf("%s: %w: %w", tried, ErrNotPermitted, err)
+	case errors.Is(err, ebpf.ErrNotSupported), errors.Is(err, unix.ENOSYS):
+		return fmt.Errorf("%s: %w: %w", tried, ErrNotSupported, err)
+	}
+	return fmt.Errorf("%s: %w", tried, err)
+}
+
+// capability is one that porthole needs, by its number in linux/capability.h.
+type capability struct {
+	name string
+	bit  int
+}
+
+// capsSnapshot are needed to read sockets and holders, capsTrace to attach hooks.
+var (
+	capsSnapshot = []capability{{"CAP_BPF", unix.CAP_BPF}, {"CAP_PERFMON", unix.CAP_PERFMON}}
+	capsTrace    = append([]capability{{"CAP_NET_ADMIN", unix.CAP_NET_ADMIN}}, capsSnapshot...)
+)
+
+// missingCaps returns the names of those capabilities the process does not have
+// in effect. CAP_SYS_ADMIN stands for CAP_BPF and CAP_PERFMON.
+func missingCaps(need []capability) ([]string, error) {
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&hdr, &data[0]); err != nil {
+		return nil, fmt.Errorf("read capabilities: %w", err)
+	}
+	has := func(bit int) bool { return data[bit/32].Effective&(1<<(bit%32)) != 0 }
+	var missing []string
+	for _, c := range need {
+		if !has(c.bit) && (c.bit == unix.CAP_NET_ADMIN || !has(unix.CAP_SYS_ADMIN)) {
+			missing = append(missing, c.name)
+		}
+	}
+	return missing, nil
+}
+
+func checkCaps(need []capability) error {
+	missing, err := missingCaps(need)
+	if err != nil {
+		return err
+	}
+	if len(missing) > 0 {
+		return fmt.Errorf("%w: this needs %s", ErrNotPermitted, strings.Join(missing, ", "))
+	}
+	return nil
+}
+
+// Capabilities tells for each capability porthole can use whether the process
+// has it in effect.
+func Capabilities() map[string]bool {
+	out := make(map[string]bool)
+	for _, c := range capsTrace {
+		missing, err := missingCaps([]capability{c})
+		out[c.name] = err == nil && len(missing) == 0
+	}
+	return out
+}
+
+// CheckSnapshot tells whether NewSnapshotter may work for this process. The
+// error wraps ErrNotPermitted and names the missing capabilities.
+func CheckSnapshot() error { return checkCaps(capsSnapshot) }
+
+// CheckTrace tells the same of Open.
+func CheckTrace() error { return checkCaps(capsTrace) }
+
+// errnoName returns the symbol of an errno, as "EADDRINUSE".
+func errnoName(e syscall.Errno) string {
+	if name := unix.ErrnoName(e); name != "" {
+		return name
+	}
+	return fmt.Sprintf("errno %d", int(e))
+}
+
+// Error returns the name of the event's errno ("EADDRINUSE"), "" on success.
+func (ev *Event) Error() string {
+	if ev.Errno == 0 {
+		return ""
+	}
+	return errnoName(ev.Errno)
+}

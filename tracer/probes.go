@@ -1,0 +1,181 @@
+package tracer
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+)
+
+// Tier is a set of hooks that together see everything porthole reports.
+type Tier string
+
+// TierTracepoint uses tracepoints and cgroup programs, and no BPF trampolines.
+const TierTracepoint Tier = "tracepoint"
+
+// probe is one hook of the kernel.
+type probe struct {
+	prog    string // the program's generated name
+	hook    string // what the kernel calls the hook
+	tier    Tier   // "" belongs to every tier
+	syscall bool   // a system call hook, off with Config.NoSyscallHooks
+	marked  bool   // attach only after older UDP sockets were marked
+	lost    string // what is not seen without it
+}
+
+// probes lists every hook, in the order they are attached.
+var probes = []probe{
+	{prog: bpfProgPhState, hook: "tp_btf/inet_sock_set_state", lost: "TCP closes, failed connects"},
+	{prog: bpfProgPhDestroy, hook: "tp_btf/tcp_destroy_sock", lost: "closes of bound TCP sockets"},
+	{prog: bpfProgPhReleaseE, hook: "cgroup/sock_release", tier: TierTracepoint, lost: "UDP closes"},
+	{prog: bpfProgPhBind4E, hook: "cgroup/bind4", tier: TierTracepoint, lost: "requested port of an IPv4 bind"},
+	{prog: bpfProgPhBind6E, hook: "cgroup/bind6", tier: TierTracepoint, lost: "requested port of an IPv6 bind"},
+	{prog: bpfProgPhBind4X, hook: "cgroup/post_bind4", tier: TierTracepoint, lost: "IPv4 binds"},
+	{prog: bpfProgPhBind6X, hook: "cgroup/post_bind6", tier: TierTracepoint, lost: "IPv6 binds"},
+	{prog: bpfProgPhSockops, hook: "sockops", tier: TierTracepoint, lost: "TCP connects, listens"},
+	{prog: bpfProgPhConnect4E, hook: "cgroup/connect4", tier: TierTracepoint, lost: "implicit binds by IPv4 UDP connect"},
+	{prog: bpfProgPhConnect6E, hook: "cgroup/connect6", tier: TierTracepoint, lost: "implicit binds by IPv6 UDP connect"},
+	{prog: bpfProgPhPeername4X, hook: "cgroup/getpeername4", tier: TierTracepoint, lost: "IPv4 accepts by io_uring with an address"},
+	{prog: bpfProgPhPeername6X, hook: "cgroup/getpeername6", tier: TierTracepoint, lost: "IPv6 accepts by io_uring with an address"},
+	{
+		prog: bpfProgPhSysX, hook: "tp_btf/sys_exit", tier: TierTracepoint, syscall: true,
+		lost: "accepts without an address, refused binds and listens, UDP connects, TCP connects refused before a SYN",
+	},
+	{prog: bpfProgPhSendmsg4E, hook: "cgroup/sendmsg4", tier: TierTracepoint, marked: true, lost: "implicit binds by IPv4 datagrams"},
+	{prog: bpfProgPhSendmsg6E, hook: "cgroup/sendmsg6", tier: TierTracepoint, marked: true, lost: "implicit binds by IPv6 datagrams"},
+}
+
+// blindSpots is what a tier cannot see even with every hook attached.
+var blindSpots = map[Tier][]string{
+	TierTracepoint: {
+		"accepts by io_uring without an address (the socket shows at the next snapshot)",
+		"binds, listens and UDP connects refused to io_uring, and UDP connects by it",
+		"the same calls, and accepts, of 32-bit programs on a 64-bit kernel",
+		"closes of UDP sockets the kernel itself owns",
+		"a connect that fails with ENOMEM is reported as EADDRNOTAVAIL",
+	},
+}
+
+// HookStatus is what became of one hook.
+type HookStatus struct {
+	Hook     string // the kernel's name
+	Attached bool
+	Reason   string // why not, "" when attached
+	Lost     string // what is not seen without it
+}
+
+// BlindSpots returns what a tier cannot see even with every hook attached, one
+// sentence each.
+func BlindSpots(t Tier) []string { return blindSpots[t] }
+
+// KernelBTF is the file in which the kernel describes its types.
+const KernelBTF = "/sys/kernel/btf/vmlinux"
+
+// loadSpec reads the BPF object and checks what every program needs.
+func loadSpec() (*ebpf.CollectionSpec, error) {
+	if _, err := os.Stat(KernelBTF); err != nil {
+		return nil, fmt.Errorf("%w: the kernel has no BTF (CONFIG_DEBUG_INFO_BTF): %w", ErrNotSupported, err)
+	}
+	spec, err := loadBpf()
+	if err != nil {
+		return nil, fmt.Errorf("read BPF object: %w", err)
+	}
+	return spec, nil
+}
+
+// CgroupRoot returns where the cgroup v2 hierarchy is mounted. The error wraps
+// ErrNotSupported when it is mounted nowhere.
+func CgroupRoot() (string, error) {
+	f, err := os.Open("/proc/self/mounts")
+	if err != nil {
+		return "", fmt.Errorf("find cgroup2: %w", err)
+	}
+	defer f.Close()
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		if fields := strings.Fields(lines.Text()); len(fields) > 2 && fields[2] == "cgroup2" {
+			return unescapeMount(fields[1]), nil
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return "", fmt.Errorf("find cgroup2: %w", err)
+	}
+	return "", fmt.Errorf("%w: no cgroup2 mount; mount one with: mount -t cgroup2 none /sys/fs/cgroup/unified", ErrNotSupported)
+}
+
+// unescapeMount undoes the escapes of proc_pid_mounts(5).
+func unescapeMount(s string) string {
+	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
+}
+
+// attach loads and attaches one hook. maps are the ones all programs share.
+func (p *probe) attach(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map, cgroup string) (link.Link, error) {
+	one := spec.Copy()
+	prog := one.Programs[p.prog]
+	if prog == nil {
+		return nil, fmt.Errorf("attach %s: no program %s", p.hook, p.prog)
+	}
+	one.Programs = map[string]*ebpf.ProgramSpec{p.prog: prog}
+	coll, err := ebpf.NewCollectionWithOptions(one, ebpf.CollectionOptions{MapReplacements: maps})
+	if err != nil {
+		return nil, explain("load "+p.hook, err)
+	}
+	defer coll.Close() // the link keeps the program
+	var l link.Link
+	if prog.Type == ebpf.Tracing {
+		l, err = link.AttachTracing(link.TracingOptions{Program: coll.Programs[p.prog]})
+	} else {
+		l, err = link.AttachCgroup(link.CgroupOptions{Path: cgroup, Attach: prog.AttachType, Program: coll.Programs[p.prog]})
+	}
+	if err != nil {
+		return nil, explain("attach "+p.hook, err)
+	}
+	return l, nil
+}
+
+// clockNow reads a kernel clock, in nanoseconds.
+func clockNow(clock int32) int64 {
+	var ts unix.Timespec
+	// The clocks used here exist on every supported kernel.
+	_ = unix.ClockGettime(clock, &ts)
+	return ts.Nano()
+}
+
+// boottime is the present CLOCK_BOOTTIME, nanoseconds.
+func boottime() uint64 { return uint64(clockNow(unix.CLOCK_BOOTTIME)) }
+
+// markUDP runs the iterator that marks UDP sockets which have a port already.
+func markUDP(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map) error {
+	p := probe{prog: bpfProgPhMarkUdp, hook: "iter/task_file"}
+	one := spec.Copy()
+	one.Programs = map[string]*ebpf.ProgramSpec{p.prog: one.Programs[p.prog]}
+	coll, err := ebpf.NewCollectionWithOptions(one, ebpf.CollectionOptions{MapReplacements: maps})
+	if err != nil {
+		return explain("load "+p.hook, err)
+	}
+	defer coll.Close()
+	it, err := link.AttachIter(link.IterOptions{Program: coll.Programs[p.prog]})
+	if err != nil {
+		return explain("attach "+p.hook, err)
+	}
+	defer it.Close()
+	r, err := it.Open()
+	if err != nil {
+		return explain("open "+p.hook, err)
+	}
+	defer r.Close()
+	for buf := make([]byte, 64); ; {
+		n, err := r.Read(buf)
+		if n == 0 && err == nil || errors.Is(err, unix.EAGAIN) {
+			continue
+		}
+		if err != nil {
+			return nil // io.EOF: every descriptor was seen
+		}
+	}
+}

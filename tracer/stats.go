@@ -1,0 +1,44 @@
+package tracer
+
+import (
+	"fmt"
+
+	"github.com/cilium/ebpf"
+)
+
+// Stats are the counters of a Tracer since Open. They add up:
+// every event a hook saw is Submitted or LostRing, and every submitted one is,
+// once read, Decoded or Bad.
+type Stats struct {
+	Submitted uint64 // handed to the ring buffer
+	LostRing  uint64 // lost: the ring buffer was full
+	LostState uint64 // lost: the kernel had no memory to remember a socket's state
+	Decoded   uint64 // read and understood
+	Bad       uint64 // read and not understood
+	Resyncs   uint64 // times the table was rebuilt after a loss
+}
+
+// Lost is the number of events the kernel could not hand over.
+func (s Stats) Lost() uint64 { return s.LostRing + s.LostState }
+
+// readStats adds the kernel's counters to s.
+func readStats(m *ebpf.Map, s *Stats) error {
+	for _, c := range []struct {
+		stat bpfStat
+		to   *uint64
+	}{
+		{bpfStatSTAT_SUBMITTED, &s.Submitted},
+		{bpfStatSTAT_LOST_RING, &s.LostRing},
+		{bpfStatSTAT_LOST_STATE, &s.LostState},
+	} {
+		var perCPU []uint64
+		if err := m.Lookup(uint32(c.stat), &perCPU); err != nil {
+			return fmt.Errorf("read counters: %w", err)
+		}
+		*c.to = 0
+		for _, n := range perCPU {
+			*c.to += n
+		}
+	}
+	return nil
+}

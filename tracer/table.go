@@ -1,0 +1,340 @@
+package tracer
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// Table is the live port-to-process map. One goroutine writes it (Apply,
+// Reconcile); any number may read, and get copies. It knows no kernel and no
+// clock.
+type Table struct {
+	mu     sync.RWMutex
+	rows   map[uint64]*row // by address of the kernel's struct sock
+	byPort map[uint16]*row // first row of each local port, linked by next
+	free   *row            // rows to use again, linked by next
+	loaded bool            // a snapshot has been merged
+}
+
+type row struct {
+	Socket
+	next, prev *row          // rows of the same local port
+	ended      syscall.Errno // why the connection ended, while the socket keeps its port
+	timeWait   bool          // as ended: a TIME_WAIT was left
+	initial    bool          // from the first snapshot, no event since
+	missing    bool          // the last snapshot did not have it
+}
+
+// NewTable returns an empty table.
+func NewTable() *Table {
+	return &Table{rows: make(map[uint64]*row), byPort: make(map[uint16]*row)}
+}
+
+// Apply takes one event, in kernel order, and completes it with what the table
+// knows: the owner of a closed socket, how long it held its port. It reports
+// whether the event is news; if not it is a repetition, or about a socket no
+// process ever had, and must not be published. It allocates only for sockets
+// beyond the most there ever were.
+func (t *Table) Apply(ev *Event) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	r := t.rows[ev.sock]
+	if r != nil && r.initial && ev.boot <= r.stamp {
+		r.adopt(ev)
+		return false // the snapshot has told it already
+	}
+	switch ev.Type {
+	case EventClose:
+		return t.applyClose(r, ev)
+	case eventDown:
+		if r != nil {
+			r.ended, r.timeWait = ev.Errno, ev.TimeWait
+			r.State, r.Role, r.Remote, r.stamp = StateUnconn, RoleBound, netip.AddrPort{}, ev.boot
+		}
+		return false
+	case eventUnpeer:
+		if r != nil {
+			r.State, r.Role, r.Remote, r.stamp = StateUnconn, RoleBound, netip.AddrPort{}, ev.boot
+		}
+		return false
+	case EventEstablished:
+		return applyEstablished(r, ev)
+	}
+	if ev.Errno != 0 {
+		// A handshake that failed is told by the close of its socket.
+		return ev.flags&uint8(bpfEventFlagEVENT_MAYBE) == 0 || r == nil || !(r.Role == RoleClient || r.ended != 0)
+	}
+	return t.applyTaken(r, ev)
+}
+
+// applyTaken: bind, listen, connect or accept gave the socket a port or a role.
+func (t *Table) applyTaken(r *row, ev *Event) bool {
+	if r != nil && r.Local.Port() != ev.Local.Port() {
+		t.remove(r) // its close was lost, and the address is a new socket's
+		r = nil
+	}
+	if r != nil && ev.Type == EventAccept && r.Remote == ev.Remote && (r.Owner.PID != 0 || len(r.Holders) > 0) {
+		return false // accepted once already
+	}
+	if r != nil && ev.Type == EventBind && ev.Proto == UDP && ev.Implicit {
+		return false // the first datagram after connect() or the start of porthole
+	}
+	if r != nil && r.stamp > ev.boot {
+		r.adopt(ev) // a later snapshot knows its state better
+		return true
+	}
+	if r == nil {
+		r = t.add(ev.sock, ev.Local.Port())
+		r.Origin = OriginObserved
+	}
+	r.adopt(ev)
+	r.Proto, r.NetNS, r.MPTCP, r.stamp = ev.Proto, ev.NetNS, ev.MPTCP, ev.boot
+	r.Local, r.Remote = ev.Local, ev.Remote
+	r.initial, r.missing = false, false
+	switch {
+	case ev.Type == EventBind:
+		r.State, r.Role = StateUnconn, RoleBound
+	case ev.Type == EventListen:
+		r.State, r.Role = StateListen, RoleListener
+	case ev.Type == EventAccept:
+		r.State, r.Role = StateEstablished, RoleServer
+	case ev.Proto == UDP:
+		r.State, r.Role = StateEstablished, RoleClient
+	default:
+		r.State, r.Role = StateSynSent, RoleClient
+	}
+	return true
+}
+
+// adopt keeps who acted, and since when.
+func (r *row) adopt(ev *Event) {
+	if ev.Process.PID == 0 || ev.Errno != 0 {
+		return
+	}
+	r.Owner = ev.Process
+	if r.Since.IsZero() {
+		r.Since = ev.Time
+	}
+}
+
+func applyEstablished(r *row, ev *Event) bool {
+	if r == nil {
+		return true // a connection no process has accepted yet
+	}
+	ev.Process = r.owner()
+	if r.Role == RoleClient && !r.Since.IsZero() && r.State == StateSynSent {
+		ev.Duration = ev.Time.Sub(r.Since)
+	}
+	if r.stamp <= ev.boot {
+		r.State, r.stamp = StateEstablished, ev.boot
+	}
+	return true
+}
+
+func (t *Table) applyClose(r *row, ev *Event) bool {
+	if r == nil || r.stamp > ev.boot {
+		return false // never accepted, reported already, or the address is a newer socket's
+	}
+	ev.Process = r.owner()
+	ev.Local, ev.MPTCP, ev.NetNS = r.Local, r.MPTCP, r.NetNS
+	if r.Remote.IsValid() {
+		ev.Remote = r.Remote
+	}
+	if r.Role == RoleBound || r.Role == RoleListener {
+		ev.Remote = netip.AddrPort{}
+	}
+	if ev.Errno == 0 {
+		ev.Errno = r.ended
+	}
+	ev.TimeWait = ev.TimeWait || r.timeWait
+	if !r.Since.IsZero() {
+		ev.Duration = ev.Time.Sub(r.Since)
+	}
+	t.remove(r)
+	return true
+}
+
+// owner is the process that acted on the socket, or else its first holder.
+func (s *Socket) owner() Process {
+	if s.Owner.PID != 0 || len(s.Holders) == 0 {
+		return s.Owner
+	}
+	return s.Holders[0].Process
+}
+
+// Reconcile makes the table equal to a snapshot. Rows with newer events keep
+// their state. Call it with every event older than the snapshot's start
+// applied: a socket that the snapshot lacks stays until the next Reconcile, for
+// its close may still be on its way.
+func (t *Table) Reconcile(snap *Snapshot) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	first := !t.loaded
+	t.loaded = true
+	for _, r := range t.rows {
+		if r.stamp >= snap.start {
+			continue // newer than the snapshot
+		}
+		if r.missing {
+			t.remove(r)
+		} else {
+			r.missing = true
+		}
+	}
+	for i := range snap.Sockets {
+		s := &snap.Sockets[i]
+		if s.Role == RoleTimeWait {
+			continue // no event tells its end: only snapshots do
+		}
+		r := t.rows[s.id]
+		if r != nil && r.Local.Port() != s.Local.Port() {
+			t.remove(r)
+			r = nil
+		}
+		if r == nil {
+			r = t.add(s.id, s.Local.Port())
+			r.Socket, r.initial = *s, first
+			continue
+		}
+		r.missing = false
+		owner, since, origin := r.Owner, r.Since, r.Origin
+		if r.stamp > s.stamp { // keep what the event said, take only who holds it
+			r.Holders, r.Inode, r.UID = s.Holders, s.Inode, s.UID
+			continue
+		}
+		r.Socket = *s
+		r.Owner, r.Since, r.Origin = owner, since, origin
+	}
+}
+
+func (t *Table) add(id uint64, port uint16) *row {
+	r := t.free
+	if r == nil {
+		r = new(row)
+	} else {
+		t.free = r.next
+		*r = row{}
+	}
+	r.id = id
+	if r.next = t.byPort[port]; r.next != nil {
+		r.next.prev = r
+	}
+	t.byPort[port] = r
+	t.rows[id] = r
+	return r
+}
+
+func (t *Table) remove(r *row) {
+	delete(t.rows, r.id)
+	port := r.Local.Port()
+	switch {
+	case r.prev != nil:
+		r.prev.next = r.next
+	case r.next != nil:
+		t.byPort[port] = r.next
+	default:
+		delete(t.byPort, port)
+	}
+	if r.next != nil {
+		r.next.prev = r.prev
+	}
+	*r = row{next: t.free}
+	t.free = r
+}
+
+// Port returns the sockets on a local port, listeners first.
+func (t *Table) Port(port uint16) []Socket {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	var out []Socket
+	for r := t.byPort[port]; r != nil; r = r.next {
+		out = append(out, r.Socket)
+	}
+	SortSockets(out)
+	return out
+}
+
+// All returns every socket, ordered as SortSockets does.
+func (t *Table) All() []Socket {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	out := make([]Socket, 0, len(t.rows))
+	for _, r := range t.rows {
+		out = append(out, r.Socket)
+	}
+	SortSockets(out)
+	return out
+}
+
+// Len returns the number of sockets.
+func (t *Table) Len() int {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return len(t.rows)
+}
+
+// SortSockets orders sockets for reading: by role (listeners first), protocol,
+// namespace, local port and address, then remote.
+func SortSockets(s []Socket) {
+	slices.SortFunc(s, func(a, b Socket) int { return compareSockets(&a, &b) })
+}
+
+func compareSockets(a, b *Socket) int {
+	return cmp.Or(
+		cmp.Compare(a.Role, b.Role),
+		cmp.Compare(a.Proto, b.Proto),
+		cmp.Compare(a.NetNS, b.NetNS),
+		cmp.Compare(a.Local.Port(), b.Local.Port()),
+		a.Local.Addr().Compare(b.Local.Addr()),
+		a.Remote.Addr().Compare(b.Remote.Addr()),
+		cmp.Compare(a.Remote.Port(), b.Remote.Port()),
+		cmp.Compare(a.id, b.id),
+	)
+}
+
+// inTheWay returns those of sockets that made a bind fail with EADDRINUSE:
+// inet_bind_conflict() and inet_rcv_saddr_equal() of the kernel.
+func inTheWay(ev *Event, sockets []Socket) []Socket {
+	flag := func(f bpfEventFlag) bool { return ev.flags&uint8(f) != 0 }
+	var out []Socket
+	for _, s := range sockets {
+		if s.id == ev.sock || s.Proto != ev.Proto || s.NetNS != ev.NetNS || s.Local.Port() != ev.Local.Port() {
+			continue
+		}
+		if flag(bpfEventFlagEVENT_REUSEADDR) && s.ReuseAddr && (s.State != StateListen || s.Proto == UDP) {
+			continue
+		}
+		if flag(bpfEventFlagEVENT_REUSEPORT) && s.ReusePort && s.UID == ev.Process.UID {
+			continue
+		}
+		if addrConflict(ev.Local.Addr(), flag(bpfEventFlagEVENT_V6ONLY), s.Local.Addr(), s.V6Only) {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// addrConflict: may a socket not be bound to a because another is bound to b?
+// The flags are IPV6_V6ONLY of each. A connected socket's b is its own address.
+func addrConflict(a netip.Addr, aV6Only bool, b netip.Addr, bV6Only bool) bool {
+	if a.Is4() != b.Is4() { // one is IPv4, the other IPv6: only a dual-stack wildcard meets both
+		six, sixOnly, four := a, aV6Only, b
+		if a.Is4() {
+			six, sixOnly, four = b, bV6Only, a
+		}
+		return !sixOnly && (six.IsUnspecified() || four.IsUnspecified())
+	}
+	return a == b || a.IsUnspecified() || b.IsUnspecified()
+}
+
+// Age is how long a socket has had its port at a time, 0 when not known.
+func (s *Socket) Age(now time.Time) time.Duration {
+	if s.Since.IsZero() {
+		return 0
+	}
+	return now.Sub(s.Since)
+}

@@ -1,0 +1,323 @@
+package tracer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/ringbuf"
+	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sys/unix"
+)
+
+// DefaultRingBytes is the size of the ring buffer: room for some 70,000 events.
+const DefaultRingBytes = 8 << 20
+
+// Config says how to trace. The zero value is good.
+type Config struct {
+	// RingBytes is the size of the ring buffer, a power of two and at least a
+	// page; 0 means DefaultRingBytes.
+	RingBytes int
+	// Established adds EventEstablished.
+	Established bool
+	// NoSyscallHooks leaves out the hooks that cost every system call of the
+	// machine; what is then not seen is in Hooks.
+	NoSyscallHooks bool
+}
+
+// Tracer follows every TCP and UDP socket of the machine. Open it, Run it in one
+// goroutine, read from Subscribe and Table in others, Close it.
+type Tracer struct {
+	maps   map[string]*ebpf.Map
+	links  []link.Link
+	hooks  []HookStatus
+	reader *ringbuf.Reader
+	snap   *Snapshotter
+	table  *Table
+	out    fanout
+
+	mu    sync.Mutex
+	stats Stats
+
+	// Used by Run alone.
+	dec      *decoder
+	booted   time.Time // wall-clock time of CLOCK_BOOTTIME zero
+	batch    []Event
+	decoded  uint64        // events since the last handOn
+	lookedAt time.Time     // last look at who is in the way of a bind
+	lookCost time.Duration // what it took
+	checked  time.Time     // last look at the counters
+	resynced uint64        // losses the table has been rebuilt after
+}
+
+const (
+	// readerIdle is how long the reader waits for unannounced events before it
+	// sleeps until the kernel wakes it; see emit.h.
+	readerIdle = 50 * time.Millisecond
+	// maxBatch bounds how many events are handed on at once.
+	maxBatch = 512
+	// checkEvery is how often the loss counters are read while events come.
+	checkEvery = 100 * time.Millisecond
+)
+
+// Open loads the programs and attaches every hook; events collect in the ring
+// buffer from then on. On error nothing stays attached. The error wraps
+// ErrNotPermitted or ErrNotSupported where one of these is the reason.
+func Open(cfg Config) (*Tracer, error) {
+	if err := CheckTrace(); err != nil {
+		return nil, err
+	}
+	if cfg.RingBytes == 0 {
+		cfg.RingBytes = DefaultRingBytes
+	}
+	if page := os.Getpagesize(); cfg.RingBytes < page || cfg.RingBytes&(cfg.RingBytes-1) != 0 {
+		return nil, fmt.Errorf("ring buffer of %d bytes: want a power of two, at least %d", cfg.RingBytes, page)
+	}
+	t := &Tracer{table: NewTable(), dec: newDecoder(), batch: make([]Event, 0, maxBatch)}
+	if err := t.open(cfg); err != nil {
+		return nil, errors.Join(err, t.Close())
+	}
+	return t, nil
+}
+
+func (t *Tracer) open(cfg Config) error {
+	cgroup, err := CgroupRoot()
+	if err != nil {
+		return err
+	}
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return explain("lift the limit of locked memory", err)
+	}
+	if t.snap, err = NewSnapshotter(); err != nil {
+		return err
+	}
+	spec, err := loadSpec()
+	if err != nil {
+		return err
+	}
+	if err := t.openMaps(spec, cfg); err != nil {
+		return err
+	}
+	if t.reader, err = ringbuf.NewReader(t.maps[bpfMapEvents]); err != nil {
+		return explain("open ring buffer", err)
+	}
+	return t.attach(spec, cgroup, cfg)
+}
+
+func (t *Tracer) openMaps(spec *ebpf.CollectionSpec, cfg Config) error {
+	spec.Maps[bpfMapEvents].MaxEntries = uint32(cfg.RingBytes)
+	// The walk has a copy of its own.
+	spec.Maps[bpfMapRows].MaxEntries = 1
+	for name, value := range map[string]any{
+		bpfVarWantEstablished: cfg.Established,
+		bpfVarSyscallHooks:    !cfg.NoSyscallHooks,
+		bpfVarWakeBytes:       uint32(cfg.RingBytes / 8),
+	} {
+		if err := spec.Variables[name].Set(value); err != nil {
+			return fmt.Errorf("set %s: %w", name, err)
+		}
+	}
+	only := spec.Copy()
+	only.Programs = nil
+	coll, err := ebpf.NewCollection(only)
+	if err != nil {
+		return explain("create maps", err)
+	}
+	t.maps = coll.Maps
+	return nil
+}
+
+// attach attaches every hook of the tier, or none.
+func (t *Tracer) attach(spec *ebpf.CollectionSpec, cgroup string, cfg Config) error {
+	marked := false
+	for i := range probes {
+		p := &probes[i]
+		if p.syscall && cfg.NoSyscallHooks {
+			t.hooks = append(t.hooks, HookStatus{Hook: p.hook, Reason: "switched off", Lost: p.lost})
+			continue
+		}
+		if p.marked && !marked {
+			if err := markUDP(spec, t.maps); err != nil {
+				return err
+			}
+			marked = true
+		}
+		l, err := p.attach(spec, t.maps, cgroup)
+		if err != nil {
+			return err
+		}
+		t.links = append(t.links, l)
+		t.hooks = append(t.hooks, HookStatus{Hook: p.hook, Attached: true, Lost: p.lost})
+	}
+	return nil
+}
+
+// Close detaches every hook and frees everything. Call it after Run has
+// returned.
+func (t *Tracer) Close() error {
+	var errs []error
+	for _, l := range t.links {
+		errs = append(errs, l.Close())
+	}
+	if t.reader != nil {
+		errs = append(errs, t.reader.Close())
+	}
+	for _, m := range t.maps {
+		errs = append(errs, m.Close())
+	}
+	if t.snap != nil {
+		errs = append(errs, t.snap.Close())
+	}
+	t.out.close()
+	return errors.Join(errs...)
+}
+
+// Tier is the set of hooks in use.
+func (t *Tracer) Tier() Tier { return TierTracepoint }
+
+// Hooks tells of every hook of the tier what became of it.
+func (t *Tracer) Hooks() []HookStatus { return t.hooks }
+
+// Table is the live map. It is empty until Run has taken the first snapshot.
+func (t *Tracer) Table() *Table { return t.table }
+
+// Subscribe returns a queue of every event from now on, at most max of them.
+func (t *Tracer) Subscribe(max int) *Subscription { return t.out.subscribe(max) }
+
+// Stats returns the counters as they are now.
+func (t *Tracer) Stats() (Stats, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	err := readStats(t.maps[bpfMapStats], &t.stats)
+	return t.stats, err
+}
+
+// Run reads events until ctx ends, and calls ready, if not nil, with the first
+// snapshot, which is ready's to keep, once it is in the table: an event older than it is not published, for the
+// snapshot tells it. When ctx ends Run hands on what the kernel has collected,
+// ends every subscription and returns nil.
+func (t *Tracer) Run(ctx context.Context, ready func(*Snapshot)) error {
+	defer t.out.close()
+	snap, err := t.resync()
+	if err != nil {
+		return err
+	}
+	if ready != nil {
+		ready(snap)
+	}
+	stop := context.AfterFunc(ctx, func() { _ = t.reader.Flush() }) // fails only on a closed reader
+	defer stop()
+	var rec ringbuf.Record
+	for {
+		err = t.reader.ReadInto(&rec)
+		if err != nil {
+			t.handOn()
+			switch {
+			case errors.Is(err, os.ErrDeadlineExceeded):
+				t.reader.SetDeadline(time.Time{}) // quiet: the next event will wake us
+				if err := t.checkLoss(); err != nil {
+					return err
+				}
+				continue
+			case errors.Is(err, ringbuf.ErrFlushed), errors.Is(err, ringbuf.ErrClosed):
+				return nil
+			}
+			return fmt.Errorf("read ring buffer: %w", err)
+		}
+		t.take(rec.RawSample)
+		if len(t.batch) < maxBatch && t.reader.AvailableBytes() > 0 {
+			continue
+		}
+		t.handOn()
+		now := time.Now()
+		t.reader.SetDeadline(now.Add(readerIdle))
+		if now.Sub(t.checked) > checkEvery {
+			if err := t.checkLoss(); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// take decodes one record, puts it into the table and keeps it for handOn.
+func (t *Tracer) take(record []byte) {
+	t.batch = t.batch[:len(t.batch)+1]
+	ev := &t.batch[len(t.batch)-1]
+	if err := t.dec.event(record, t.booted, ev); err != nil {
+		t.batch = t.batch[:len(t.batch)-1]
+		t.count(&t.stats.Bad, 1)
+		return
+	}
+	if !t.table.Apply(ev) {
+		t.batch = t.batch[:len(t.batch)-1]
+	} else if ev.Type == EventBind && ev.Errno == syscall.EADDRINUSE {
+		ev.HeldBy = t.heldBy(ev)
+	}
+	t.decoded++
+}
+
+// handOn publishes what take has collected.
+func (t *Tracer) handOn() {
+	t.out.publish(t.batch)
+	t.batch = t.batch[:0]
+	t.count(&t.stats.Decoded, t.decoded)
+	t.decoded = 0
+	t.booted = time.Unix(0, clockNow(unix.CLOCK_REALTIME)-clockNow(unix.CLOCK_BOOTTIME))
+}
+
+func (t *Tracer) count(to *uint64, n uint64) {
+	t.mu.Lock()
+	*to += n
+	t.mu.Unlock()
+}
+
+// heldBy asks the kernel who is in the way of a refused bind, and the table when
+// the kernel no longer knows, or when asking again would cost too much: it may
+// take at most a tenth of the reader's time.
+func (t *Tracer) heldBy(ev *Event) []Socket {
+	now := time.Now()
+	if now.Sub(t.lookedAt) >= 10*t.lookCost {
+		snap, err := t.snap.Take(ev.Local.Port())
+		t.lookedAt = time.Now()
+		t.lookCost = t.lookedAt.Sub(now)
+		if err == nil {
+			if found := inTheWay(ev, snap.Sockets); len(found) > 0 {
+				SortSockets(found)
+				return found
+			}
+		}
+	}
+	return inTheWay(ev, t.table.Port(ev.Local.Port()))
+}
+
+// checkLoss rebuilds the table when events were lost since the last time.
+func (t *Tracer) checkLoss() error {
+	t.checked = time.Now()
+	stats, err := t.Stats()
+	if err != nil {
+		return err
+	}
+	if lost := stats.Lost(); lost != t.resynced {
+		t.resynced = lost
+		t.count(&t.stats.Resyncs, 1)
+		_, err = t.resync()
+	}
+	return err
+}
+
+// resync makes the table equal to the kernel's tables.
+func (t *Tracer) resync() (*Snapshot, error) {
+	t.handOn() // sets the clock
+	snap, err := t.snap.Take(0)
+	if err != nil {
+		return nil, err
+	}
+	t.table.Reconcile(snap)
+	return snap, nil
+}
