@@ -118,11 +118,11 @@ static __always_inline void sockaddr_ip(__u8 ip[16], const struct sockaddr_any *
 
 static __always_inline void event_sockopts(struct event *e, const struct sock *sk)
 {
-	if (BPF_CORE_READ_BITFIELD_PROBED(sk, __sk_common.skc_ipv6only))
+	if (READ_BITS(sk, __sk_common.skc_ipv6only))
 		e->flags |= EVENT_V6ONLY;
-	if (BPF_CORE_READ_BITFIELD_PROBED(sk, __sk_common.skc_reuse))
+	if (READ_BITS(sk, __sk_common.skc_reuse))
 		e->flags |= EVENT_REUSEADDR;
-	if (BPF_CORE_READ_BITFIELD_PROBED(sk, __sk_common.skc_reuseport))
+	if (READ_BITS(sk, __sk_common.skc_reuseport))
 		e->flags |= EVENT_REUSEPORT;
 }
 

@@ -13,7 +13,7 @@ static __always_inline void emit_close(struct sock *sk, __u8 type, __u16 port, _
 		return;
 	e->flow.local_port = port;
 	e->tw = tw;
-	e->error = BPF_CORE_READ(sk, sk_err);
+	e->error = READ(sk, sk_err);
 	event_submit(e);
 }
 
@@ -34,8 +34,8 @@ static __always_inline void handle_tcp_closed(struct sock *sk, int old)
 	}
 	if (port && old == TCP_LISTEN)
 		return;
-	if (port && old == TCP_SYN_SENT && !BPF_CORE_READ(sk, sk_err)) {
-		if (BPF_CORE_READ(sk, sk_shutdown) != SHUTDOWN_MASK)
+	if (port && old == TCP_SYN_SENT && !READ(sk, sk_err)) {
+		if (READ(sk, sk_shutdown) != SHUTDOWN_MASK)
 			handle_connect_no_port(sk, true);
 		return;
 	}

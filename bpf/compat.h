@@ -9,6 +9,37 @@
 
 #include "kernel.h"
 
+/*
+ * READ(p, field) is p->field for any address p of a kernel structure. Since 6.2
+ * bpf_rdonly_cast() makes that one checked load; before, it is a call of
+ * bpf_probe_read_kernel(), which takes ten times as long. READ_INTO copies an
+ * array, READ_BITS reads a bit field.
+ */
+extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
+
+#define HAVE_CAST (bpf_rdonly_cast != NULL)
+#define CAST(p) ((typeof(p))bpf_rdonly_cast(p, bpf_core_type_id_kernel(__typeof_unqual__(*(p)))))
+#define READ_INTO(dst, p, field)                                                                                       \
+	({                                                                                                             \
+		typeof(p) __from = (p);                                                                                \
+		if (HAVE_CAST)                                                                                         \
+			__builtin_memcpy(dst, (const void *)&CAST(__from)->field, sizeof(__from->field));              \
+		else                                                                                                   \
+			bpf_core_read(dst, sizeof(__from->field), &__from->field);                                     \
+	})
+#define READ(p, field)                                                                                                 \
+	({                                                                                                             \
+		typeof(p) __from = (p);                                                                                \
+		__typeof_unqual__(__from->field) __value = {};                                                         \
+		if (HAVE_CAST)                                                                                         \
+			__value = CAST(__from)->field;                                                                 \
+		else                                                                                                   \
+			bpf_core_read(&__value, sizeof(__value), &__from->field);                                      \
+		__value;                                                                                               \
+	})
+#define READ_BITS(p, field)                                                                                            \
+	(HAVE_CAST ? BPF_CORE_READ_BITFIELD(CAST(p), field) : BPF_CORE_READ_BITFIELD_PROBED(p, field))
+
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
 struct netns_ipv4___ptr {
@@ -31,15 +62,15 @@ static __always_inline struct inet_hashinfo *tcp_hashinfo(const struct net *net)
 	const struct net___ptr *old = (const void *)net;
 
 	if (bpf_core_field_exists(old->ipv4.tcp_death_row))
-		return BPF_CORE_READ(old, ipv4.tcp_death_row, hashinfo);
-	return BPF_CORE_READ(net, ipv4.tcp_death_row.hashinfo);
+		return READ(READ(old, ipv4.tcp_death_row), hashinfo);
+	return READ(net, ipv4.tcp_death_row.hashinfo);
 }
 
 /* The UDP table hangs off the namespace since 6.2; before, it is one global symbol. */
 static __always_inline struct udp_table *udp_table_of(const struct net *net)
 {
 	if (bpf_core_field_exists(net->ipv4.udp_table))
-		return BPF_CORE_READ(net, ipv4.udp_table);
+		return READ(net, ipv4.udp_table);
 	return NULL;
 }
 
@@ -56,16 +87,16 @@ static __always_inline struct hlist_node *bucket_owners(const struct inet_bind_b
 	if (!bpf_core_field_exists(old->owners))
 		return NULL;
 	asm volatile("" : "+r"(old)); /* or clang moves the relocated offset above the check */
-	return BPF_CORE_READ(old, owners.first);
+	return READ(old, owners.first);
 }
 
 /* x86: TS_COMPAT; arm64: TIF_32BIT. System call numbers of 32-bit tasks mean other calls. */
 static __always_inline bool task_is_compat(const struct task_struct *task)
 {
 #if defined(__TARGET_ARCH_x86)
-	return BPF_CORE_READ(task, thread_info.status) & 2;
+	return READ(task, thread_info.status) & 2;
 #else
-	return BPF_CORE_READ(task, thread_info.flags) & (1UL << 22);
+	return READ(task, thread_info.flags) & (1UL << 22);
 #endif
 }
 

@@ -77,7 +77,7 @@ static __always_inline void connect_exit_udp(struct sock *sk, const void *user, 
 		return;
 	}
 	type = EVENT_CONNECT;
-	if (!BPF_CORE_READ(sk, __sk_common.skc_dport)) /* connect(AF_UNSPEC) */
+	if (!READ(sk, __sk_common.skc_dport)) /* connect(AF_UNSPEC) */
 		type = sock_port(sk) ? EVENT_UNPEER : EVENT_CLOSE;
 	e = event_by_task(type, sk);
 	if (e)

@@ -20,11 +20,11 @@ static __always_inline void handle_file(struct bpf_iter__task_file *ctx)
 		return;
 	sk = sock_of_file(file);
 	port = sk ? sock_port(sk) : 0;
-	if (!port || (walk.port && port != walk.port))
+	if (!port || (holders_port && port != holders_port))
 		return;
 	h.sock = (__u64)sk;
 	h.fd = ctx->fd;
-	h.inode = BPF_CORE_READ(file, f_inode, i_ino);
+	h.inode = READ(READ(file, f_inode), i_ino);
 	task_process(&h.process, task);
 	bpf_seq_write(ctx->meta->seq, &h, sizeof(h)); /* full: the kernel calls again for the same file */
 }
@@ -74,7 +74,7 @@ static __always_inline void walk_next_node(void)
 {
 	struct hlist_node *node = (void *)walk.node; /* hlist_nulls_node has its next at the same place */
 
-	walk.node = (__u64)BPF_CORE_READ(node, next);
+	walk.node = (__u64)READ(node, next);
 }
 
 static __always_inline void walk_restart(void)
@@ -99,12 +99,12 @@ static __always_inline void row_full_sock(struct row *row, const struct sock *sk
 		if (sock_is_mptcp(sk))
 			row->flags |= ROW_MPTCP;
 		if (row->state == TCP_LISTEN &&
-		    BPF_CORE_READ((const struct inet_connection_sock *)sk, icsk_accept_queue.qlen.counter))
+		    READ((const struct inet_connection_sock *)sk, icsk_accept_queue.qlen.counter))
 			row->flags |= ROW_BACKLOG;
 	}
-	if (BPF_CORE_READ(sk, sk_socket))
+	if (READ(sk, sk_socket))
 		row->flags |= ROW_FILE;
-	row->uid = BPF_CORE_READ(sk, sk_uid.val);
+	row->uid = READ(sk, sk_uid.val);
 }
 
 /* Write one row about sk. False: no room, try again in the next call. */
@@ -123,18 +123,18 @@ static __always_inline bool walk_row(const struct sock *sk, __u8 proto)
 	row->uid = 0;
 	row->proto = proto;
 	row->flags = 0;
-	row->family = BPF_CORE_READ(sk, __sk_common.skc_family);
+	row->family = READ(sk, __sk_common.skc_family);
 	row->state = sock_state(sk);
 	sock_flow(&row->flow, sk);
-	if (BPF_CORE_READ_BITFIELD_PROBED(sk, __sk_common.skc_ipv6only))
+	if (READ_BITS(sk, __sk_common.skc_ipv6only))
 		row->flags |= ROW_V6ONLY;
-	if (BPF_CORE_READ_BITFIELD_PROBED(sk, __sk_common.skc_reuse))
+	if (READ_BITS(sk, __sk_common.skc_reuse))
 		row->flags |= ROW_REUSEADDR;
-	if (BPF_CORE_READ_BITFIELD_PROBED(sk, __sk_common.skc_reuseport))
+	if (READ_BITS(sk, __sk_common.skc_reuseport))
 		row->flags |= ROW_REUSEPORT;
 	if (row->state == TCP_TIME_WAIT) {
 		row->flags |= ROW_TIMEWAIT;
-		row->state = BPF_CORE_READ((const struct inet_timewait_sock *)sk, tw_substate);
+		row->state = READ((const struct inet_timewait_sock *)sk, tw_substate);
 	} else if (row->state != TCP_NEW_SYN_RECV) {
 		row_full_sock(row, sk);
 	}
@@ -150,8 +150,8 @@ static __always_inline __u64 sock_bucket(const struct sock *sk)
 	bool is_tw = sock_state(sk) == TCP_TIME_WAIT;
 
 	if (owners_by_address())
-		return (__u64)(is_tw ? BPF_CORE_READ(tw, tw_tb2) : BPF_CORE_READ(icsk, icsk_bind2_hash));
-	return (__u64)(is_tw ? BPF_CORE_READ(tw, tw_tb) : BPF_CORE_READ(icsk, icsk_bind_hash));
+		return (__u64)(is_tw ? READ(tw, tw_tb2) : READ(icsk, icsk_bind2_hash));
+	return (__u64)(is_tw ? READ(tw, tw_tb) : READ(icsk, icsk_bind_hash));
 }
 
 /*
@@ -177,17 +177,17 @@ static long walk_tcp_step(__u32 i, struct inet_hashinfo **info)
 			(void *)walk.tb2 - bpf_core_field_offset(struct inet_bind2_bucket, bhash_node);
 
 		walk.owner = (__u64)tb2;
-		walk.node = (__u64)BPF_CORE_READ(tb2, owners.first);
-		walk.tb2 = (__u64)BPF_CORE_READ(tb2, bhash_node.next);
+		walk.node = (__u64)READ(tb2, owners.first);
+		walk.tb2 = (__u64)READ(tb2, bhash_node.next);
 		return 0;
 	}
 	if (walk.tb) {
 		struct inet_bind_bucket *tb = (void *)walk.tb - bpf_core_field_offset(struct inet_bind_bucket, node);
-		bool want = !walk.port || BPF_CORE_READ(tb, port) == walk.port;
+		bool want = !walk.port || READ(tb, port) == walk.port;
 
-		walk.tb = (__u64)BPF_CORE_READ(tb, node.next);
+		walk.tb = (__u64)READ(tb, node.next);
 		if (want && owners_by_address()) {
-			walk.tb2 = (__u64)BPF_CORE_READ(tb, bhash2.first);
+			walk.tb2 = (__u64)READ(tb, bhash2.first);
 		} else if (want) {
 			walk.owner = (__u64)tb;
 			walk.node = (__u64)bucket_owners(tb);
@@ -201,17 +201,17 @@ static long walk_tcp_step(__u32 i, struct inet_hashinfo **info)
 	{
 		__u32 size = bpf_core_type_size(struct inet_bind_hashbucket);
 		struct inet_bind_hashbucket *head =
-			(void *)BPF_CORE_READ(*info, bhash) + (walk.bucket & 0xffffffff) * size;
+			(void *)READ(*info, bhash) + (walk.bucket & 0xffffffff) * size;
 
 		walk.bucket++;
-		walk.tb = (__u64)BPF_CORE_READ(head, chain.first);
+		walk.tb = (__u64)READ(head, chain.first);
 	}
 	return 0;
 }
 
 static __always_inline __u64 udp_slot(const struct sock *sk)
 {
-	__u32 mix = BPF_CORE_READ(sk, __sk_common.skc_net.net, hash_mix);
+	__u32 mix = READ(READ(sk, __sk_common.skc_net.net), hash_mix);
 
 	return (sock_port(sk) + mix) & (walk.buckets - 1); /* udp_hashfn() */
 }
@@ -234,11 +234,11 @@ static long walk_udp_step(__u32 i, struct udp_table **table)
 		return 1;
 	}
 	{
-		struct udp_hslot *slot = (void *)BPF_CORE_READ(*table, hash) +
+		struct udp_hslot *slot = (void *)READ(*table, hash) +
 					 (walk.bucket & 0xffffffff) * bpf_core_type_size(struct udp_hslot);
 
 		walk.owner = walk.bucket++;
-		walk.node = (__u64)BPF_CORE_READ(slot, head.first);
+		walk.node = (__u64)READ(slot, head.first);
 	}
 	return 0;
 }
@@ -248,7 +248,7 @@ static long walk_request_step(__u32 i, struct inet_hashinfo **info)
 	if (!node_ends(walk.node)) {
 		struct sock *sk = (void *)walk.node - bpf_core_field_offset(struct sock_common, skc_nulls_node);
 
-		if ((BPF_CORE_READ(sk, __sk_common.skc_hash) & (walk.buckets - 1)) != walk.owner)
+		if ((READ(sk, __sk_common.skc_hash) & (walk.buckets - 1)) != walk.owner)
 			walk_restart();
 		else if (sock_state(sk) == TCP_NEW_SYN_RECV && !walk_row(sk, IPPROTO_TCP))
 			return 1;
@@ -262,11 +262,11 @@ static long walk_request_step(__u32 i, struct inet_hashinfo **info)
 	}
 	{
 		struct inet_ehash_bucket *head =
-			(void *)BPF_CORE_READ(*info, ehash) +
+			(void *)READ(*info, ehash) +
 			(walk.bucket & 0xffffffff) * bpf_core_type_size(struct inet_ehash_bucket);
 
 		walk.owner = walk.bucket++;
-		walk.node = (__u64)BPF_CORE_READ(head, chain.first);
+		walk.node = (__u64)READ(head, chain.first);
 	}
 	return 0;
 }
@@ -274,7 +274,7 @@ static long walk_request_step(__u32 i, struct inet_hashinfo **info)
 /* Read on where the last call stopped, until the table ends or rows is full. */
 static __always_inline void handle_walk(void)
 {
-	struct net *net = BPF_CORE_READ(task_current(), nsproxy, net_ns);
+	struct net *net = READ(READ(task_current(), nsproxy), net_ns);
 	struct inet_hashinfo *info = tcp_hashinfo(net);
 	struct udp_table *udp = udp_table_of(net);
 
@@ -282,17 +282,17 @@ static __always_inline void handle_walk(void)
 	walk.done = 0;
 	switch (walk.table) {
 	case WALK_TCP_BIND:
-		walk.buckets = BPF_CORE_READ(info, bhash_size);
+		walk.buckets = READ(info, bhash_size);
 		bpf_loop(WALK_STEPS, walk_tcp_step, &info, 0);
 		return;
 	case WALK_UDP:
 		if (!udp)
 			return;
-		walk.buckets = (__u64)BPF_CORE_READ(udp, mask) + 1;
+		walk.buckets = (__u64)READ(udp, mask) + 1;
 		bpf_loop(WALK_STEPS, walk_udp_step, &udp, 0);
 		return;
 	case WALK_TCP_REQUEST:
-		walk.buckets = (__u64)BPF_CORE_READ(info, ehash_mask) + 1;
+		walk.buckets = (__u64)READ(info, ehash_mask) + 1;
 		bpf_loop(WALK_STEPS, walk_request_step, &info, 0);
 		return;
 	}

@@ -20,24 +20,24 @@ static __always_inline struct sock *sock_plain(const void *p)
 
 static __always_inline __u16 sock_protocol(const struct sock *sk)
 {
-	return BPF_CORE_READ(sk, sk_protocol);
+	return READ(sk, sk_protocol);
 }
 
 /* The local port, 0 when the socket has none (any more). */
 static __always_inline __u16 sock_port(const struct sock *sk)
 {
-	return BPF_CORE_READ(sk, __sk_common.skc_num);
+	return READ(sk, __sk_common.skc_num);
 }
 
 /* The port of inet_sport: stale, but still there, after the port was given back. */
 static __always_inline __u16 sock_last_port(const struct sock *sk)
 {
-	return bpf_ntohs(BPF_CORE_READ((const struct inet_sock *)sk, inet_sport));
+	return bpf_ntohs(READ((const struct inet_sock *)sk, inet_sport));
 }
 
 static __always_inline __u8 sock_state(const struct sock *sk)
 {
-	return BPF_CORE_READ(sk, __sk_common.skc_state);
+	return READ(sk, __sk_common.skc_state);
 }
 
 /* The TCP socket that has the port: for MPTCP the first subflow, else the socket itself. */
@@ -47,7 +47,7 @@ static __always_inline struct sock *sock_tcp(struct sock *sk)
 		return sk;
 	if (!bpf_core_type_exists(struct mptcp_sock))
 		return NULL;
-	return BPF_CORE_READ((struct mptcp_sock *)sk, first);
+	return READ((struct mptcp_sock *)sk, first);
 }
 
 /* The TCP or UDP socket behind a file, for MPTCP the subflow that has the port; NULL if it is none. */
@@ -57,13 +57,13 @@ static __always_inline struct sock *sock_of_file(const struct file *file)
 	struct sock *sk;
 	__u16 family, proto;
 
-	if ((BPF_CORE_READ(file, f_inode, i_mode) & S_IFMT) != S_IFSOCK)
+	if ((READ(READ(file, f_inode), i_mode) & S_IFMT) != S_IFSOCK)
 		return NULL;
-	socket = BPF_CORE_READ(file, private_data);
-	sk = BPF_CORE_READ(socket, sk);
+	socket = READ(file, private_data);
+	sk = READ(socket, sk);
 	if (!sk)
 		return NULL;
-	family = BPF_CORE_READ(sk, __sk_common.skc_family);
+	family = READ(sk, __sk_common.skc_family);
 	proto = sock_protocol(sk);
 	if ((family != AF_INET && family != AF_INET6) ||
 	    (proto != IPPROTO_TCP && proto != IPPROTO_UDP && proto != IPPROTO_MPTCP))
@@ -77,7 +77,7 @@ static __always_inline bool sock_is_mptcp(const struct sock *sk)
 
 	if (!bpf_core_field_exists(tp->is_mptcp))
 		return false;
-	return BPF_CORE_READ(tp, is_mptcp);
+	return READ(tp, is_mptcp);
 }
 
 static __always_inline void ip_from_v4(__u8 ip[16], __be32 v4)
@@ -91,16 +91,16 @@ static __always_inline void ip_from_v4(__u8 ip[16], __be32 v4)
 /* Fill f from the socket; its local port as it is now. */
 static __always_inline void sock_flow(struct flow *f, const struct sock *sk)
 {
-	if (BPF_CORE_READ(sk, __sk_common.skc_family) == AF_INET6) {
-		BPF_CORE_READ_INTO(&f->local_ip, sk, __sk_common.skc_v6_rcv_saddr.in6_u.u6_addr8);
-		BPF_CORE_READ_INTO(&f->remote_ip, sk, __sk_common.skc_v6_daddr.in6_u.u6_addr8);
+	if (READ(sk, __sk_common.skc_family) == AF_INET6) {
+		READ_INTO(&f->local_ip, sk, __sk_common.skc_v6_rcv_saddr.in6_u.u6_addr8);
+		READ_INTO(&f->remote_ip, sk, __sk_common.skc_v6_daddr.in6_u.u6_addr8);
 	} else {
-		ip_from_v4(f->local_ip, BPF_CORE_READ(sk, __sk_common.skc_rcv_saddr));
-		ip_from_v4(f->remote_ip, BPF_CORE_READ(sk, __sk_common.skc_daddr));
+		ip_from_v4(f->local_ip, READ(sk, __sk_common.skc_rcv_saddr));
+		ip_from_v4(f->remote_ip, READ(sk, __sk_common.skc_daddr));
 	}
 	f->local_port = sock_port(sk);
-	f->remote_port = bpf_ntohs(BPF_CORE_READ(sk, __sk_common.skc_dport));
-	f->netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
+	f->remote_port = bpf_ntohs(READ(sk, __sk_common.skc_dport));
+	f->netns = READ(READ(sk, __sk_common.skc_net.net), ns.inum);
 }
 
 /*
@@ -116,16 +116,16 @@ static __always_inline bool sock_is_active(const struct sock *sk)
 	__u64 sequence, payload;
 	__u32 nxt, una;
 
-	if (state == TCP_SYN_SENT || BPF_CORE_READ(sk, sk_userlocks) & SOCK_BINDPORT_LOCK)
+	if (state == TCP_SYN_SENT || READ(sk, sk_userlocks) & SOCK_BINDPORT_LOCK)
 		return true; /* an accepted socket never inherits SOCK_BINDPORT_LOCK (sk_clone_lock) */
 	if (state == TCP_SYN_RECV)
 		return false;
-	nxt = BPF_CORE_READ(tp, snd_nxt);
-	una = BPF_CORE_READ(tp, snd_una);
-	sequence = BPF_CORE_READ(tp, bytes_acked) + (__u32)(nxt - una);
-	payload = BPF_CORE_READ(tp, bytes_sent) - BPF_CORE_READ(tp, bytes_retrans);
+	nxt = READ(tp, snd_nxt);
+	una = READ(tp, snd_una);
+	sequence = READ(tp, bytes_acked) + (__u32)(nxt - una);
+	payload = READ(tp, bytes_sent) - READ(tp, bytes_retrans);
 	if ((state == TCP_FIN_WAIT1 || state == TCP_FIN_WAIT2 || state == TCP_CLOSING || state == TCP_LAST_ACK) &&
-	    nxt == BPF_CORE_READ(tp, write_seq))
+	    nxt == READ(tp, write_seq))
 		sequence--; /* our FIN */
 	return sequence > payload;
 }
@@ -137,13 +137,13 @@ static __always_inline bool sock_is_active(const struct sock *sk)
  */
 static __always_inline __u64 sock_timewait(const struct sock *sk)
 {
-	struct net *net = BPF_CORE_READ(sk, __sk_common.skc_net.net);
+	struct net *net = READ(sk, __sk_common.skc_net.net);
 	struct inet_hashinfo *info = tcp_hashinfo(net);
-	__u32 slot = BPF_CORE_READ(sk, __sk_common.skc_hash) & BPF_CORE_READ(info, ehash_mask);
+	__u32 slot = READ(sk, __sk_common.skc_hash) & READ(info, ehash_mask);
 	__u32 size = bpf_core_type_size(struct inet_ehash_bucket);
-	struct inet_ehash_bucket *head = (void *)BPF_CORE_READ(info, ehash) + (__u64)slot * size;
-	struct hlist_nulls_node *node = BPF_CORE_READ(head, chain.first);
-	__be16 dport = BPF_CORE_READ(sk, __sk_common.skc_dport);
+	struct inet_ehash_bucket *head = (void *)READ(info, ehash) + (__u64)slot * size;
+	struct hlist_nulls_node *node = READ(head, chain.first);
+	__be16 dport = READ(sk, __sk_common.skc_dport);
 	__u16 port = sock_last_port(sk);
 
 	for (int i = 0; i < 8; i++) {
@@ -152,11 +152,11 @@ static __always_inline __u64 sock_timewait(const struct sock *sk)
 		if ((__u64)node & 1)
 			break;
 		tw = (void *)node - bpf_core_field_offset(struct sock_common, skc_nulls_node);
-		if (BPF_CORE_READ(tw, skc_state) == TCP_TIME_WAIT && BPF_CORE_READ(tw, skc_num) == port &&
-		    BPF_CORE_READ(tw, skc_dport) == dport && BPF_CORE_READ(tw, skc_net.net) == net &&
-		    BPF_CORE_READ(tw, skc_hash) == BPF_CORE_READ(sk, __sk_common.skc_hash))
+		if (READ(tw, skc_state) == TCP_TIME_WAIT && READ(tw, skc_num) == port &&
+		    READ(tw, skc_dport) == dport && READ(tw, skc_net.net) == net &&
+		    READ(tw, skc_hash) == READ(sk, __sk_common.skc_hash))
 			return (__u64)tw;
-		node = BPF_CORE_READ(node, next);
+		node = READ(node, next);
 	}
 	return 0;
 }

@@ -200,6 +200,7 @@ const (
 	bpfProgPhSysX         = "ph_sys_x"
 	bpfProgPhWalk         = "ph_walk"
 	bpfVarContract        = "contract"
+	bpfVarHoldersPort     = "holders_port"
 	bpfVarSyscallHooks    = "syscall_hooks"
 	bpfVarWakeBytes       = "wake_bytes"
 	bpfVarWalk            = "walk"
@@ -284,6 +285,7 @@ type bpfMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfVariableSpecs struct {
 	Contract        *ebpf.VariableSpec `ebpf:"contract"`
+	HoldersPort     *ebpf.VariableSpec `ebpf:"holders_port"`
 	SyscallHooks    *ebpf.VariableSpec `ebpf:"syscall_hooks"`
 	WakeBytes       *ebpf.VariableSpec `ebpf:"wake_bytes"`
 	Walk            *ebpf.VariableSpec `ebpf:"walk"`
@@ -332,6 +334,7 @@ func (m *bpfMaps) Close() error {
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfVariables struct {
 	Contract        *ebpf.Variable `ebpf:"contract"`
+	HoldersPort     *ebpf.Variable `ebpf:"holders_port"`
 	SyscallHooks    *ebpf.Variable `ebpf:"syscall_hooks"`
 	WakeBytes       *ebpf.Variable `ebpf:"wake_bytes"`
 	Walk            *ebpf.Variable `ebpf:"walk"`

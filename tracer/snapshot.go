@@ -1,10 +1,11 @@
 package tracer
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"syscall"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
@@ -34,10 +35,11 @@ type Snapshotter struct {
 }
 
 type snapshotObjects struct {
-	Walk  *ebpf.Variable `ebpf:"walk"`
-	Rows  *ebpf.Map      `ebpf:"rows"`
-	Files *ebpf.Program  `ebpf:"ph_files"`
-	Step  *ebpf.Program  `ebpf:"ph_walk"`
+	Walk        *ebpf.Variable `ebpf:"walk"`
+	HoldersPort *ebpf.Variable `ebpf:"holders_port"`
+	Rows        *ebpf.Map      `ebpf:"rows"`
+	Files       *ebpf.Program  `ebpf:"ph_files"`
+	Step        *ebpf.Program  `ebpf:"ph_walk"`
 }
 
 // NewSnapshotter loads the programs. The error wraps ErrNotPermitted or
@@ -74,85 +76,118 @@ func (s *Snapshotter) Close() error {
 // It blocks for about a millisecond and for a microsecond per socket. Sockets
 // are in no order.
 //
-// The tables are read before the file descriptors, so a socket without a holder
-// had none when the descriptors were read.
+// A socket without a holder had none at one moment during the call: its state
+// is from before the file descriptors were read.
 func (s *Snapshotter) Take(port uint16) (*Snapshot, error) {
 	snap := &Snapshot{start: boottime()}
-	w := bpfWalk{Port: port}
-	backlog := false
-	index := make(map[uint64]int)
-	for _, table := range []bpfWalkTable{bpfWalkTableWALK_TCP_BIND, bpfWalkTableWALK_UDP, bpfWalkTableWALK_TCP_REQUEST} {
-		if table == bpfWalkTableWALK_TCP_REQUEST && !backlog {
-			break // no listener has a half-open connection
-		}
-		err := s.walk(&w, table, func(raw *bpfRow) {
-			if _, ok := index[raw.Sock]; ok {
-				return // its slot was read twice
-			}
-			index[raw.Sock] = len(snap.Sockets)
-			snap.Sockets = append(snap.Sockets, s.dec.socket(raw))
-			backlog = backlog || raw.Flags&uint8(bpfRowFlagROW_BACKLOG) != 0
-		})
-		if err != nil {
-			return nil, err
-		}
-	}
-	if err := s.holders(port, snap.Sockets, index); err != nil {
+	// On two processors the tables and the descriptors are read at once. What they
+	// then disagree on is read again, one after the other.
+	var holders []bpfHolder
+	var holdersErr error
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		holders, holdersErr = s.readHolders(port)
+	}()
+	w := bpfWalk{}
+	rows, err := s.readTables(&w, port)
+	if err != nil {
+		<-done
 		return nil, err
 	}
-	if err := s.settle(&w, snap); err != nil {
+	index := make(map[uint64]int, len(rows))
+	snap.Sockets = make([]Socket, 0, len(rows))
+	for i := range rows {
+		if _, ok := index[rows[i].Sock]; ok {
+			continue // its slot was read twice
+		}
+		index[rows[i].Sock] = len(snap.Sockets)
+		snap.Sockets = append(snap.Sockets, s.dec.socket(&rows[i]))
+	}
+	<-done
+	if holdersErr != nil {
+		return nil, holdersErr
+	}
+	s.join(snap.Sockets, index, holders)
+	if err := s.settle(&w, port, snap, index); err != nil {
 		return nil, err
 	}
 	snap.Restarts, snap.Unfinished = int(w.Restarts), int(w.GaveUp)
 	return snap, nil
 }
 
-// settle looks again at sockets without a holder that had a file when the
-// tables were read: one that was closed since is an orphan now, or gone; one
-// that was not is the kernel's own, or its descriptor is on its way to another
-// process.
-func (s *Snapshotter) settle(w *bpfWalk, snap *Snapshot) error {
-	suspect := make(map[uint64]Socket)
+// readTables walks every table that has sockets with a port.
+func (s *Snapshotter) readTables(w *bpfWalk, port uint16) ([]bpfRow, error) {
+	var rows []bpfRow
+	for _, table := range []bpfWalkTable{bpfWalkTableWALK_TCP_BIND, bpfWalkTableWALK_UDP, bpfWalkTableWALK_TCP_REQUEST} {
+		if table == bpfWalkTableWALK_TCP_REQUEST && !anyBacklog(rows) {
+			break // no listener has a half-open connection
+		}
+		if err := s.walk(w, table, port, func(some []bpfRow) { rows = append(rows, some...) }); err != nil {
+			return nil, err
+		}
+	}
+	return rows, nil
+}
+
+func anyBacklog(rows []bpfRow) bool {
+	return slices.ContainsFunc(rows, func(r bpfRow) bool { return r.Flags&uint8(bpfRowFlagROW_BACKLOG) != 0 })
+}
+
+// settle looks again at sockets that have a file and no holder: they were opened
+// or closed while the descriptors were read, or are the kernel's own, or their
+// descriptor is on its way to another process.
+func (s *Snapshotter) settle(w *bpfWalk, port uint16, snap *Snapshot, index map[uint64]int) error {
+	suspect := make(map[uint64]bool)
 	for i := range snap.Sockets {
-		so := &snap.Sockets[i]
-		if len(so.Holders) == 0 && so.file {
-			suspect[so.id] = Socket{}
+		if so := &snap.Sockets[i]; len(so.Holders) == 0 && so.file {
+			suspect[so.id] = true
 		}
 	}
 	if len(suspect) > 0 {
-		for _, table := range []bpfWalkTable{bpfWalkTableWALK_TCP_BIND, bpfWalkTableWALK_UDP} {
-			err := s.walk(w, table, func(raw *bpfRow) {
-				if _, ok := suspect[raw.Sock]; ok {
-					suspect[raw.Sock] = s.dec.socket(raw)
-				}
-			})
-			if err != nil {
-				return err
-			}
+		if err := s.again(w, port, snap, index, suspect); err != nil {
+			return err
 		}
 	}
-	kept := snap.Sockets[:0]
-	for _, so := range snap.Sockets {
-		if len(so.Holders) == 0 {
-			if now, ok := suspect[so.id]; ok {
-				so = now
-			}
-			if so.id == 0 {
-				continue // gone
-			}
-			if !so.file && (so.Role == RoleClient || so.Role == RoleServer) {
-				so.Role = RoleOrphan
-			}
+	snap.Sockets = slices.DeleteFunc(snap.Sockets, func(so Socket) bool { return so.id == 0 })
+	for i := range snap.Sockets {
+		so := &snap.Sockets[i]
+		if len(so.Holders) == 0 && !so.file && (so.Role == RoleClient || so.Role == RoleServer) {
+			so.Role = RoleOrphan
 		}
-		kept = append(kept, so)
 	}
-	snap.Sockets = kept
 	return nil
 }
 
-// walk reads one table to its end.
-func (s *Snapshotter) walk(w *bpfWalk, table bpfWalkTable, each func(*bpfRow)) error {
-	*w = bpfWalk{Table: uint32(table), Port: w.Port, Restarts: w.Restarts, GaveUp: w.GaveUp}
+// again reads the descriptors after the tables, and then the tables after the
+// descriptors: a suspect still there and still without a holder has none.
+func (s *Snapshotter) again(w *bpfWalk, port uint16, snap *Snapshot, index map[uint64]int, suspect map[uint64]bool) error {
+	holders, err := s.readHolders(port)
+	if err != nil {
+		return err
+	}
+	holders = slices.DeleteFunc(holders, func(h bpfHolder) bool { return !suspect[h.Sock] })
+	s.join(snap.Sockets, index, holders)
+	rows, err := s.readTables(w, port)
+	if err != nil {
+		return err
+	}
+	for id := range suspect {
+		if at := index[id]; len(snap.Sockets[at].Holders) == 0 {
+			snap.Sockets[at].id = 0 // gone, unless found below
+		}
+	}
+	for i := range rows {
+		if id := rows[i].Sock; suspect[id] && snap.Sockets[index[id]].id == 0 {
+			snap.Sockets[index[id]] = s.dec.socket(&rows[i])
+		}
+	}
+	return nil
+}
+
+// walk reads one table to its end. The rows are each's only until it returns.
+func (s *Snapshotter) walk(w *bpfWalk, table bpfWalkTable, port uint16, each func([]bpfRow)) error {
+	*w = bpfWalk{Table: uint32(table), Port: port, Restarts: w.Restarts, GaveUp: w.GaveUp}
 	for w.Done == 0 {
 		if err := s.objs.Walk.Set(w); err != nil {
 			return fmt.Errorf("prepare walk: %w", err)
@@ -170,9 +205,7 @@ func (s *Snapshotter) walk(w *bpfWalk, table bpfWalkTable, each func(*bpfRow)) e
 		if err != nil {
 			return err
 		}
-		for i := range rows {
-			each(&rows[i])
-		}
+		each(rows)
 	}
 	return nil
 }
@@ -191,37 +224,52 @@ func (s *Snapshotter) readRows(n int) ([]bpfRow, error) {
 	return unsafe.Slice((*bpfRow)(unsafe.Pointer(unsafe.SliceData(s.buf))), n), nil
 }
 
-// holders reads every file descriptor of every process and adds those that
-// refer to one of sockets.
-func (s *Snapshotter) holders(port uint16, sockets []Socket, index map[uint64]int) error {
-	if err := s.objs.Walk.Set(&bpfWalk{Port: port}); err != nil {
-		return fmt.Errorf("prepare iterator: %w", err)
+// readHolders reads every file descriptor of every process that refers to a
+// socket with a port, or with the port given.
+func (s *Snapshotter) readHolders(port uint16) ([]bpfHolder, error) {
+	if err := s.objs.HoldersPort.Set(port); err != nil {
+		return nil, fmt.Errorf("prepare iterator: %w", err)
 	}
 	it, err := s.files.Open()
 	if err != nil {
-		return explain("open iter/task_file", err)
+		return nil, explain("open iter/task_file", err)
 	}
 	defer it.Close()
-	in := bufio.NewReaderSize(it, 1<<16)
-	var raw bpfHolder
-	record := unsafe.Slice((*byte)(unsafe.Pointer(&raw)), unsafe.Sizeof(raw))
+	const size = int(unsafe.Sizeof(bpfHolder{}))
+	buf := make([]byte, 0, 1024*size)
+	for {
+		n, err := it.Read(buf[len(buf):cap(buf)])
+		buf = buf[:len(buf)+n]
+		switch {
+		case err == io.EOF:
+			if len(buf)%size != 0 {
+				return nil, fmt.Errorf("read iter/task_file: %d bytes, want a multiple of %d", len(buf), size)
+			}
+			return unsafe.Slice((*bpfHolder)(unsafe.Pointer(unsafe.SliceData(buf))), len(buf)/size), nil
+		case err != nil && !errors.Is(err, syscall.EAGAIN): // EAGAIN: a million descriptors without a socket
+			return nil, fmt.Errorf("read iter/task_file: %w", err)
+		}
+		if cap(buf)-len(buf) < size {
+			buf = slices.Grow(buf, len(buf))
+		}
+	}
+}
+
+// join gives each socket its holders.
+func (s *Snapshotter) join(sockets []Socket, index map[uint64]int, holders []bpfHolder) {
 	var last Process
 	var lastRaw bpfProcess
 	all := make([]Holder, 0, len(sockets)) // one allocation for the usual case of a holder each
-	for {
-		if _, err := io.ReadFull(in, record); err == io.EOF {
-			return nil
-		} else if err != nil {
-			return fmt.Errorf("read iter/task_file: %w", err)
-		}
-		i, ok := index[raw.Sock]
+	for i := range holders {
+		raw := &holders[i]
+		at, ok := index[raw.Sock]
 		if !ok {
 			continue // opened after the walk
 		}
 		if raw.Process != lastRaw {
 			last, lastRaw = s.dec.process(&raw.Process), raw.Process
 		}
-		so := &sockets[i]
+		so := &sockets[at]
 		so.Inode = raw.Inode
 		h := Holder{Process: last, FD: raw.Fd}
 		if so.Holders == nil && len(all) < cap(all) {

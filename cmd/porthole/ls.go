@@ -2,12 +2,10 @@ package main
 
 import (
 	"bufio"
-	"encoding/json"
 	"slices"
 
 	"github.com/spf13/cobra"
 
-	"github.com/porthole-dev/porthole/internal/render"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
@@ -77,7 +75,7 @@ func ls(e *env, o *lsOptions) error {
 	tracer.SortSockets(sockets)
 	out := bufio.NewWriterSize(e.stdout, 1<<16)
 	if o.jsonRows {
-		err = writeSockets(out, names, sockets)
+		err = names.SocketsJSON(out, sockets)
 	} else {
 		err = names.Sockets(out, e.style, sockets)
 	}
@@ -98,16 +96,4 @@ func takeSnapshot(port uint16) (*tracer.Snapshot, error) {
 	}
 	defer s.Close()
 	return s.Take(port)
-}
-
-// writeSockets writes sockets as JSON.
-func writeSockets(out *bufio.Writer, names *render.Names, sockets []tracer.Socket) error {
-	enc := json.NewEncoder(out)
-	enc.SetEscapeHTML(false)
-	for i := range sockets {
-		if err := enc.Encode(names.Socket(&sockets[i])); err != nil {
-			return err
-		}
-	}
-	return nil
 }

@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -115,7 +114,7 @@ func (p *eventPrinter) start(t *tracer.Tracer, snap *tracer.Snapshot) error {
 		tracer.SortSockets(sockets)
 		write := func() error { return p.names.Sockets(p.out, p.e.style, sockets) }
 		if p.o.jsonRows {
-			write = func() error { return writeSockets(p.out, p.names, sockets) }
+			write = func() error { return p.names.SocketsJSON(p.out, sockets) }
 		}
 		if err := errors.Join(write(), p.out.Flush()); err != nil {
 			return err
@@ -138,9 +137,8 @@ func (p *eventPrinter) start(t *tracer.Tracer, snap *tracer.Snapshot) error {
 // follow writes events until the tracer ends, --count is reached or nobody
 // reads.
 func (p *eventPrinter) follow(sub *tracer.Subscription) error {
-	enc := json.NewEncoder(p.out)
-	enc.SetEscapeHTML(false)
 	var events []tracer.Event
+	var line []byte
 	var told uint64
 	for {
 		var err error
@@ -155,7 +153,9 @@ func (p *eventPrinter) follow(sub *tracer.Subscription) error {
 				continue
 			}
 			if p.o.jsonRows {
-				err = enc.Encode(p.names.Event(ev))
+				row := p.names.Event(ev)
+				line = append(row.AppendJSON(line[:0]), '\n')
+				_, err = p.out.Write(line)
 			} else {
 				_, err = p.out.WriteString(p.names.EventLine(p.e.style, ev) + "\n")
 			}

@@ -125,9 +125,7 @@ func whoJSON(out io.Writer, names *render.Names, q question, pool pool, sockets 
 	for i := range sockets {
 		a.Sockets[i] = names.Socket(&sockets[i])
 	}
-	enc := json.NewEncoder(out)
-	enc.SetEscapeHTML(false)
-	return enc.Encode(a)
+	return json.NewEncoder(out).Encode(a)
 }
 
 func whoText(out io.Writer, style render.Style, names *render.Names, q question, pool pool, sockets []tracer.Socket) error {

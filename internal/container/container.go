@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -27,11 +28,12 @@ type Info struct {
 	Container *Container // nil: none
 }
 
-// Resolver turns cgroup ids into Info and remembers what it found. It is not
-// safe for concurrent use.
+// Resolver turns cgroup ids into Info and remembers what it found.
 type Resolver struct {
-	root  string
-	fd    int // of root, -1: not mounted
+	root string
+	fd   int // of root, -1: not mounted
+
+	mu    sync.RWMutex
 	known map[uint64]Info
 }
 
@@ -65,17 +67,22 @@ func (r *Resolver) Resolve(id uint64) Info {
 	if id == 0 || r.fd < 0 {
 		return Info{}
 	}
-	if info, ok := r.known[id]; ok {
+	r.mu.RLock()
+	info, ok := r.known[id]
+	r.mu.RUnlock()
+	if ok {
 		return info
 	}
 	path, err := r.path(id)
 	if err != nil {
 		return Info{}
 	}
-	info := Info{Path: path}
+	info = Info{Path: path}
 	if cid := FromPath(path); cid != "" {
 		info.Container = &Container{ID: cid, Name: dockerName(cid)}
 	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	if len(r.known) >= maxKnown {
 		clear(r.known)
 	}

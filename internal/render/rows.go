@@ -11,8 +11,7 @@ import (
 	"github.com/porthole-dev/porthole/tracer"
 )
 
-// Names knows the words for numbers: services, cgroups, namespaces. It is not
-// safe for concurrent use.
+// Names knows the words for numbers: services, cgroups, namespaces.
 type Names struct {
 	Services services.Names
 	Cgroups  *container.Resolver
