@@ -73,6 +73,7 @@ enum row_flag {
 	ROW_FILE = 1 << 5,	/* a struct socket is attached: not orphaned, not in an accept queue */
 	ROW_BACKLOG = 1 << 6,	/* listener with half-open connections in its queue */
 	ROW_TIMEWAIT = 1 << 7,	/* timewait sock; its state is TIME_WAIT or FIN_WAIT2 */
+	ROW_KERNEL = 1 << 8,	/* made by the kernel for itself: no process will hold it */
 };
 
 /* One kernel socket that holds a port, as the walk found it. */
@@ -83,8 +84,7 @@ struct row {
 	__u32 uid;   /* owner of the socket, 0 for timewait and request socks */
 	__u8 proto;  /* IPPROTO_TCP or IPPROTO_UDP */
 	__u8 state;  /* enum tcp_state; of a timewait sock its substate */
-	__u8 flags;  /* enum row_flag */
-	__u8 family; /* AF_INET or AF_INET6 */
+	__u16 flags; /* enum row_flag */
 };
 
 /* One file descriptor of one process that refers to a socket with a port. */

@@ -165,6 +165,7 @@ struct socket {
 struct sock {
 	struct sock_common __sk_common;
 	unsigned char sk_userlocks;
+	unsigned char sk_kern_sock : 1;
 	unsigned char sk_shutdown;
 	int sk_err;
 	__u16 sk_protocol;
@@ -193,11 +194,14 @@ struct inet_bind2_bucket {
 	struct hlist_head owners;
 };
 
+struct tcp_ulp_ops;
+
 struct inet_connection_sock {
 	struct inet_sock icsk_inet;
 	struct request_sock_queue icsk_accept_queue;
 	struct inet_bind_bucket *icsk_bind_hash;
 	struct inet_bind2_bucket *icsk_bind2_hash;
+	const struct tcp_ulp_ops *icsk_ulp_ops;
 };
 
 struct tcp_sock {

@@ -104,6 +104,8 @@ static __always_inline void row_full_sock(struct row *row, const struct sock *sk
 	}
 	if (READ(sk, sk_socket))
 		row->flags |= ROW_FILE;
+	if (READ_BITS(sk, sk_kern_sock))
+		row->flags |= ROW_KERNEL;
 	row->uid = READ(sk, sk_uid.val);
 }
 
@@ -123,7 +125,6 @@ static __always_inline bool walk_row(const struct sock *sk, __u8 proto)
 	row->uid = 0;
 	row->proto = proto;
 	row->flags = 0;
-	row->family = READ(sk, __sk_common.skc_family);
 	row->state = sock_state(sk);
 	sock_flow(&row->flow, sk);
 	if (READ_BITS(sk, __sk_common.skc_ipv6only))

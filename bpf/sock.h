@@ -75,7 +75,8 @@ static __always_inline bool sock_is_mptcp(const struct sock *sk)
 {
 	const struct tcp_sock *tp = (const void *)sk;
 
-	if (!bpf_core_field_exists(tp->is_mptcp))
+	/* A subflow has upper layer operations, as few other sockets have: that spares a cache line. */
+	if (!bpf_core_field_exists(tp->is_mptcp) || !READ((const struct inet_connection_sock *)sk, icsk_ulp_ops))
 		return false;
 	return READ(tp, is_mptcp);
 }
@@ -142,10 +143,12 @@ static __always_inline __u64 sock_timewait(const struct sock *sk)
 	__u32 slot = READ(sk, __sk_common.skc_hash) & READ(info, ehash_mask);
 	__u32 size = bpf_core_type_size(struct inet_ehash_bucket);
 	struct inet_ehash_bucket *head = (void *)READ(info, ehash) + (__u64)slot * size;
-	struct hlist_nulls_node *node = READ(head, chain.first);
+	struct hlist_nulls_node *node = NULL;
 	__be16 dport = READ(sk, __sk_common.skc_dport);
 	__u16 port = sock_last_port(sk);
 
+	/* Not READ: the verifier forbids to test the bits of a pointer it knows. */
+	bpf_core_read(&node, sizeof(node), &head->chain.first);
 	for (int i = 0; i < 8; i++) {
 		struct sock_common *tw;
 
@@ -156,7 +159,7 @@ static __always_inline __u64 sock_timewait(const struct sock *sk)
 		    READ(tw, skc_dport) == dport && READ(tw, skc_net.net) == net &&
 		    READ(tw, skc_hash) == READ(sk, __sk_common.skc_hash))
 			return (__u64)tw;
-		node = READ(node, next);
+		bpf_core_read(&node, sizeof(node), &node->next);
 	}
 	return 0;
 }

@@ -93,8 +93,7 @@ type bpfRow struct {
 	Uid    uint32
 	Proto  uint8
 	State  uint8
-	Flags  uint8
-	Family uint8
+	Flags  uint16
 }
 
 type bpfRowFlag uint32
@@ -108,6 +107,7 @@ const (
 	bpfRowFlagROW_FILE      bpfRowFlag = 32
 	bpfRowFlagROW_BACKLOG   bpfRowFlag = 64
 	bpfRowFlagROW_TIMEWAIT  bpfRowFlag = 128
+	bpfRowFlagROW_KERNEL    bpfRowFlag = 256
 )
 
 type bpfSockNote struct {

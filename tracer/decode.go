@@ -84,7 +84,7 @@ func (d *decoder) event(record []byte, booted time.Time, ev *Event) error {
 
 // socket decodes a row of the walk. Its role supposes that a process holds it.
 func (d *decoder) socket(raw *bpfRow) Socket {
-	flag := func(f bpfRowFlag) bool { return raw.Flags&uint8(f) != 0 }
+	flag := func(f bpfRowFlag) bool { return raw.Flags&uint16(f) != 0 }
 	s := Socket{
 		Proto:     Proto(raw.Proto),
 		State:     State(raw.State),
@@ -99,6 +99,7 @@ func (d *decoder) socket(raw *bpfRow) Socket {
 		Origin:    OriginSnapshot,
 		id:        raw.Sock,
 		file:      flag(bpfRowFlagROW_FILE),
+		kernel:    flag(bpfRowFlagROW_KERNEL),
 		stamp:     raw.TimeNs,
 	}
 	if raw.State == uint8(bpfTcpStateTCP_NEW_SYN_RECV) {

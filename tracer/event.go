@@ -205,7 +205,8 @@ type Socket struct {
 	Since     time.Time // when it took its port, where observed
 	Origin    Origin
 
-	id    uint64 // address of the kernel's struct sock
-	file  bool   // a struct socket is attached to it
-	stamp uint64 // CLOCK_BOOTTIME of the last word about it, nanoseconds
+	id     uint64 // address of the kernel's struct sock
+	file   bool   // a struct socket is attached to it
+	kernel bool   // the kernel made it for itself
+	stamp  uint64 // CLOCK_BOOTTIME of the last word about it, nanoseconds
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 )
@@ -88,6 +89,22 @@ func loadSpec() (*ebpf.CollectionSpec, error) {
 	return spec, nil
 }
 
+// kernelTypes starts to decode the kernel's BTF and returns a function that waits
+// for it. Every program loaded with the cache is spared the decoding, which takes
+// longer than all else about loading it.
+func kernelTypes() func() *btf.Cache {
+	cache := btf.NewCache()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_, _ = cache.Kernel() // on error the load fails, and tells why
+	}()
+	return func() *btf.Cache {
+		<-done
+		return cache
+	}
+}
+
 // CgroupRoot returns where the cgroup v2 hierarchy is mounted. The error wraps
 // ErrNotSupported when it is mounted nowhere.
 func CgroupRoot() (string, error) {
@@ -113,15 +130,15 @@ func unescapeMount(s string) string {
 	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
 }
 
-// attach loads and attaches one hook. maps are the ones all programs share.
-func (p *probe) attach(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map, cgroup string) (link.Link, error) {
+// attach loads and attaches one hook. opts has the maps all programs share.
+func (p *probe) attach(spec *ebpf.CollectionSpec, opts ebpf.CollectionOptions, cgroup string) (link.Link, error) {
 	one := spec.Copy()
 	prog := one.Programs[p.prog]
 	if prog == nil {
 		return nil, fmt.Errorf("attach %s: no program %s", p.hook, p.prog)
 	}
 	one.Programs = map[string]*ebpf.ProgramSpec{p.prog: prog}
-	coll, err := ebpf.NewCollectionWithOptions(one, ebpf.CollectionOptions{MapReplacements: maps})
+	coll, err := ebpf.NewCollectionWithOptions(one, opts)
 	if err != nil {
 		return nil, explain("load "+p.hook, err)
 	}
@@ -150,11 +167,11 @@ func clockNow(clock int32) int64 {
 func boottime() uint64 { return uint64(clockNow(unix.CLOCK_BOOTTIME)) }
 
 // markUDP runs the iterator that marks UDP sockets which have a port already.
-func markUDP(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map) error {
+func markUDP(spec *ebpf.CollectionSpec, opts ebpf.CollectionOptions) error {
 	p := probe{prog: bpfProgPhMarkUdp, hook: "iter/task_file"}
 	one := spec.Copy()
 	one.Programs = map[string]*ebpf.ProgramSpec{p.prog: one.Programs[p.prog]}
-	coll, err := ebpf.NewCollectionWithOptions(one, ebpf.CollectionOptions{MapReplacements: maps})
+	coll, err := ebpf.NewCollectionWithOptions(one, opts)
 	if err != nil {
 		return explain("load "+p.hook, err)
 	}

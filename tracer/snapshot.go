@@ -9,6 +9,7 @@ import (
 	"unsafe"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
 )
 
@@ -27,11 +28,11 @@ type Snapshot struct {
 // Snapshotter reads snapshots. It needs CAP_BPF and CAP_PERFMON. It is not safe
 // for concurrent use.
 type Snapshotter struct {
-	objs  snapshotObjects
-	files *link.Iter
-	rows  *ebpf.Memory
-	buf   []byte // copy of rows
-	dec   *decoder
+	objs   snapshotObjects
+	files  *link.Iter
+	rows   *ebpf.Memory
+	dec    *decoder
+	kernel *btf.Cache // the kernel's types, to load more programs with
 }
 
 type snapshotObjects struct {
@@ -45,12 +46,13 @@ type snapshotObjects struct {
 // NewSnapshotter loads the programs. The error wraps ErrNotPermitted or
 // ErrNotSupported where one of these is the reason.
 func NewSnapshotter() (*Snapshotter, error) {
+	kernel := kernelTypes() // decoded while loadSpec decodes ours
 	spec, err := loadSpec()
 	if err != nil {
 		return nil, err
 	}
-	s := &Snapshotter{dec: newDecoder()}
-	if err := spec.LoadAndAssign(&s.objs, nil); err != nil {
+	s := &Snapshotter{dec: newDecoder(), kernel: kernel()}
+	if err := spec.LoadAndAssign(&s.objs, &ebpf.CollectionOptions{Cache: s.kernel}); err != nil {
 		return nil, explain("load snapshot programs", err)
 	}
 	if s.rows, err = s.objs.Rows.Memory(); err != nil {
@@ -72,44 +74,41 @@ func (s *Snapshotter) Close() error {
 	return errors.Join(append(errs, s.objs.Rows.Close(), s.objs.Files.Close(), s.objs.Step.Close())...)
 }
 
-// Take reads every socket with a port, or those on one local port (port not 0).
-// It blocks for about a millisecond and for a microsecond per socket. Sockets
-// are in no order.
+// Take reads every socket with a port, or those on one local port (port not 0),
+// ordered as SortSockets does. It blocks for about a millisecond and for a
+// microsecond per socket.
 //
-// A socket without a holder had none at one moment during the call: its state
-// is from before the file descriptors were read.
+// The tables are read before the file descriptors, so a socket without a holder
+// had none when the descriptors were read.
 func (s *Snapshotter) Take(port uint16) (*Snapshot, error) {
 	snap := &Snapshot{start: boottime()}
-	// On two processors the tables and the descriptors are read at once. What they
-	// then disagree on is read again, one after the other.
-	var holders []bpfHolder
-	var holdersErr error
+	var w bpfWalk
+	chunks, err := s.readTables(&w, port)
+	if err != nil {
+		return nil, err
+	}
+	// The kernel reads descriptors while this side sorts out the sockets.
+	var holders [][]bpfHolder
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		holders, holdersErr = s.readHolders(port)
+		holders, err = s.readHolders(port)
 	}()
-	w := bpfWalk{}
-	rows, err := s.readTables(&w, port)
-	if err != nil {
-		<-done
-		return nil, err
-	}
-	index := make(map[uint64]int, len(rows))
-	snap.Sockets = make([]Socket, 0, len(rows))
-	for i := range rows {
-		if _, ok := index[rows[i].Sock]; ok {
-			continue // its slot was read twice
+	snap.Sockets = s.sockets(chunks)
+	index := make(map[uint64]int, len(snap.Sockets))
+	for i := range snap.Sockets {
+		if so := &snap.Sockets[i]; index[so.id] == 0 {
+			index[so.id] = i + 1
+		} else {
+			so.id = 0 // a slot of a table was read twice: settle drops it
 		}
-		index[rows[i].Sock] = len(snap.Sockets)
-		snap.Sockets = append(snap.Sockets, s.dec.socket(&rows[i]))
 	}
 	<-done
-	if holdersErr != nil {
-		return nil, holdersErr
+	if err != nil {
+		return nil, err
 	}
 	s.join(snap.Sockets, index, holders)
-	if err := s.settle(&w, port, snap, index); err != nil {
+	if err := s.settle(&w, port, snap); err != nil {
 		return nil, err
 	}
 	snap.Restarts, snap.Unfinished = int(w.Restarts), int(w.GaveUp)
@@ -117,75 +116,94 @@ func (s *Snapshotter) Take(port uint16) (*Snapshot, error) {
 }
 
 // readTables walks every table that has sockets with a port.
-func (s *Snapshotter) readTables(w *bpfWalk, port uint16) ([]bpfRow, error) {
-	var rows []bpfRow
+func (s *Snapshotter) readTables(w *bpfWalk, port uint16) ([][]bpfRow, error) {
+	var chunks [][]bpfRow
+	backlog := false
 	for _, table := range []bpfWalkTable{bpfWalkTableWALK_TCP_BIND, bpfWalkTableWALK_UDP, bpfWalkTableWALK_TCP_REQUEST} {
-		if table == bpfWalkTableWALK_TCP_REQUEST && !anyBacklog(rows) {
+		if table == bpfWalkTableWALK_TCP_REQUEST && !backlog {
 			break // no listener has a half-open connection
 		}
-		if err := s.walk(w, table, port, func(some []bpfRow) { rows = append(rows, some...) }); err != nil {
+		err := s.walk(w, table, port, func(rows []bpfRow) {
+			chunks = append(chunks, rows)
+			backlog = backlog || slices.ContainsFunc(rows, func(r bpfRow) bool {
+				return r.Flags&uint16(bpfRowFlagROW_BACKLOG) != 0
+			})
+		})
+		if err != nil {
 			return nil, err
 		}
 	}
-	return rows, nil
+	return chunks, nil
 }
 
-func anyBacklog(rows []bpfRow) bool {
-	return slices.ContainsFunc(rows, func(r bpfRow) bool { return r.Flags&uint8(bpfRowFlagROW_BACKLOG) != 0 })
-}
-
-// settle looks again at sockets that have a file and no holder: they were opened
-// or closed while the descriptors were read, or are the kernel's own, or their
-// descriptor is on its way to another process.
-func (s *Snapshotter) settle(w *bpfWalk, port uint16, snap *Snapshot, index map[uint64]int) error {
-	suspect := make(map[uint64]bool)
-	for i := range snap.Sockets {
-		if so := &snap.Sockets[i]; len(so.Holders) == 0 && so.file {
-			suspect[so.id] = true
+// sockets decodes rows and sorts them.
+func (s *Snapshotter) sockets(chunks [][]bpfRow) []Socket {
+	n := 0
+	for _, rows := range chunks {
+		n += len(rows)
+	}
+	out := make([]Socket, 0, n)
+	for _, rows := range chunks {
+		for i := range rows {
+			out = append(out, s.dec.socket(&rows[i]))
 		}
 	}
-	if len(suspect) > 0 {
-		if err := s.again(w, port, snap, index, suspect); err != nil {
+	SortSockets(out)
+	return out
+}
+
+// settle gives sockets without a holder their role. One that had a file when
+// the tables were read was closed since, or is the kernel's own, or its
+// descriptor is on its way to another process: the tables are read again to
+// tell.
+func (s *Snapshotter) settle(w *bpfWalk, port uint16, snap *Snapshot) error {
+	now := make(map[uint64]Socket)
+	ports := make(map[uint16]bool)
+	for i := range snap.Sockets {
+		if so := &snap.Sockets[i]; len(so.Holders) == 0 && so.file && !so.kernel && so.id != 0 {
+			now[so.id] = Socket{}
+			ports[so.Local.Port()] = true
+		}
+	}
+	if len(ports) > 4 { // then reading all is as fast
+		ports = map[uint16]bool{port: true}
+	}
+	for port := range ports {
+		chunks, err := s.readTables(w, port)
+		if err != nil {
 			return err
 		}
+		for _, rows := range chunks {
+			for i := range rows {
+				if _, ok := now[rows[i].Sock]; ok {
+					now[rows[i].Sock] = s.dec.socket(&rows[i])
+				}
+			}
+		}
 	}
-	snap.Sockets = slices.DeleteFunc(snap.Sockets, func(so Socket) bool { return so.id == 0 })
+	changed := false
+	kept := snap.Sockets[:0]
 	for i := range snap.Sockets {
-		so := &snap.Sockets[i]
+		so := snap.Sockets[i]
+		if again, ok := now[so.id]; ok {
+			so, changed = again, true
+		}
+		if so.id == 0 {
+			continue // gone
+		}
 		if len(so.Holders) == 0 && !so.file && (so.Role == RoleClient || so.Role == RoleServer) {
-			so.Role = RoleOrphan
+			so.Role, changed = RoleOrphan, true
 		}
+		kept = append(kept, so)
+	}
+	snap.Sockets = kept
+	if changed {
+		SortSockets(kept)
 	}
 	return nil
 }
 
-// again reads the descriptors after the tables, and then the tables after the
-// descriptors: a suspect still there and still without a holder has none.
-func (s *Snapshotter) again(w *bpfWalk, port uint16, snap *Snapshot, index map[uint64]int, suspect map[uint64]bool) error {
-	holders, err := s.readHolders(port)
-	if err != nil {
-		return err
-	}
-	holders = slices.DeleteFunc(holders, func(h bpfHolder) bool { return !suspect[h.Sock] })
-	s.join(snap.Sockets, index, holders)
-	rows, err := s.readTables(w, port)
-	if err != nil {
-		return err
-	}
-	for id := range suspect {
-		if at := index[id]; len(snap.Sockets[at].Holders) == 0 {
-			snap.Sockets[at].id = 0 // gone, unless found below
-		}
-	}
-	for i := range rows {
-		if id := rows[i].Sock; suspect[id] && snap.Sockets[index[id]].id == 0 {
-			snap.Sockets[index[id]] = s.dec.socket(&rows[i])
-		}
-	}
-	return nil
-}
-
-// walk reads one table to its end. The rows are each's only until it returns.
+// walk reads one table to its end and hands each its rows.
 func (s *Snapshotter) walk(w *bpfWalk, table bpfWalkTable, port uint16, each func([]bpfRow)) error {
 	*w = bpfWalk{Table: uint32(table), Port: port, Restarts: w.Restarts, GaveUp: w.GaveUp}
 	for w.Done == 0 {
@@ -214,19 +232,21 @@ func (s *Snapshotter) readRows(n int) ([]bpfRow, error) {
 	if n == 0 {
 		return nil, nil
 	}
-	size := n * int(unsafe.Sizeof(bpfRow{}))
-	if size > len(s.buf) {
-		s.buf = make([]byte, size)
-	}
-	if _, err := s.rows.ReadAt(s.buf[:size], 0); err != nil {
+	rows := make([]bpfRow, n)
+	if _, err := s.rows.ReadAt(bytesOf(rows), 0); err != nil {
 		return nil, fmt.Errorf("read rows: %w", err)
 	}
-	return unsafe.Slice((*bpfRow)(unsafe.Pointer(unsafe.SliceData(s.buf))), n), nil
+	return rows, nil
+}
+
+// bytesOf is the memory of a slice of the BPF programs' types.
+func bytesOf[T bpfRow | bpfHolder](s []T) []byte {
+	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(s))), len(s)*int(unsafe.Sizeof(s[0])))
 }
 
 // readHolders reads every file descriptor of every process that refers to a
 // socket with a port, or with the port given.
-func (s *Snapshotter) readHolders(port uint16) ([]bpfHolder, error) {
+func (s *Snapshotter) readHolders(port uint16) ([][]bpfHolder, error) {
 	if err := s.objs.HoldersPort.Set(port); err != nil {
 		return nil, fmt.Errorf("prepare iterator: %w", err)
 	}
@@ -236,47 +256,59 @@ func (s *Snapshotter) readHolders(port uint16) ([]bpfHolder, error) {
 	}
 	defer it.Close()
 	const size = int(unsafe.Sizeof(bpfHolder{}))
-	buf := make([]byte, 0, 1024*size)
+	var chunks [][]bpfHolder
 	for {
-		n, err := it.Read(buf[len(buf):cap(buf)])
-		buf = buf[:len(buf)+n]
-		switch {
-		case err == io.EOF:
-			if len(buf)%size != 0 {
-				return nil, fmt.Errorf("read iter/task_file: %d bytes, want a multiple of %d", len(buf), size)
-			}
-			return unsafe.Slice((*bpfHolder)(unsafe.Pointer(unsafe.SliceData(buf))), len(buf)/size), nil
-		case err != nil && !errors.Is(err, syscall.EAGAIN): // EAGAIN: a million descriptors without a socket
-			return nil, fmt.Errorf("read iter/task_file: %w", err)
+		chunk := make([]bpfHolder, 8192)
+		n, err := io.ReadFull(retry{it}, bytesOf(chunk))
+		if n%size != 0 {
+			return nil, fmt.Errorf("read iter/task_file: %d bytes, want a multiple of %d", n, size)
 		}
-		if cap(buf)-len(buf) < size {
-			buf = slices.Grow(buf, len(buf))
+		chunks = append(chunks, chunk[:n/size])
+		if err == io.EOF || err == io.ErrUnexpectedEOF {
+			return chunks, nil
+		} else if err != nil {
+			return nil, fmt.Errorf("read iter/task_file: %w", err)
 		}
 	}
 }
 
-// join gives each socket its holders.
-func (s *Snapshotter) join(sockets []Socket, index map[uint64]int, holders []bpfHolder) {
+// retry reads an iterator, which says EAGAIN after a million objects without
+// output.
+type retry struct{ io.Reader }
+
+func (r retry) Read(p []byte) (int, error) {
+	n, err := r.Reader.Read(p)
+	if errors.Is(err, syscall.EAGAIN) {
+		err = nil
+	}
+	return n, err
+}
+
+// join gives each socket its holders. index has one more than the place of each
+// socket in sockets.
+func (s *Snapshotter) join(sockets []Socket, index map[uint64]int, chunks [][]bpfHolder) {
 	var last Process
 	var lastRaw bpfProcess
 	all := make([]Holder, 0, len(sockets)) // one allocation for the usual case of a holder each
-	for i := range holders {
-		raw := &holders[i]
-		at, ok := index[raw.Sock]
-		if !ok {
-			continue // opened after the walk
-		}
-		if raw.Process != lastRaw {
-			last, lastRaw = s.dec.process(&raw.Process), raw.Process
-		}
-		so := &sockets[at]
-		so.Inode = raw.Inode
-		h := Holder{Process: last, FD: raw.Fd}
-		if so.Holders == nil && len(all) < cap(all) {
-			all = append(all, h)
-			so.Holders = all[len(all)-1 : len(all) : len(all)]
-		} else {
-			so.Holders = append(so.Holders, h)
+	for _, holders := range chunks {
+		for i := range holders {
+			raw := &holders[i]
+			at := index[raw.Sock] - 1
+			if at < 0 {
+				continue // opened after the walk
+			}
+			if raw.Process != lastRaw {
+				last, lastRaw = s.dec.process(&raw.Process), raw.Process
+			}
+			so := &sockets[at]
+			so.Inode = raw.Inode
+			h := Holder{Process: last, FD: raw.Fd}
+			if so.Holders == nil && len(all) < cap(all) {
+				all = append(all, h)
+				so.Holders = all[len(all)-1 : len(all) : len(all)]
+			} else {
+				so.Holders = append(so.Holders, h)
+			}
 		}
 	}
 }

@@ -135,6 +135,7 @@ func (t *Tracer) openMaps(spec *ebpf.CollectionSpec, cfg Config) error {
 
 // attach attaches every hook of the tier, or none.
 func (t *Tracer) attach(spec *ebpf.CollectionSpec, cgroup string, cfg Config) error {
+	opts := ebpf.CollectionOptions{MapReplacements: t.maps, Cache: t.snap.kernel}
 	marked := false
 	for i := range probes {
 		p := &probes[i]
@@ -143,12 +144,12 @@ func (t *Tracer) attach(spec *ebpf.CollectionSpec, cgroup string, cfg Config) er
 			continue
 		}
 		if p.marked && !marked {
-			if err := markUDP(spec, t.maps); err != nil {
+			if err := markUDP(spec, opts); err != nil {
 				return err
 			}
 			marked = true
 		}
-		l, err := p.attach(spec, t.maps, cgroup)
+		l, err := p.attach(spec, opts, cgroup)
 		if err != nil {
 			return err
 		}

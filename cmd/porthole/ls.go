@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"runtime/debug"
 	"slices"
 
 	"github.com/spf13/cobra"
@@ -72,7 +73,6 @@ func ls(e *env, o *lsOptions) error {
 	sockets := slices.DeleteFunc(snap.Sockets, func(s tracer.Socket) bool {
 		return !o.match(&s) || !f.matchSocket(names, &s)
 	})
-	tracer.SortSockets(sockets)
 	out := bufio.NewWriterSize(e.stdout, 1<<16)
 	if o.jsonRows {
 		err = names.SocketsJSON(out, sockets)
@@ -90,6 +90,10 @@ func takeSnapshot(port uint16) (*tracer.Snapshot, error) {
 	if err := tracer.CheckSnapshot(); err != nil {
 		return nil, err
 	}
+	// A command that ends at once need not collect what it throws away, as long as
+	// it stays small.
+	debug.SetGCPercent(-1)
+	debug.SetMemoryLimit(256 << 20)
 	s, err := tracer.NewSnapshotter()
 	if err != nil {
 		return nil, err

@@ -111,7 +111,6 @@ type eventPrinter struct {
 func (p *eventPrinter) start(t *tracer.Tracer, snap *tracer.Snapshot) error {
 	if p.o.sockets {
 		sockets := slices.DeleteFunc(snap.Sockets, func(s tracer.Socket) bool { return !p.f.matchSocket(p.names, &s) })
-		tracer.SortSockets(sockets)
 		write := func() error { return p.names.Sockets(p.out, p.e.style, sockets) }
 		if p.o.jsonRows {
 			write = func() error { return p.names.SocketsJSON(p.out, sockets) }

@@ -94,7 +94,6 @@ func who(e *env, arg string, jsonRow bool) error {
 			sockets = append(sockets, s)
 		}
 	}
-	tracer.SortSockets(sockets)
 	out := bufio.NewWriter(e.stdout)
 	if jsonRow {
 		err = whoJSON(out, names, q, pool, sockets)
