@@ -28,19 +28,23 @@ type Snapshot struct {
 // Snapshotter reads snapshots. It needs CAP_BPF and CAP_PERFMON. It is not safe
 // for concurrent use.
 type Snapshotter struct {
-	objs   snapshotObjects
-	files  *link.Iter
-	rows   *ebpf.Memory
-	dec    *decoder
-	kernel *btf.Cache // the kernel's types, to load more programs with
+	tables  tableObjects
+	holders holderObjects
+	files   *link.Iter
+	rows    *ebpf.Memory
+	dec     *decoder
+	kernel  *btf.Cache // the kernel's types, to load more programs with
 }
 
-type snapshotObjects struct {
-	Walk        *ebpf.Variable `ebpf:"walk"`
+type tableObjects struct {
+	Walk *ebpf.Variable `ebpf:"walk"`
+	Rows *ebpf.Map      `ebpf:"rows"`
+	Step *ebpf.Program  `ebpf:"ph_walk"`
+}
+
+type holderObjects struct {
 	HoldersPort *ebpf.Variable `ebpf:"holders_port"`
-	Rows        *ebpf.Map      `ebpf:"rows"`
 	Files       *ebpf.Program  `ebpf:"ph_files"`
-	Step        *ebpf.Program  `ebpf:"ph_walk"`
 }
 
 // NewSnapshotter loads the programs. The error wraps ErrNotPermitted or
@@ -52,17 +56,28 @@ func NewSnapshotter() (*Snapshotter, error) {
 		return nil, err
 	}
 	s := &Snapshotter{dec: newDecoder(), kernel: kernel()}
-	if err := spec.LoadAndAssign(&s.objs, &ebpf.CollectionOptions{Cache: s.kernel}); err != nil {
-		return nil, explain("load snapshot programs", err)
-	}
-	if s.rows, err = s.objs.Rows.Memory(); err != nil {
-		return nil, errors.Join(fmt.Errorf("map rows: %w", err), s.Close())
-	}
-	s.files, err = link.AttachIter(link.IterOptions{Program: s.objs.Files})
-	if err != nil {
-		return nil, errors.Join(explain("attach iter/task_file", err), s.Close())
+	if err := s.load(spec); err != nil {
+		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
+}
+
+func (s *Snapshotter) load(spec *ebpf.CollectionSpec) error {
+	opts := ebpf.CollectionOptions{Cache: s.kernel}
+	done := make(chan error)
+	go func() { done <- spec.Copy().LoadAndAssign(&s.holders, &opts) }()
+	err := spec.LoadAndAssign(&s.tables, &opts)
+	if err := errors.Join(err, <-done); err != nil {
+		return explain("load snapshot programs", err)
+	}
+	if s.rows, err = s.tables.Rows.Memory(); err != nil {
+		return fmt.Errorf("map rows: %w", err)
+	}
+	s.files, err = link.AttachIter(link.IterOptions{Program: s.holders.Files})
+	if err != nil {
+		return explain("attach iter/task_file", err)
+	}
+	return nil
 }
 
 // Close unloads the programs.
@@ -71,7 +86,7 @@ func (s *Snapshotter) Close() error {
 	if s.files != nil {
 		errs = append(errs, s.files.Close())
 	}
-	return errors.Join(append(errs, s.objs.Rows.Close(), s.objs.Files.Close(), s.objs.Step.Close())...)
+	return errors.Join(append(errs, s.tables.Rows.Close(), s.tables.Step.Close(), s.holders.Files.Close())...)
 }
 
 // Take reads every socket with a port, or those on one local port (port not 0),
@@ -88,11 +103,10 @@ func (s *Snapshotter) Take(port uint16) (*Snapshot, error) {
 		return nil, err
 	}
 	// The kernel reads descriptors while this side sorts out the sockets.
-	var holders [][]bpfHolder
-	done := make(chan struct{})
+	holders := make(chan []bpfHolder, 64)
 	go func() {
-		defer close(done)
-		holders, err = s.readHolders(port)
+		defer close(holders)
+		err = s.readHolders(port, holders)
 	}()
 	snap.Sockets = s.sockets(chunks)
 	index := make(map[uint64]int, len(snap.Sockets))
@@ -103,11 +117,10 @@ func (s *Snapshotter) Take(port uint16) (*Snapshot, error) {
 			so.id = 0 // a slot of a table was read twice: settle drops it
 		}
 	}
-	<-done
+	s.join(snap.Sockets, index, holders)
 	if err != nil {
 		return nil, err
 	}
-	s.join(snap.Sockets, index, holders)
 	if err := s.settle(&w, port, snap); err != nil {
 		return nil, err
 	}
@@ -181,24 +194,26 @@ func (s *Snapshotter) settle(w *bpfWalk, port uint16, snap *Snapshot) error {
 			}
 		}
 	}
-	changed := false
-	kept := snap.Sockets[:0]
+	changed, gone := false, false
 	for i := range snap.Sockets {
-		so := snap.Sockets[i]
+		so := &snap.Sockets[i]
+		if len(so.Holders) > 0 {
+			continue
+		}
 		if again, ok := now[so.id]; ok {
-			so, changed = again, true
+			changed = changed || again.Role != so.Role
+			*so = again
 		}
-		if so.id == 0 {
-			continue // gone
-		}
-		if len(so.Holders) == 0 && !so.file && (so.Role == RoleClient || so.Role == RoleServer) {
+		if !so.file && (so.Role == RoleClient || so.Role == RoleServer) {
 			so.Role, changed = RoleOrphan, true
 		}
-		kept = append(kept, so)
+		gone = gone || so.id == 0
 	}
-	snap.Sockets = kept
+	if gone {
+		snap.Sockets = slices.DeleteFunc(snap.Sockets, func(so Socket) bool { return so.id == 0 })
+	}
 	if changed {
-		SortSockets(kept)
+		SortSockets(snap.Sockets)
 	}
 	return nil
 }
@@ -207,13 +222,13 @@ func (s *Snapshotter) settle(w *bpfWalk, port uint16, snap *Snapshot) error {
 func (s *Snapshotter) walk(w *bpfWalk, table bpfWalkTable, port uint16, each func([]bpfRow)) error {
 	*w = bpfWalk{Table: uint32(table), Port: port, Restarts: w.Restarts, GaveUp: w.GaveUp}
 	for w.Done == 0 {
-		if err := s.objs.Walk.Set(w); err != nil {
+		if err := s.tables.Walk.Set(w); err != nil {
 			return fmt.Errorf("prepare walk: %w", err)
 		}
-		if _, err := s.objs.Step.Run(&ebpf.RunOptions{}); err != nil {
+		if _, err := s.tables.Step.Run(&ebpf.RunOptions{}); err != nil {
 			return explain("walk the kernel's port tables", err)
 		}
-		if err := s.objs.Walk.Get(w); err != nil {
+		if err := s.tables.Walk.Get(w); err != nil {
 			return fmt.Errorf("read walk: %w", err)
 		}
 		if w.Buckets == 0 {
@@ -246,28 +261,27 @@ func bytesOf[T bpfRow | bpfHolder](s []T) []byte {
 
 // readHolders reads every file descriptor of every process that refers to a
 // socket with a port, or with the port given.
-func (s *Snapshotter) readHolders(port uint16) ([][]bpfHolder, error) {
-	if err := s.objs.HoldersPort.Set(port); err != nil {
-		return nil, fmt.Errorf("prepare iterator: %w", err)
+func (s *Snapshotter) readHolders(port uint16, to chan<- []bpfHolder) error {
+	if err := s.holders.HoldersPort.Set(port); err != nil {
+		return fmt.Errorf("prepare iterator: %w", err)
 	}
 	it, err := s.files.Open()
 	if err != nil {
-		return nil, explain("open iter/task_file", err)
+		return explain("open iter/task_file", err)
 	}
 	defer it.Close()
 	const size = int(unsafe.Sizeof(bpfHolder{}))
-	var chunks [][]bpfHolder
 	for {
-		chunk := make([]bpfHolder, 8192)
+		chunk := make([]bpfHolder, 2048)
 		n, err := io.ReadFull(retry{it}, bytesOf(chunk))
 		if n%size != 0 {
-			return nil, fmt.Errorf("read iter/task_file: %d bytes, want a multiple of %d", n, size)
+			return fmt.Errorf("read iter/task_file: %d bytes, want a multiple of %d", n, size)
 		}
-		chunks = append(chunks, chunk[:n/size])
+		to <- chunk[:n/size]
 		if err == io.EOF || err == io.ErrUnexpectedEOF {
-			return chunks, nil
+			return nil
 		} else if err != nil {
-			return nil, fmt.Errorf("read iter/task_file: %w", err)
+			return fmt.Errorf("read iter/task_file: %w", err)
 		}
 	}
 }
@@ -286,11 +300,11 @@ func (r retry) Read(p []byte) (int, error) {
 
 // join gives each socket its holders. index has one more than the place of each
 // socket in sockets.
-func (s *Snapshotter) join(sockets []Socket, index map[uint64]int, chunks [][]bpfHolder) {
+func (s *Snapshotter) join(sockets []Socket, index map[uint64]int, chunks <-chan []bpfHolder) {
 	var last Process
 	var lastRaw bpfProcess
 	all := make([]Holder, 0, len(sockets)) // one allocation for the usual case of a holder each
-	for _, holders := range chunks {
+	for holders := range chunks {
 		for i := range holders {
 			raw := &holders[i]
 			at := index[raw.Sock] - 1

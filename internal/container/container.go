@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -33,8 +34,8 @@ type Resolver struct {
 	root string
 	fd   int // of root, -1: not mounted
 
-	mu    sync.RWMutex
-	known map[uint64]Info
+	known sync.Map // id to Info
+	count atomic.Int64
 }
 
 // maxKnown bounds what a Resolver remembers.
@@ -43,7 +44,7 @@ const maxKnown = 4096
 // NewResolver returns a resolver for the hierarchy mounted at root; with root ""
 // it knows nothing.
 func NewResolver(root string) *Resolver {
-	r := &Resolver{root: root, fd: -1, known: make(map[uint64]Info)}
+	r := &Resolver{root: root, fd: -1}
 	if root == "" {
 		return r
 	}
@@ -67,26 +68,22 @@ func (r *Resolver) Resolve(id uint64) Info {
 	if id == 0 || r.fd < 0 {
 		return Info{}
 	}
-	r.mu.RLock()
-	info, ok := r.known[id]
-	r.mu.RUnlock()
-	if ok {
-		return info
+	if info, ok := r.known.Load(id); ok {
+		return info.(Info)
 	}
 	path, err := r.path(id)
 	if err != nil {
 		return Info{}
 	}
-	info = Info{Path: path}
+	info := Info{Path: path}
 	if cid := FromPath(path); cid != "" {
 		info.Container = &Container{ID: cid, Name: dockerName(cid)}
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if len(r.known) >= maxKnown {
-		clear(r.known)
+	if r.count.Add(1) > maxKnown {
+		r.count.Store(0)
+		r.known.Clear()
 	}
-	r.known[id] = info
+	r.known.Store(id, info)
 	return info
 }
 
