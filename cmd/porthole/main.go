@@ -142,7 +142,7 @@ func newNames() *render.Names {
 		root = "" // then nothing is said of cgroups
 	}
 	n := &render.Names{Services: services.Load(), Cgroups: container.NewResolver(root), NetNS: netns.Names()}
-	if host, err := netns.Resolve("host"); err == nil {
+	if host, err := netns.Host(); err == nil {
 		n.HostNS = host
 	}
 	return n

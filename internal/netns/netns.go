@@ -13,8 +13,8 @@ import (
 // Dir is where ip-netns(8) keeps named namespaces.
 const Dir = "/run/netns"
 
-// Names maps inode numbers to the names of Dir, and that of process 1's
-// namespace to "host".
+// Names maps inode numbers to the names of Dir, and that of Host to
+// "host".
 func Names() map[uint32]string {
 	names := make(map[uint32]string)
 	entries, err := os.ReadDir(Dir)
@@ -26,20 +26,29 @@ func Names() map[uint32]string {
 			names[inode] = e.Name()
 		}
 	}
-	if inode, err := inodeOf("/proc/1/ns/net"); err == nil {
+	if inode, err := Host(); err == nil {
 		names[inode] = "host"
 	}
 	return names
 }
 
-// Own returns the inode number of this process's namespace.
-func Own() (uint32, error) { return inodeOf("/proc/self/ns/net") }
+// OfThread returns the inode number of the calling thread's namespace.
+func OfThread() (uint32, error) { return inodeOf("/proc/thread-self/ns/net") }
+
+// Host returns the inode number of the machine's own namespace: that of process
+// 1, or, where that may not be read, of this process.
+func Host() (uint32, error) {
+	if inode, err := inodeOf("/proc/1/ns/net"); err == nil {
+		return inode, nil
+	}
+	return inodeOf("/proc/self/ns/net")
+}
 
 // Resolve returns the inode number of a namespace given as "host", by a name of
 // Dir, or by its inode number.
 func Resolve(s string) (uint32, error) {
 	if s == "host" {
-		return inodeOf("/proc/1/ns/net")
+		return Host()
 	}
 	if n, err := strconv.ParseUint(s, 10, 32); err == nil {
 		return uint32(n), nil

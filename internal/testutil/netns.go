@@ -1,0 +1,66 @@
+// Package testutil helps tests that touch the kernel.
+package testutil
+
+import (
+	"os"
+	"runtime"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/porthole-dev/porthole/internal/netns"
+)
+
+// RequireRoot fails the test when it may not trace: a test that did not run
+// proves nothing.
+func RequireRoot(t testing.TB) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Fatal("this test needs root: run it with sudo make test")
+	}
+}
+
+// NewNetNS puts the test's goroutine into a network namespace of its own, with
+// lo up, and returns its inode number. The goroutine's thread ends with it, and
+// so does the namespace once nothing uses it. Children that the goroutine starts
+// are in the namespace, other goroutines are not.
+func NewNetNS(t testing.TB) uint32 {
+	t.Helper()
+	RequireRoot(t)
+	runtime.LockOSThread()
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		t.Fatalf("unshare network namespace: %v", err)
+	}
+	upLoopback(t)
+	inode, err := netns.OfThread()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return inode
+}
+
+func upLoopback(t testing.TB) {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
+	if err != nil {
+		t.Fatalf("socket: %v", err)
+	}
+	defer unix.Close(fd)
+	req, err := unix.NewIfreq("lo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.SetUint16(unix.IFF_UP)
+	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, req); err != nil {
+		t.Fatalf("bring lo up: %v", err)
+	}
+}
+
+// WriteSysctl sets a net sysctl ("ipv4/ip_local_port_range") of the namespace
+// the goroutine is in.
+func WriteSysctl(t testing.TB, name, value string) {
+	t.Helper()
+	if err := os.WriteFile("/proc/sys/net/"+name, []byte(value), 0); err != nil {
+		t.Fatalf("set %s to %q: %v", name, value, err)
+	}
+}
