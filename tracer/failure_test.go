@@ -1,0 +1,199 @@
+package tracer
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/porthole-dev/porthole/internal/testutil"
+)
+
+func connectRaw(fd int, sa *unix.RawSockaddrAny, size uintptr) error {
+	if _, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(sa)), size); errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// fails makes sure that a call fails as the test needs it to.
+func (r *recorder) fails(err error, want unix.Errno) {
+	r.Helper()
+	if err != want {
+		r.Fatalf("got error %v, want %v", err, want)
+	}
+}
+
+func TestKernelBindRefused(t *testing.T) {
+	for _, kind := range []struct {
+		name string
+		kind int
+	}{{"tcp", unix.SOCK_STREAM}, {"udp", unix.SOCK_DGRAM}} {
+		t.Run(kind.name, func(t *testing.T) {
+			r := record(t, Config{})
+			holder := r.socket(unix.AF_INET, kind.kind)
+			r.bind(holder, "127.0.0.1:7001")
+			other := r.socket(unix.AF_INET, kind.kind) // same port, elsewhere: not in the way
+			r.bind(other, "127.0.0.2:7001")
+			r.events()
+
+			fd := r.socket(unix.AF_INET, kind.kind)
+			r.fails(unix.Bind(fd, sockaddr(unix.AF_INET, "127.0.0.1:7001")), unix.EADDRINUSE)
+			r.fails(unix.Bind(fd, sockaddr(unix.AF_INET, "192.0.2.1:7002")), unix.EADDRNOTAVAIL)
+			six := r.socket(unix.AF_INET6, kind.kind)
+			r.fails(unix.Bind(six, sockaddr(unix.AF_INET6, "[::]:7001")), unix.EADDRINUSE)
+			got := r.expect(os.Getpid(),
+				fmt.Sprintf("bind %s 127.0.0.1:7001 asked 7001 EADDRINUSE", kind.name),
+				fmt.Sprintf("bind %s 192.0.2.1:7002 asked 7002 EADDRNOTAVAIL", kind.name),
+				fmt.Sprintf("bind %s [::]:7001 asked 7001 EADDRINUSE", kind.name))
+			if by := got[0].HeldBy; len(by) != 1 || by[0].Local.String() != "127.0.0.1:7001" || by[0].Role != RoleBound ||
+				len(by[0].Holders) != 1 || int(by[0].Holders[0].PID) != os.Getpid() || int(by[0].Holders[0].FD) != holder {
+				t.Errorf("held by %+v, want the socket on descriptor %d", by, holder)
+			}
+			if len(got[1].HeldBy) != 0 || len(got[2].HeldBy) != 2 {
+				t.Errorf("held by %+v and %+v, want nobody and both", got[1].HeldBy, got[2].HeldBy)
+			}
+		})
+	}
+}
+
+// A port below ip_unprivileged_port_start, without CAP_NET_BIND_SERVICE.
+func TestKernelBindNotPermitted(t *testing.T) {
+	r := record(t, Config{})
+	pid := r.wait(r.child("bind-privileged"))
+	got := r.events()
+	if len(got) != 1 || line(&got[0]) != "bind tcp 0.0.0.0:80 asked 80 EACCES" ||
+		int(got[0].Process.PID) != pid || got[0].Process.UID != 65534 {
+		t.Fatalf("got %+v", got)
+	}
+}
+
+func helperBindPrivileged() error {
+	if err := unix.Setresuid(65534, 65534, 65534); err != nil {
+		return err
+	}
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
+	if err != nil {
+		return err
+	}
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Port: 80}); err != unix.EACCES {
+		return fmt.Errorf("bind: %v, want EACCES", err)
+	}
+	return nil
+}
+
+// fill takes every port of a range of rounds ports with UDP or TCP sockets bound
+// to any address.
+func (r *recorder) fill(kind int) {
+	r.Helper()
+	testutil.WriteSysctl(r, "ipv4/ip_local_port_range", fmt.Sprintf("50000 %d", 50000+rounds))
+	for port := 50000; port <= 50000+rounds; port++ {
+		fd := r.socket(unix.AF_INET, kind)
+		r.bind(fd, fmt.Sprintf("0.0.0.0:%d", port))
+	}
+}
+
+func TestKernelConnectNoPortLeft(t *testing.T) {
+	r := record(t, Config{})
+	_, to := r.listener(unix.AF_INET, "127.0.0.1:9000")
+	r.fill(unix.SOCK_STREAM)
+	r.events()
+	var want []string
+	for range rounds {
+		fd := r.socket(unix.AF_INET, unix.SOCK_STREAM)
+		r.fails(unix.Connect(fd, sockaddr(unix.AF_INET, to.String())), unix.EADDRNOTAVAIL)
+		r.close(fd)
+		want = append(want, "connect tcp 127.0.0.1:0 > 127.0.0.1:9000 EADDRNOTAVAIL")
+	}
+	r.expect(os.Getpid(), want...)
+}
+
+func TestKernelListenNoPortLeft(t *testing.T) {
+	r := record(t, Config{})
+	r.fill(unix.SOCK_STREAM)
+	r.events()
+	fd := r.socket(unix.AF_INET, unix.SOCK_STREAM)
+	r.fails(unix.Listen(fd, 1), unix.EADDRINUSE)
+	r.close(fd)
+	r.expect(os.Getpid(), "listen tcp 0.0.0.0:0 EADDRINUSE")
+}
+
+func TestKernelUDPNoPortLeft(t *testing.T) {
+	r := record(t, Config{})
+	r.fill(unix.SOCK_DGRAM)
+	r.events()
+	fd := r.socket(unix.AF_INET, unix.SOCK_DGRAM)
+	r.fails(unix.Sendto(fd, []byte("x"), 0, sockaddr(unix.AF_INET, "127.0.0.1:9")), unix.EAGAIN)
+	r.fails(unix.Connect(fd, sockaddr(unix.AF_INET, "127.0.0.1:9")), unix.EAGAIN)
+	r.fails(unix.Bind(fd, sockaddr(unix.AF_INET, "127.0.0.1:0")), unix.EADDRINUSE)
+	r.close(fd)
+	r.expect(os.Getpid(),
+		"bind udp 0.0.0.0:0 implicit EAGAIN",
+		"bind udp 0.0.0.0:0 implicit EAGAIN",
+		"bind udp 127.0.0.1:0 asked 0 EADDRINUSE")
+}
+
+// A handshake that fails is the error of the close; one that never started is
+// a failed connect.
+func TestKernelConnectRefused(t *testing.T) {
+	r := record(t, Config{})
+	var want []string
+	for i := range rounds {
+		fd := r.socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK*(i%2))
+		to := netip.MustParseAddrPort("127.0.0.1:1")
+		err := unix.Connect(fd, sockaddr(unix.AF_INET, to.String()))
+		if i%2 == 0 {
+			r.fails(err, unix.ECONNREFUSED)
+		} else { // the loopback answers before connect returns, or while it does
+			if err != unix.EINPROGRESS && err != unix.ECONNREFUSED {
+				t.Fatal(err)
+			}
+			if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, 5000); err != nil {
+				t.Fatal(err)
+			}
+		}
+		from := netip.AddrPortFrom(to.Addr(), r.local(fd).Port()) // stale, but still told
+		r.close(fd)
+		want = append(want, fmt.Sprintf("connect tcp %s > %s", from, to), fmt.Sprintf("close tcp %s > %s ECONNREFUSED", from, to))
+	}
+	r.expect(os.Getpid(), want...)
+}
+
+func TestKernelConnectUnreachable(t *testing.T) {
+	r := record(t, Config{})
+	for _, kind := range []int{unix.SOCK_STREAM, unix.SOCK_DGRAM} {
+		fd := r.socket(unix.AF_INET, kind)
+		r.fails(unix.Connect(fd, sockaddr(unix.AF_INET, "192.0.2.1:443")), unix.ENETUNREACH)
+		port := r.local(fd).Port()
+		r.close(fd)
+		if kind == unix.SOCK_STREAM {
+			r.expect(os.Getpid(), "connect tcp 0.0.0.0:0 > 192.0.2.1:443 ENETUNREACH")
+			continue
+		}
+		r.expect(os.Getpid(), // UDP keeps the port it was given before the route was looked up
+			fmt.Sprintf("bind udp 0.0.0.0:%d implicit", port),
+			fmt.Sprintf("connect udp 0.0.0.0:%d > 192.0.2.1:443 ENETUNREACH", port),
+			fmt.Sprintf("close udp 0.0.0.0:%d", port))
+	}
+}
+
+// A bound socket whose connection exists already.
+func TestKernelConnectBoundTwice(t *testing.T) {
+	r := record(t, Config{})
+	_, to := r.listener(unix.AF_INET, "127.0.0.1:0")
+	var fds [2]int
+	for i := range fds {
+		fds[i] = r.socket(unix.AF_INET, unix.SOCK_STREAM)
+		r.setsockopt(fds[i], unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+		r.bind(fds[i], "127.0.0.1:7001")
+	}
+	r.connect(fds[0], to)
+	r.events()
+	r.fails(unix.Connect(fds[1], sockaddr(unix.AF_INET, to.String())), unix.EADDRNOTAVAIL)
+	r.expect(os.Getpid(), fmt.Sprintf("connect tcp 127.0.0.1:7001 > %s EADDRNOTAVAIL", to))
+	r.close(fds[1])
+	r.expect(os.Getpid(), "close tcp 127.0.0.1:7001")
+}

@@ -1,0 +1,358 @@
+package tracer
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"github.com/porthole-dev/porthole/internal/testutil"
+)
+
+// These tests make system calls in a network namespace of their own and compare
+// every event of it with what the calls must cause: nothing lost, nothing
+// invented, in order, by the right process.
+
+// rounds is prime, so that a count that is right by accident is unlikely.
+const rounds = 23
+
+// recorder traces while a test works.
+type recorder struct {
+	*testing.T
+	netns  uint32
+	tracer *Tracer
+	sub    *Subscription
+	seen   []Event
+	fds    []int // open descriptors, closed when the test ends
+}
+
+// record puts the test into a namespace of its own and starts a tracer.
+func record(t *testing.T, cfg Config) *recorder {
+	t.Helper()
+	r := idle(t)
+	r.start(cfg)
+	return r
+}
+
+// idle is a recorder whose tracer has not been started.
+func idle(t *testing.T) *recorder {
+	t.Helper()
+	r := &recorder{T: t, netns: testutil.NewNetNS(t)}
+	t.Cleanup(func() { r.close(slices.Clone(r.fds)...) })
+	return r
+}
+
+// start starts the tracer: what was done before is older than it.
+func (r *recorder) start(cfg Config) {
+	r.Helper()
+	var err error
+	if r.tracer, err = Open(cfg); err != nil {
+		r.Fatal(err)
+	}
+	r.sub = r.tracer.Subscribe(1 << 16)
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	ready := make(chan struct{})
+	go func() { ended <- r.tracer.Run(ctx, func(*Snapshot) { close(ready) }) }()
+	select {
+	case <-ready:
+	case err := <-ended:
+		r.Fatal(err)
+	}
+	r.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			r.Error(err)
+		}
+		stats, err := r.tracer.Stats()
+		if err != nil || stats.Lost() != 0 || stats.Bad != 0 || r.sub.Lost() != 0 || stats.Submitted != stats.Decoded {
+			r.Errorf("stats %+v, subscriber lost %d, error %v: want nothing lost", stats, r.sub.Lost(), err)
+		}
+		if err := r.tracer.Close(); err != nil {
+			r.Error(err)
+		}
+	})
+}
+
+// events returns every event of the namespace since the last call. It waits
+// until everything that has happened was reported: a socket bound and closed now
+// comes last in the ring buffer.
+func (r *recorder) events() []Event {
+	r.Helper()
+	const port = 64999
+	fence := r.socket(unix.AF_INET, unix.SOCK_DGRAM)
+	r.bind(fence, fmt.Sprintf("127.0.0.1:%d", port))
+	r.close(fence)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	for {
+		batch, err := r.sub.Next(ctx, nil)
+		if err != nil {
+			r.Fatalf("wait for events: %v; so far:\n%s", err, lines(r.seen))
+		}
+		for _, ev := range batch {
+			if ev.NetNS != r.netns {
+				continue
+			}
+			r.seen = append(r.seen, ev)
+			if n := len(r.seen); ev.Type == EventClose && ev.Proto == UDP && ev.Local.Port() == port {
+				out := r.seen[: n-2 : n-2] // without the fence's bind and close
+				r.seen = nil
+				return out
+			}
+		}
+	}
+}
+
+// expect compares the events since the last call with want, line by line, and
+// that this process, or the one given, is behind each.
+func (r *recorder) expect(pid int, want ...string) []Event {
+	r.Helper()
+	got := r.events()
+	if diff := cmp.Diff(strings.Join(want, "\n"), lines(got)); diff != "" {
+		r.Fatalf("events (-want +got):\n%s", diff)
+	}
+	for i, ev := range got {
+		if int(ev.Process.PID) != pid || ev.Process.Comm == "" || int(ev.Process.UID) != os.Getuid() {
+			r.Errorf("%s: by %+v, want pid %d", line(&ev), ev.Process, pid)
+		}
+		if i > 0 && ev.Time.Before(got[i-1].Time.Add(-time.Millisecond)) {
+			r.Errorf("%s: earlier than the event before it", line(&ev))
+		}
+	}
+	return got
+}
+
+// held is what the live table has on a port of the test's namespace.
+func (r *recorder) held(port uint16) []Socket {
+	return slices.DeleteFunc(r.tracer.Table().Port(port), func(s Socket) bool { return s.NetNS != r.netns })
+}
+
+func lines(events []Event) string {
+	out := make([]string, len(events))
+	for i := range events {
+		out[i] = line(&events[i])
+	}
+	return strings.Join(out, "\n")
+}
+
+// line is what an event says that does not differ from run to run.
+func line(ev *Event) string {
+	s := fmt.Sprintf("%s %s %s", ev.Type, ev.Proto, ev.Local)
+	if ev.Remote.IsValid() {
+		s += " > " + ev.Remote.String()
+	}
+	if ev.Type == EventBind && !ev.Implicit {
+		s += fmt.Sprintf(" asked %d", ev.RequestedPort)
+	}
+	for _, w := range []struct {
+		on   bool
+		word string
+	}{
+		{ev.Implicit, " implicit"}, {ev.MPTCP, " mptcp"}, {ev.TimeWait, " time_wait"}, {ev.Errno != 0, " " + ev.Error()},
+	} {
+		if w.on {
+			s += w.word
+		}
+	}
+	return s
+}
+
+// ---- system calls ----
+
+func (r *recorder) socket(family, kind int) int {
+	r.Helper()
+	return r.socketOf(family, kind, 0)
+}
+
+func (r *recorder) socketOf(family, kind, proto int) int {
+	r.Helper()
+	fd, err := unix.Socket(family, kind|unix.SOCK_CLOEXEC, proto)
+	if err != nil {
+		r.Fatalf("socket: %v", err)
+	}
+	r.fds = append(r.fds, fd)
+	return fd
+}
+
+// sockaddr is the address for a socket of the family: IPv4 as mapped on IPv6.
+func sockaddr(family int, addr string) unix.Sockaddr {
+	a := netip.MustParseAddrPort(addr)
+	if family == unix.AF_INET {
+		return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().Unmap().As4()}
+	}
+	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
+}
+
+func (r *recorder) family(fd int) int {
+	r.Helper()
+	family, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
+	if err != nil {
+		r.Fatalf("getsockopt: %v", err)
+	}
+	return family
+}
+
+func (r *recorder) bind(fd int, addr string) {
+	r.Helper()
+	if err := unix.Bind(fd, sockaddr(r.family(fd), addr)); err != nil {
+		r.Fatalf("bind %s: %v", addr, err)
+	}
+}
+
+func (r *recorder) listen(fd int) {
+	r.Helper()
+	if err := unix.Listen(fd, 128); err != nil {
+		r.Fatalf("listen: %v", err)
+	}
+}
+
+func (r *recorder) connect(fd int, to netip.AddrPort) {
+	r.Helper()
+	if err := unix.Connect(fd, sockaddr(r.family(fd), to.String())); err != nil {
+		r.Fatalf("connect %s: %v", to, err)
+	}
+}
+
+func (r *recorder) accept(fd int) int {
+	r.Helper()
+	got, _, err := unix.Accept4(fd, unix.SOCK_CLOEXEC)
+	if err != nil {
+		r.Fatalf("accept: %v", err)
+	}
+	r.fds = append(r.fds, got)
+	return got
+}
+
+// acceptNoAddr is accept(fd, NULL, NULL).
+func (r *recorder) acceptNoAddr(fd int) int {
+	r.Helper()
+	got, _, errno := unix.Syscall6(unix.SYS_ACCEPT4, uintptr(fd), 0, 0, unix.SOCK_CLOEXEC, 0, 0)
+	if errno != 0 {
+		r.Fatalf("accept: %v", errno)
+	}
+	r.fds = append(r.fds, int(got))
+	return int(got)
+}
+
+func (r *recorder) close(fds ...int) {
+	r.Helper()
+	for _, fd := range fds {
+		r.fds = slices.DeleteFunc(r.fds, func(o int) bool { return o == fd })
+		if err := unix.Close(fd); err != nil {
+			r.Fatalf("close: %v", err)
+		}
+	}
+}
+
+// local is getsockname, IPv4 as IPv4.
+func (r *recorder) local(fd int) netip.AddrPort {
+	r.Helper()
+	sa, err := unix.Getsockname(fd)
+	if err != nil {
+		r.Fatalf("getsockname: %v", err)
+	}
+	switch a := sa.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port))
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(a.Addr).Unmap(), uint16(a.Port))
+	}
+	r.Fatalf("getsockname: %T", sa)
+	return netip.AddrPort{}
+}
+
+func (r *recorder) setsockopt(fd, level, opt, value int) {
+	r.Helper()
+	if err := unix.SetsockoptInt(fd, level, opt, value); err != nil {
+		r.Fatalf("setsockopt: %v", err)
+	}
+}
+
+// resetOnClose makes close() send a reset.
+func (r *recorder) resetOnClose(fd int) {
+	r.Helper()
+	if err := unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}); err != nil {
+		r.Fatalf("setsockopt: %v", err)
+	}
+}
+
+// listener is a bound and listening TCP socket.
+func (r *recorder) listener(family int, addr string) (int, netip.AddrPort) {
+	r.Helper()
+	fd := r.socket(family, unix.SOCK_STREAM)
+	r.bind(fd, addr)
+	r.listen(fd)
+	return fd, r.local(fd)
+}
+
+// awaitClosed waits until the peer of a connection has closed it.
+func (r *recorder) awaitClosed(fd int) {
+	r.Helper()
+	for {
+		n, err := unix.Read(fd, make([]byte, 64))
+		if n == 0 || err != nil && err != unix.EINTR {
+			return
+		}
+	}
+}
+
+// ---- children ----
+
+const helperEnv = "PORTHOLE_TEST_HELPER"
+
+// TestMain runs a helper instead of the tests when this binary is a child of
+// them.
+func TestMain(m *testing.M) {
+	if name := os.Getenv(helperEnv); name != "" {
+		if err := helpers[name](); err != nil {
+			fmt.Fprintln(os.Stderr, name, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+// child starts a helper in the test's namespace, with files from descriptor 3
+// on.
+func (r *recorder) child(name string, fds ...int) *exec.Cmd {
+	r.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		r.Fatal(err)
+	}
+	cmd := exec.Command(exe)
+	cmd.Env = append(os.Environ(), helperEnv+"="+name)
+	cmd.Stderr = os.Stderr
+	for _, fd := range fds {
+		dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			r.Fatalf("dup: %v", err)
+		}
+		f := os.NewFile(uintptr(dup), "socket")
+		defer f.Close()
+		cmd.ExtraFiles = append(cmd.ExtraFiles, f)
+	}
+	if err := cmd.Start(); err != nil {
+		r.Fatalf("start %s: %v", filepath.Base(exe), err)
+	}
+	return cmd
+}
+
+func (r *recorder) wait(cmd *exec.Cmd) int {
+	r.Helper()
+	if err := cmd.Wait(); err != nil {
+		r.Fatalf("child: %v", err)
+	}
+	return cmd.Process.Pid
+}

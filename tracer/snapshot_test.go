@@ -1,0 +1,319 @@
+package tracer
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+	"unsafe"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+)
+
+func uintptrOf(s string) uintptr { return uintptr(unsafe.Pointer(unsafe.StringData(s))) }
+
+// awaitBlocked waits until a process waits in the kernel for a connection.
+func awaitBlocked(t *testing.T, pid int) {
+	t.Helper()
+	deadline := time.Now().Add(10 * time.Second)
+	for time.Now().Before(deadline) {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/syscall", pid))
+		if err == nil && strings.HasPrefix(string(b), strconv.Itoa(unix.SYS_ACCEPT4)+" ") {
+			return
+		}
+		time.Sleep(time.Millisecond) // there is no event to wait for
+	}
+	t.Fatal("the child did not come to accept")
+}
+
+// snapshot takes one.
+func snapshot(t testing.TB, port uint16) *Snapshot {
+	t.Helper()
+	s, err := NewSnapshotter()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	snap, err := s.Take(port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return snap
+}
+
+// fullHouse opens sockets of every kind and in every state. Those that must stay
+// half-open or unread are left to the end of the test.
+func (r *recorder) fullHouse() {
+	r.Helper()
+	for i, end := range ends {
+		l, to := r.listener(end.family, fmt.Sprintf("%s:%d", end.ip, 9000+i))
+		pair := func() (int, int) {
+			c := r.socket(end.family, unix.SOCK_STREAM)
+			r.connect(c, to)
+			return c, r.accept(l)
+		}
+		for range 50 { // ESTAB, both ends held
+			pair()
+		}
+		c, s := pair() // FIN-WAIT-2 and CLOSE-WAIT
+		if err := unix.Shutdown(c, unix.SHUT_WR); err != nil {
+			r.Fatal(err)
+		}
+		_ = s
+		c, _ = pair() // orphaned FIN-WAIT-2
+		r.close(c)
+		c, s = pair() // TIME-WAIT of the client
+		r.close(c)
+		r.awaitClosed(s)
+		r.close(s)
+		c, s = pair() // TIME-WAIT of the server
+		r.close(s)
+		r.awaitClosed(c)
+		r.close(c)
+		c = r.socket(end.family, unix.SOCK_STREAM) // ESTAB in the accept queue
+		r.connect(c, to)
+		u := r.socket(end.family, unix.SOCK_DGRAM)
+		r.bind(u, fmt.Sprintf("%s:%d", end.ip, 9000+i))
+		u = r.socket(end.family, unix.SOCK_DGRAM)
+		r.connect(u, to)
+	}
+	any6 := r.socket(unix.AF_INET6, unix.SOCK_STREAM)
+	r.bind(any6, "[::]:9100")
+	r.listen(any6)
+	only6 := r.socket(unix.AF_INET6, unix.SOCK_STREAM)
+	r.setsockopt(only6, unix.SOL_IPV6, unix.IPV6_V6ONLY, 1)
+	r.bind(only6, "[::]:9101")
+	r.listen(only6)
+	r.backlogged()
+}
+
+// backlogged fills the accept queue of a listener, so that the kernel ignores the
+// last word of further handshakes: SYN-RECV here, ESTAB or SYN-SENT there.
+func (r *recorder) backlogged() {
+	r.Helper()
+	l := r.socket(unix.AF_INET, unix.SOCK_STREAM)
+	r.bind(l, "127.0.0.1:9200")
+	if err := unix.Listen(l, 1); err != nil {
+		r.Fatal(err)
+	}
+	for range 4 {
+		c := r.socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK)
+		if err := unix.Connect(c, sockaddr(unix.AF_INET, "127.0.0.1:9200")); err != nil && err != unix.EINPROGRESS {
+			r.Fatal(err)
+		}
+	}
+}
+
+// ssRows runs the real ss in the test's namespace: "STATE LOCAL PEER" lines.
+func ssRows(t *testing.T, flags string) []string {
+	t.Helper()
+	var stderr bytes.Buffer
+	cmd := exec.Command("ss", flags)
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("ss %s: %v %s", flags, err, &stderr)
+	}
+	var rows []string
+	for text := range strings.Lines(string(out)) {
+		f := strings.Fields(text)
+		if len(f) < 5 {
+			t.Fatalf("ss printed %q", text)
+		}
+		rows = append(rows, f[0]+" "+f[3]+" "+f[4])
+	}
+	slices.Sort(rows)
+	return rows
+}
+
+// asSS shows a socket as ss does: mapped addresses on IPv6 sockets as such, the
+// dual-stack wildcard as *.
+func asSS(s *Socket) string {
+	peer := s.Remote.String()
+	if !s.Remote.IsValid() {
+		peer = "0.0.0.0:*"
+		if s.Local.Addr().Is6() {
+			peer = "[::]:*"
+		}
+	}
+	return fmt.Sprintf("%s %s %s", s.State, s.Local, peer)
+}
+
+// normal undoes in a row of ss what porthole shows otherwise on purpose: IPv4 as
+// IPv4 on IPv6 sockets, and the dual-stack wildcard by its address.
+func normal(row string) string {
+	f := strings.Fields(row)
+	for i := 1; i < 3; i++ {
+		f[i] = strings.Replace(f[i], "[::ffff:127.0.0.1]", "127.0.0.1", 1)
+		if after, ok := strings.CutPrefix(f[i], "*:"); ok {
+			f[i] = "[::]:" + after
+		}
+	}
+	if strings.HasPrefix(f[1], "127.") && f[2] == "[::]:*" {
+		f[2] = "0.0.0.0:*"
+	}
+	return strings.Join(f, " ")
+}
+
+// Row by row what the real ss shows inside the namespace.
+func TestKernelSnapshotEqualsSS(t *testing.T) {
+	r := idle(t)
+	r.fullHouse()
+	for _, c := range []struct {
+		flags string
+		match func(*Socket) bool
+	}{
+		{"-Htan", func(s *Socket) bool { return s.Proto == TCP }},
+		{"-Huan", func(s *Socket) bool { return s.Proto == UDP }},
+		{"-Htln", func(s *Socket) bool { return s.State == StateListen }},
+	} {
+		want := ssRows(t, c.flags)
+		for i := range want {
+			want[i] = normal(want[i])
+		}
+		snap := snapshot(t, 0)
+		if again := ssRows(t, c.flags); len(again) != len(want) {
+			t.Fatalf("ss %s changed meanwhile: %d rows, then %d", c.flags, len(want), len(again))
+		}
+		var got []string
+		for i := range snap.Sockets {
+			if s := &snap.Sockets[i]; s.NetNS == r.netns && c.match(s) {
+				got = append(got, asSS(s))
+			}
+		}
+		slices.Sort(want)
+		slices.Sort(got)
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("ss %s: %d rows, porthole %d (-ss +porthole):\n%s", c.flags, len(want), len(got), diff)
+		}
+	}
+}
+
+// Every descriptor of every process: what ss -p finds in /proc.
+func TestKernelSnapshotHolders(t *testing.T) {
+	r := idle(t)
+	l, to := r.listener(unix.AF_INET, "127.0.0.1:0")
+	dup, err := unix.FcntlInt(uintptr(l), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := r.child("accept", l)
+	awaitBlocked(t, cmd.Process.Pid)
+	snap := snapshot(t, to.Port())
+	var got []string
+	var inode uint64
+	for _, s := range snap.Sockets {
+		if s.NetNS != r.netns {
+			continue
+		}
+		inode = s.Inode
+		for _, h := range s.Holders {
+			got = append(got, fmt.Sprintf("%d/%d", h.PID, h.FD))
+		}
+	}
+	slices.Sort(got)
+	want := []string{fmt.Sprintf("%d/%d", os.Getpid(), l), fmt.Sprintf("%d/%d", os.Getpid(), dup), fmt.Sprintf("%d/3", cmd.Process.Pid)}
+	slices.Sort(want)
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("holders (-want +got):\n%s", diff)
+	}
+	if link, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", l)); err != nil || link != fmt.Sprintf("socket:[%d]", inode) {
+		t.Errorf("inode %d, but the descriptor is %s (%v)", inode, link, err)
+	}
+	c := r.socket(unix.AF_INET, unix.SOCK_STREAM)
+	r.connect(c, to)
+	r.wait(cmd)
+}
+
+// Roles of sockets nobody saw being opened.
+func TestKernelSnapshotRoles(t *testing.T) {
+	r := idle(t)
+	l, to := r.listener(unix.AF_INET, "127.0.0.1:9000")
+	want := make(map[string]bool)
+	for i := range 4 {
+		c := r.socket(unix.AF_INET, unix.SOCK_STREAM)
+		switch i {
+		case 1:
+			r.bind(c, "127.0.0.1:7001")
+		case 2:
+			r.bind(c, "127.0.0.1:0")
+		}
+		r.connect(c, to)
+		s := r.accept(l)
+		if i == 3 { // with data and half closed
+			if _, err := unix.Write(c, make([]byte, 5000)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := unix.Write(s, make([]byte, 7000)); err != nil {
+				t.Fatal(err)
+			}
+			if err := unix.Shutdown(c, unix.SHUT_WR); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want["client "+r.local(c).String()] = true
+		want["server "+peerOf(t, s).String()] = true // its remote, which is the client's local
+	}
+	b := r.socket(unix.AF_INET, unix.SOCK_STREAM)
+	r.bind(b, "127.0.0.1:7002")
+	want["bound 127.0.0.1:7002"] = true
+	want["listener 127.0.0.1:9000"] = true
+	for _, s := range snapshot(t, 0).Sockets {
+		if s.NetNS != r.netns {
+			continue
+		}
+		end := s.Local
+		if s.Role == RoleServer {
+			end = s.Remote
+		}
+		key := s.Role.String() + " " + end.String()
+		if !want[key] {
+			t.Errorf("not expected: %s in %s", key, s.State)
+		}
+		delete(want, key)
+	}
+	for key := range want {
+		t.Errorf("missing: %s", key)
+	}
+}
+
+// Sockets older than porthole are in the table, and events go on from there:
+// neither a gap nor a double.
+func TestKernelStartMerge(t *testing.T) {
+	r := idle(t)
+	l, to := r.listener(unix.AF_INET, "127.0.0.1:9000")
+	old := r.socket(unix.AF_INET, unix.SOCK_STREAM)
+	r.connect(old, to)
+	server := r.accept(l)
+	queued := r.socket(unix.AF_INET, unix.SOCK_STREAM)
+	r.connect(queued, to)
+	u := r.socket(unix.AF_INET, unix.SOCK_DGRAM)
+	if err := unix.Sendto(u, []byte("x"), 0, sockaddr(unix.AF_INET, "127.0.0.1:9")); err != nil {
+		t.Fatal(err)
+	}
+	r.start(Config{})
+	if got := r.held(9000); len(got) != 3 || got[0].Role != RoleListener {
+		t.Errorf("table has %+v on port 9000, want listener, server and the one not accepted yet", got)
+	}
+	r.expect(os.Getpid()) // nothing has happened since
+	// An old UDP socket sends again: no bind. An old connection closes, by its holder.
+	if err := unix.Sendto(u, []byte("x"), 0, sockaddr(unix.AF_INET, "127.0.0.1:9")); err != nil {
+		t.Fatal(err)
+	}
+	from, qfrom := r.local(old), r.local(queued)
+	r.close(old)
+	r.awaitClosed(server)
+	r.close(server)
+	r.acceptNoAddr(l) // the one that was waiting
+	r.expect(os.Getpid(), closeLine("client time_wait", from, to), closeLine("server", from, to),
+		fmt.Sprintf("accept tcp %s > %s", to, qfrom))
+	port := r.local(u).Port()
+	r.close(u)
+	r.expect(os.Getpid(), fmt.Sprintf("close udp 0.0.0.0:%d", port))
+}
