@@ -49,6 +49,16 @@ static __always_inline void handle_bind_enter(struct sock_note *note, __be32 use
 		count(STAT_LOST_STATE);
 }
 
+static __always_inline void event_sockopts(struct event *e, const struct sock *sk)
+{
+	if (READ_BITS(sk, __sk_common.skc_ipv6only))
+		e->flags |= EVENT_V6ONLY;
+	if (READ_BITS(sk, __sk_common.skc_reuse))
+		e->flags |= EVENT_REUSEADDR;
+	if (READ_BITS(sk, __sk_common.skc_reuseport))
+		e->flags |= EVENT_REUSEPORT;
+}
+
 /* bind() took a port. */
 static __always_inline void handle_bind_done(struct sock *sk, struct sock_note *note)
 {
@@ -63,6 +73,7 @@ static __always_inline void handle_bind_done(struct sock *sk, struct sock_note *
 		e->requested_port = note->requested_port;
 		note->known_port = e->flow.local_port;
 	}
+	event_sockopts(e, sk);
 	event_submit(e);
 }
 
@@ -74,6 +85,7 @@ static __always_inline void handle_implicit_bind(struct sock *sk, __u16 error)
 	if (!e)
 		return;
 	e->flags |= EVENT_IMPLICIT;
+	event_sockopts(e, sk);
 	e->error = error;
 	if (!error) {
 		__builtin_memset(e->flow.remote_ip, 0, 16);
@@ -116,16 +128,6 @@ static __always_inline void sockaddr_ip(__u8 ip[16], const struct sockaddr_any *
 		ip_from_v4(ip, sa->v4_or_flowinfo);
 }
 
-static __always_inline void event_sockopts(struct event *e, const struct sock *sk)
-{
-	if (READ_BITS(sk, __sk_common.skc_ipv6only))
-		e->flags |= EVENT_V6ONLY;
-	if (READ_BITS(sk, __sk_common.skc_reuse))
-		e->flags |= EVENT_REUSEADDR;
-	if (READ_BITS(sk, __sk_common.skc_reuseport))
-		e->flags |= EVENT_REUSEPORT;
-}
-
 /* bind() was refused. The socket has no address any more: take it from the caller. */
 static __always_inline void handle_bind_failed(struct sock *sk, const void *user, __u16 error)
 {
@@ -164,8 +166,10 @@ static __always_inline void handle_listen_done(struct sock *sk)
 		handle_implicit_bind(sk, 0);
 	}
 	e = event_by_task(EVENT_LISTEN, sk);
-	if (e)
-		event_submit(e);
+	if (!e)
+		return;
+	event_sockopts(e, sk);
+	event_submit(e);
 }
 
 static __always_inline void handle_listen_failed(struct sock *sk, __u16 error)

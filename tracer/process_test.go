@@ -1,6 +1,7 @@
 package tracer
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -17,6 +18,7 @@ var helpers = map[string]func() error{
 	"accept":          helperAccept,
 	"exit":            helperExit,
 	"hang":            helperHang,
+	"churn":           helperChurn,
 }
 
 // helperAccept takes one connection from the listener it inherited.
@@ -52,6 +54,38 @@ func helperHang() error {
 	}
 	_, err = unix.Poll(nil, -1)
 	return err
+}
+
+// helperChurn opens and closes connections to its own listener, keeping a few,
+// until it is killed.
+func helperChurn() error {
+	l, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
+	if err != nil {
+		return err
+	}
+	to := &unix.SockaddrInet4{Port: 9000, Addr: [4]byte{127, 0, 0, 1}}
+	if err := errors.Join(unix.Bind(l, to), unix.Listen(l, 128)); err != nil {
+		return err
+	}
+	var kept []int
+	for {
+		c, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
+		if err != nil {
+			return err
+		}
+		if err := unix.Connect(c, to); err != nil {
+			return err
+		}
+		s, _, err := unix.Accept(l)
+		if err != nil {
+			return err
+		}
+		if kept = append(kept, s, c); len(kept) > 40 { // the server closes first: TIME-WAIT takes no client port
+			unix.Close(kept[0])
+			unix.Close(kept[1])
+			kept = kept[2:]
+		}
+	}
 }
 
 // A child accepts on the listener its parent opened.

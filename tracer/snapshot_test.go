@@ -2,9 +2,11 @@ package tracer
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -316,4 +318,99 @@ func TestKernelStartMerge(t *testing.T) {
 	port := r.local(u).Port()
 	r.close(u)
 	r.expect(os.Getpid(), fmt.Sprintf("close udp 0.0.0.0:%d", port))
+}
+
+// Connections come and go while porthole starts. Stopped at any moment, the table
+// holds exactly the sockets that the kernel does, each with its holder.
+func TestKernelStartUnderLoad(t *testing.T) {
+	r := idle(t)
+	cmd := r.child("churn")
+	awaitListener(t, r.netns, 9000)
+	r.start(Config{})
+	t.Cleanup(func() { // before the tracer stops, so that its counters stand still
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		r.events()
+	})
+	for range 5 {
+		if err := cmd.Process.Signal(unix.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		awaitState(t, cmd.Process.Pid, "T")
+		seen := len(r.events())
+		want := make(map[string]Role)
+		for _, s := range snapshot(t, 0).Sockets {
+			if s.NetNS == r.netns && (s.Role == RoleListener || s.Role == RoleClient || s.Role == RoleServer) {
+				want[s.Local.String()+" "+s.Remote.String()] = s.Role
+			}
+		}
+		got := make(map[string]Role)
+		for _, s := range r.tracer.Table().All() {
+			// A connection in the accept queue is an orphan until it is accepted, and so
+			// is what the process has closed and the kernel not yet.
+			if s.NetNS == r.netns && s.Role != RoleOrphan {
+				got[s.Local.String()+" "+s.Remote.String()] = s.Role
+			}
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Fatalf("after %d events the table differs (-kernel +table):\n%s", seen, diff)
+		}
+		if len(want) < 20 || seen == 0 {
+			t.Fatalf("%d sockets, %d events: no load", len(want), seen)
+		}
+		if err := cmd.Process.Signal(unix.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+		r.awaitEvents(1000)
+	}
+}
+
+// awaitEvents waits until the table has seen n more events of the namespace.
+func (r *recorder) awaitEvents(n int) {
+	r.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	for n > 0 {
+		batch, err := r.sub.Next(ctx, nil)
+		if err != nil {
+			r.Fatalf("wait for %d more events: %v", n, err)
+		}
+		for _, ev := range batch {
+			if ev.NetNS == r.netns {
+				n--
+			}
+		}
+	}
+}
+
+// awaitListener waits until something listens.
+func awaitListener(t *testing.T, netns uint32, port uint16) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); {
+		for _, s := range snapshot(t, port).Sockets {
+			if s.NetNS == netns && s.Role == RoleListener {
+				return
+			}
+		}
+	}
+	t.Fatalf("nothing listens on port %d", port)
+}
+
+// awaitState waits until every thread of a process is in a state of proc(5).
+func awaitState(t *testing.T, pid int, state string) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); {
+		stats, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+		if err != nil || len(stats) == 0 {
+			t.Fatalf("threads of %d: %v", pid, err)
+		}
+		if !slices.ContainsFunc(stats, func(name string) bool {
+			b, err := os.ReadFile(name)
+			_, after, _ := strings.Cut(string(b), ") ")
+			return err == nil && !strings.HasPrefix(after, state)
+		}) {
+			return
+		}
+	}
+	t.Fatalf("process %d did not come to state %s", pid, state)
 }

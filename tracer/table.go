@@ -26,7 +26,7 @@ type row struct {
 	ended      syscall.Errno // why the connection ended, while the socket keeps its port
 	timeWait   bool          // as ended: a TIME_WAIT was left
 	initial    bool          // from the first snapshot, no event since
-	missing    bool          // the last snapshot did not have it
+	missing    int           // how many snapshots in a row did not have it
 }
 
 // NewTable returns an empty table.
@@ -44,7 +44,9 @@ func (t *Table) Apply(ev *Event) bool {
 	defer t.mu.Unlock()
 	r := t.rows[ev.sock]
 	if r != nil && r.initial && ev.boot <= r.stamp {
-		r.adopt(ev)
+		if !r.reused(ev.Local, ev.Remote) {
+			r.adopt(ev)
+		}
 		return false // the snapshot has told it already
 	}
 	switch ev.Type {
@@ -73,8 +75,8 @@ func (t *Table) Apply(ev *Event) bool {
 
 // applyTaken: bind, listen, connect or accept gave the socket a port or a role.
 func (t *Table) applyTaken(r *row, ev *Event) bool {
-	if r != nil && r.Local.Port() != ev.Local.Port() {
-		t.remove(r) // its close was lost, and the address is a new socket's
+	if r != nil && r.reused(ev.Local, ev.Remote) {
+		t.remove(r) // its close was lost
 		r = nil
 	}
 	if r != nil && ev.Type == EventAccept && r.Remote == ev.Remote && (r.Owner.PID != 0 || len(r.Holders) > 0) {
@@ -94,7 +96,8 @@ func (t *Table) applyTaken(r *row, ev *Event) bool {
 	r.adopt(ev)
 	r.Proto, r.NetNS, r.MPTCP, r.stamp = ev.Proto, ev.NetNS, ev.MPTCP, ev.boot
 	r.Local, r.Remote = ev.Local, ev.Remote
-	r.initial, r.missing = false, false
+	r.initial, r.missing = false, 0
+	r.ended, r.timeWait = 0, false // of an earlier connection
 	switch {
 	case ev.Type == EventBind:
 		r.State, r.Role = StateUnconn, RoleBound
@@ -108,6 +111,12 @@ func (t *Table) applyTaken(r *row, ev *Event) bool {
 		r.State, r.Role = StateSynSent, RoleClient
 	}
 	return true
+}
+
+// reused tells whether word of these ends is about another socket, that has the
+// row's address now. An accepted connection never changes its peer.
+func (r *row) reused(local, remote netip.AddrPort) bool {
+	return r.Local.Port() != local.Port() || r.Role == RoleServer && remote.IsValid() && r.Remote != remote
 }
 
 // adopt keeps who acted, and since when.
@@ -176,39 +185,47 @@ func (t *Table) Reconcile(snap *Snapshot) {
 	first := !t.loaded
 	t.loaded = true
 	for _, r := range t.rows {
-		if r.stamp >= snap.start {
-			continue // newer than the snapshot
-		}
-		if r.missing {
-			t.remove(r)
-		} else {
-			r.missing = true
+		if r.missing++; r.stamp >= snap.start {
+			r.missing = 0 // newer than the snapshot
 		}
 	}
 	for i := range snap.Sockets {
 		s := &snap.Sockets[i]
-		if s.Role == RoleTimeWait {
+		if s.Role == RoleTimeWait || s.State == StateSynRecv && !s.file {
 			continue // no event tells its end: only snapshots do
 		}
-		r := t.rows[s.id]
-		if r != nil && r.Local.Port() != s.Local.Port() {
-			t.remove(r)
-			r = nil
-		}
-		if r == nil {
-			r = t.add(s.id, s.Local.Port())
-			r.Socket, r.initial = *s, first
-			continue
-		}
-		r.missing = false
-		owner, since, origin := r.Owner, r.Since, r.Origin
-		if r.stamp > s.stamp { // keep what the event said, take only who holds it
-			r.Holders, r.Inode, r.UID = s.Holders, s.Inode, s.UID
-			continue
-		}
-		r.Socket = *s
-		r.Owner, r.Since, r.Origin = owner, since, origin
+		t.merge(s, first)
 	}
+	for _, r := range t.rows {
+		if r.missing > 1 {
+			t.remove(r)
+		}
+	}
+}
+
+// merge takes one socket of a snapshot.
+func (t *Table) merge(s *Socket, first bool) {
+	r := t.rows[s.id]
+	reused := r != nil && r.reused(s.Local, s.Remote)
+	if r != nil && r.stamp > s.stamp { // keep what the event said, take only who holds it
+		if !reused {
+			r.Holders, r.Inode, r.UID = s.Holders, s.Inode, s.UID
+		}
+		return
+	}
+	if reused {
+		t.remove(r)
+		r = nil
+	}
+	if r == nil {
+		r = t.add(s.id, s.Local.Port())
+		r.Socket, r.initial = *s, first
+		return
+	}
+	r.missing = 0
+	owner, since, origin := r.Owner, r.Since, r.Origin
+	r.Socket = *s
+	r.Owner, r.Since, r.Origin = owner, since, origin
 }
 
 func (t *Table) add(id uint64, port uint16) *row {
@@ -336,8 +353,8 @@ func inTheWay(ev *Event, sockets []Socket) []Socket {
 		if flag(bpfEventFlagEVENT_REUSEADDR) && s.ReuseAddr && (s.State != StateListen || s.Proto == UDP) {
 			continue
 		}
-		if flag(bpfEventFlagEVENT_REUSEPORT) && s.ReusePort && s.UID == ev.Process.UID {
-			continue
+		if flag(bpfEventFlagEVENT_REUSEPORT) && s.ReusePort && (s.UID == ev.Process.UID || s.Role == RoleTimeWait) {
+			continue // of TIME_WAIT the kernel does not ask whose it was
 		}
 		if addrConflict(ev.Local.Addr(), flag(bpfEventFlagEVENT_V6ONLY), s.Local.Addr(), s.V6Only) {
 			out = append(out, s)
@@ -349,14 +366,14 @@ func inTheWay(ev *Event, sockets []Socket) []Socket {
 // addrConflict: may a socket not be bound to a because another is bound to b?
 // The flags are IPV6_V6ONLY of each. A connected socket's b is its own address.
 func addrConflict(a netip.Addr, aV6Only bool, b netip.Addr, bV6Only bool) bool {
-	if a.Is4() != b.Is4() { // one is IPv4, the other IPv6: only a dual-stack wildcard meets both
-		six, sixOnly, four := a, aV6Only, b
-		if a.Is4() {
-			six, sixOnly, four = b, bV6Only, a
-		}
-		return !sixOnly && (six.IsUnspecified() || four.IsUnspecified())
+	switch {
+	case a.Is4() == b.Is4():
+		return a == b || a.IsUnspecified() || b.IsUnspecified()
+	case a.Is4(): // 0.0.0.0 meets connected IPv6 sockets too
+		return !bV6Only && (a.IsUnspecified() || b.IsUnspecified())
+	default: // but one IPv6 address does not meet 0.0.0.0
+		return !aV6Only && a.IsUnspecified()
 	}
-	return a == b || a.IsUnspecified() || b.IsUnspecified()
 }
 
 // Age is how long a socket has had its port at a time, 0 when not known.

@@ -278,23 +278,36 @@ func (t *Tracer) count(to *uint64, n uint64) {
 	t.mu.Unlock()
 }
 
-// heldBy asks the kernel who is in the way of a refused bind, and the table when
-// the kernel no longer knows, or when asking again would cost too much: it may
-// take at most a tenth of the reader's time.
+// heldBy tells which sockets were in the way of a refused bind. The table knows
+// them as they were then; the kernel is asked who holds them, and for those in
+// TIME_WAIT, unless asking would take more than a tenth of the reader's time.
 func (t *Tracer) heldBy(ev *Event) []Socket {
-	now := time.Now()
-	if now.Sub(t.lookedAt) >= 10*t.lookCost {
-		snap, err := t.snap.Take(ev.Local.Port())
-		t.lookedAt = time.Now()
-		t.lookCost = t.lookedAt.Sub(now)
-		if err == nil {
-			if found := inTheWay(ev, snap.Sockets); len(found) > 0 {
-				SortSockets(found)
-				return found
-			}
+	known := t.table.Port(ev.Local.Port())
+	start := time.Now()
+	if start.Sub(t.lookedAt) < 10*t.lookCost {
+		return inTheWay(ev, known)
+	}
+	snap, err := t.snap.Take(ev.Local.Port())
+	t.lookedAt = time.Now()
+	t.lookCost = t.lookedAt.Sub(start)
+	if err != nil {
+		return inTheWay(ev, known)
+	}
+	now := snap.Sockets
+	at := make(map[uint64]int, len(now))
+	for i := range now {
+		at[now[i].id] = i
+	}
+	for _, s := range known {
+		if i, ok := at[s.id]; ok {
+			now[i].Owner, now[i].Since, now[i].Origin = s.Owner, s.Since, s.Origin
+		} else {
+			now = append(now, s) // closed since
 		}
 	}
-	return inTheWay(ev, t.table.Port(ev.Local.Port()))
+	found := inTheWay(ev, now)
+	SortSockets(found)
+	return found
 }
 
 // checkLoss rebuilds the table when events were lost since the last time.

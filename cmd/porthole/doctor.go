@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -67,6 +68,7 @@ func doctor(e *env, jsonRow, noSyscallHooks bool) error {
 			r.MissingCaps = append(r.MissingCaps, name)
 		}
 	}
+	slices.Sort(r.MissingCaps)
 	failed := r.try(noSyscallHooks)
 	if failed != nil {
 		r.Error = failed.Error()

@@ -277,11 +277,7 @@ func (w *whoWriter) group(group []tracer.Socket) {
 func (w *whoWriter) holder(h *tracer.Holder) string {
 	text := fmt.Sprintf("%s (pid %d, user %s", render.Safe(h.Comm), h.PID, w.user(h.UID))
 	if c := w.names.Cgroups.Resolve(h.Cgroup).Container; c != nil {
-		name := c.Name
-		if name == "" {
-			name = c.ID[:12]
-		}
-		text += ", container " + render.Safe(name)
+		text += ", container " + render.Safe(c.Label())
 	}
 	return text + ")"
 }

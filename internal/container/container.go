@@ -23,6 +23,15 @@ type Container struct {
 	Name string `json:"name,omitempty"`
 }
 
+// Label names the container for people: its name, or the start of its id. The
+// name is what its runtime wrote and may hold any characters.
+func (c *Container) Label() string {
+	if c.Name != "" {
+		return c.Name
+	}
+	return c.ID[:min(12, len(c.ID))]
+}
+
 // Info is what a cgroup id stands for. The zero value: not known.
 type Info struct {
 	Path      string     // below the root of the cgroup v2 hierarchy

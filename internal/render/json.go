@@ -121,6 +121,9 @@ func (s *Socket) AppendJSON(b []byte) []byte {
 		o.b = append(o.b, '}')
 	}
 	o.b = append(o.b, ']')
+	if s.Owner != nil {
+		o.other("owner", s.Owner)
+	}
 	o.optStr("since", s.Since)
 	o.str("origin", s.Origin)
 	o.optStr("service", s.Service)

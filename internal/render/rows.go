@@ -26,6 +26,12 @@ type Holder struct {
 	FD   uint32 `json:"fd"`
 }
 
+// Owner is the process that bound, connected or accepted a socket, in JSON.
+type Owner struct {
+	PID  uint32 `json:"pid"`
+	Comm string `json:"comm"`
+}
+
 // Socket is a socket in JSON, and the row of ls.
 type Socket struct {
 	Proto      string               `json:"proto"`
@@ -40,6 +46,7 @@ type Socket struct {
 	UID        *uint32              `json:"uid,omitempty"`
 	MPTCP      bool                 `json:"mptcp,omitempty"`
 	Holders    []Holder             `json:"holders"`
+	Owner      *Owner               `json:"owner,omitempty"` // where observed
 	Since      string               `json:"since,omitempty"`
 	Origin     string               `json:"origin"`
 	Service    string               `json:"service,omitempty"`
@@ -88,6 +95,9 @@ func (n *Names) Socket(s *tracer.Socket) Socket {
 	for i := range s.Holders {
 		h := &s.Holders[i]
 		row.Holders[i] = Holder{PID: h.PID, Comm: h.Comm, FD: h.FD}
+	}
+	if s.Owner.PID != 0 {
+		row.Owner = &Owner{PID: s.Owner.PID, Comm: s.Owner.Comm}
 	}
 	if !s.Since.IsZero() {
 		row.Since = s.Since.UTC().Format(timeFormat)

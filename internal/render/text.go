@@ -171,14 +171,14 @@ func (n *Names) containerOf(s *tracer.Socket) string {
 	if c == nil {
 		return ""
 	}
-	if c.Name != "" {
-		return Safe(c.Name)
-	}
-	return c.ID[:12]
+	return Safe(c.Label())
 }
 
 // EventHead is the heading above lines of EventLine.
-const EventHead = "TIME         EVENT   PRO LOCAL                 REMOTE                    PID COMM"
+const EventHead = "TIME         EVENT   PRO LOCAL             REMOTE            PID COMM"
+
+// eventPIDEnd is the column where PID ends.
+const eventPIDEnd = len(EventHead) - len(" COMM")
 
 // EventLine is one event as tail shows it, without the newline.
 func (n *Names) EventLine(style Style, ev *tracer.Event) string {
@@ -198,11 +198,25 @@ func (n *Names) EventLine(style Style, ev *tracer.Event) string {
 	if ev.Type == tracer.EventEstablished {
 		event = "estab"
 	}
-	line := fmt.Sprintf("%s %-7s %-3s %-21s %-21s %7s %s", clock(ev.Time), event, ev.Proto, local, remote, pid, comm)
+	line := fmt.Sprintf("%s %-7s %-3s %-17s %s", clock(ev.Time), event, ev.Proto, local, remote)
+	// A long address takes the room before the PID, so that an ordinary line fits 80 columns.
+	line = fmt.Sprintf("%s %*s %s", line, max(0, eventPIDEnd-len(line)-1), pid, comm)
 	if extra := n.extra(style, ev); extra != "" {
 		line += "  " + extra
 	}
 	return line
+}
+
+// heldBy names the socket in the way of a bind by who holds it, or else by who
+// opened it.
+func heldBy(s *tracer.Socket) string {
+	if pid, comm := holderCells(s.Holders); pid != "-" {
+		return fmt.Sprintf("held by %s (%s, pid %s)", comm, s.Role, pid)
+	}
+	if s.Owner.PID != 0 {
+		return fmt.Sprintf("held by a %s of %s (pid %d)", s.Role, Safe(s.Owner.Comm), s.Owner.PID)
+	}
+	return "held by a socket in " + s.State.String()
 }
 
 // extra is what an event has to tell beyond its columns.
@@ -211,16 +225,10 @@ func (n *Names) extra(style Style, ev *tracer.Event) string {
 	if e := ev.Error(); e != "" {
 		words = append(words, style.Red(e))
 	}
-	for i := range ev.HeldBy {
-		s := &ev.HeldBy[i]
-		if pid, comm := holderCells(s.Holders); pid != "-" {
-			words = append(words, fmt.Sprintf("held by %s (%s, pid %s)", comm, s.Role, pid))
-		} else {
-			words = append(words, "held by a socket in "+s.State.String())
-		}
-		if i == 2 && len(ev.HeldBy) > 3 {
-			words = append(words, fmt.Sprintf("and %d more", len(ev.HeldBy)-3))
-			break
+	if len(ev.HeldBy) > 0 {
+		words = append(words, heldBy(&ev.HeldBy[0]))
+		if more := len(ev.HeldBy) - 1; more > 0 {
+			words = append(words, fmt.Sprintf("and %d more", more))
 		}
 	}
 	if ev.Implicit {
@@ -236,7 +244,7 @@ func (n *Names) extra(style Style, ev *tracer.Event) string {
 		words = append(words, "netns="+n.NetNSName(ev.NetNS))
 	}
 	if c := n.Cgroups.Resolve(ev.Process.Cgroup).Container; c != nil {
-		words = append(words, "container="+Safe(c.Name)+c.ID[:12])
+		words = append(words, "container="+Safe(c.Label()))
 	}
 	return strings.Join(words, " ")
 }
