@@ -9,7 +9,7 @@ import (
 // EventType says what happened to a socket.
 type EventType uint8
 
-// The events. What each means is part of the JSON contract (docs/events.md).
+// The events. What each means is part of the JSON contract (docs/json.md).
 const (
 	// EventBind: a local port was taken without a peer, by bind() or by the
 	// kernel's own choice (Implicit), or was refused (Errno).
