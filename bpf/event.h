@@ -80,6 +80,7 @@ enum row_flag {
 struct row {
 	__u64 time_ns; /* when this row was read */
 	__u64 sock;    /* address of the struct sock (or timewait, request sock) */
+	__u64 held;    /* address of the struct sock that a file refers to: for MPTCP another */
 	struct flow flow;
 	__u32 uid;   /* owner of the socket, 0 for timewait and request socks */
 	__u8 proto;  /* IPPROTO_TCP or IPPROTO_UDP */
@@ -87,9 +88,9 @@ struct row {
 	__u16 flags; /* enum row_flag */
 };
 
-/* One file descriptor of one process that refers to a socket with a port. */
+/* One file descriptor of one process that refers to a socket, of any family. */
 struct holder {
-	__u64 sock;  /* address of the struct sock; of the TCP subflow for MPTCP */
+	__u64 sock;  /* address of the struct sock: held of struct row */
 	__u64 inode; /* inode number of the socket's file, as in /proc/PID/fd */
 	struct process process;
 	__u32 fd;
@@ -132,6 +133,6 @@ enum stat {
 _Static_assert(sizeof(struct flow) == 40, "struct flow");
 _Static_assert(sizeof(struct process) == 40, "struct process");
 _Static_assert(sizeof(struct event) == 112, "struct event");
-_Static_assert(sizeof(struct row) == 64, "struct row");
+_Static_assert(sizeof(struct row) == 72, "struct row");
 _Static_assert(sizeof(struct holder) == 64, "struct holder");
 _Static_assert(sizeof(struct walk) == 88, "struct walk");

@@ -202,6 +202,7 @@ struct inet_connection_sock {
 	struct inet_bind_bucket *icsk_bind_hash;
 	struct inet_bind2_bucket *icsk_bind2_hash;
 	const struct tcp_ulp_ops *icsk_ulp_ops;
+	void *icsk_ulp_data;
 };
 
 struct tcp_sock {
@@ -218,6 +219,10 @@ struct tcp_sock {
 struct mptcp_sock {
 	struct inet_connection_sock sk;
 	struct sock *first;
+};
+
+struct mptcp_subflow_context {
+	struct sock *conn;
 };
 
 struct inet_timewait_sock {

@@ -105,5 +105,5 @@ struct {
 /* State of the walk: written by Go before a call, by snapshot.h during it, read by Go after it. */
 struct walk walk;
 
-/* Which local port the iterator of descriptors reports, 0 = all. Written by Go before each run. */
+/* Which local port the iterator of descriptors reports, 0 = all sockets. Written by Go before each run. */
 __u16 holders_port;

@@ -7,24 +7,33 @@
 
 /* ---- file descriptors ---- */
 
-/* One struct holder for each descriptor of a socket with a port. */
+/*
+ * One struct holder for each descriptor of a socket. Which of them have a port is
+ * asked only where one port is wanted: it touches every socket's memory once more.
+ */
 static __always_inline void handle_file(struct bpf_iter__task_file *ctx)
 {
 	struct task_struct *task = ctx->task;
 	struct file *file = ctx->file;
+	const struct socket *socket;
+	const struct inode *inode;
 	struct holder h = {};
 	struct sock *sk;
-	__u16 port;
 
 	if (!task || !file)
 		return;
-	sk = sock_of_file(file);
-	port = sk ? sock_port(sk) : 0;
-	if (!port || (holders_port && port != holders_port))
+	inode = READ(file, f_inode);
+	if ((READ(inode, i_mode) & S_IFMT) != S_IFSOCK)
 		return;
-	h.sock = (__u64)sk;
+	if (holders_port) {
+		sk = sock_of_file(file);
+		if (!sk || sock_port(sk) != holders_port)
+			return;
+	}
+	socket = READ(file, private_data);
+	h.sock = (__u64)READ(socket, sk);
 	h.fd = ctx->fd;
-	h.inode = READ(READ(file, f_inode), i_ino);
+	h.inode = READ(inode, i_ino);
 	task_process(&h.process, task);
 	bpf_seq_write(ctx->meta->seq, &h, sizeof(h)); /* full: the kernel calls again for the same file */
 }
@@ -107,6 +116,7 @@ static __always_inline void row_full_sock(struct row *row, const struct sock *sk
 	if (READ_BITS(sk, sk_kern_sock))
 		row->flags |= ROW_KERNEL;
 	row->uid = READ(sk, sk_uid.val);
+	row->held = (__u64)sock_held(sk);
 }
 
 /* Write one row about sk. False: no room, try again in the next call. */
@@ -122,6 +132,7 @@ static __always_inline bool walk_row(const struct sock *sk, __u8 proto)
 		return false;
 	row->time_ns = bpf_ktime_get_boot_ns();
 	row->sock = (__u64)sk;
+	row->held = 0;
 	row->uid = 0;
 	row->proto = proto;
 	row->flags = 0;

@@ -81,6 +81,17 @@ static __always_inline bool sock_is_mptcp(const struct sock *sk)
 	return READ(tp, is_mptcp);
 }
 
+/* The socket a file refers to where sk is behind it: the MPTCP socket of a subflow, else sk itself. */
+static __always_inline const struct sock *sock_held(const struct sock *sk)
+{
+	const struct mptcp_subflow_context *subflow;
+
+	if (sock_protocol(sk) != IPPROTO_TCP || !bpf_core_type_exists(struct mptcp_subflow_context) || !sock_is_mptcp(sk))
+		return sk;
+	subflow = READ((const struct inet_connection_sock *)sk, icsk_ulp_data);
+	return READ(subflow, conn);
+}
+
 static __always_inline void ip_from_v4(__u8 ip[16], __be32 v4)
 {
 	__builtin_memset(ip, 0, 10);

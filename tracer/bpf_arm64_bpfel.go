@@ -89,6 +89,7 @@ type bpfRow struct {
 	_      structs.HostLayout
 	TimeNs uint64
 	Sock   uint64
+	Held   uint64
 	Flow   bpfFlow
 	Uid    uint32
 	Proto  uint8

@@ -98,6 +98,7 @@ func (d *decoder) socket(raw *bpfRow) Socket {
 		ReusePort: flag(bpfRowFlagROW_REUSEPORT),
 		Origin:    OriginSnapshot,
 		id:        raw.Sock,
+		held:      raw.Held,
 		file:      flag(bpfRowFlagROW_FILE),
 		kernel:    flag(bpfRowFlagROW_KERNEL),
 		stamp:     raw.TimeNs,

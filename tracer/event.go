@@ -206,6 +206,7 @@ type Socket struct {
 	Origin    Origin
 
 	id     uint64 // address of the kernel's struct sock
+	held   uint64 // address of the struct sock that files refer to, 0: none ever will
 	file   bool   // a struct socket is attached to it
 	kernel bool   // the kernel made it for itself
 	stamp  uint64 // CLOCK_BOOTTIME of the last word about it, nanoseconds

@@ -2,8 +2,8 @@ package tracer
 
 import (
 	"bufio"
-	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 
@@ -50,6 +50,9 @@ var probes = []probe{
 	{prog: bpfProgPhSendmsg4E, hook: "cgroup/sendmsg4", tier: TierTracepoint, marked: true, lost: "implicit binds by IPv4 datagrams"},
 	{prog: bpfProgPhSendmsg6E, hook: "cgroup/sendmsg6", tier: TierTracepoint, marked: true, lost: "implicit binds by IPv6 datagrams"},
 }
+
+// markProbe is the iterator of markUDP.
+var markProbe = probe{prog: bpfProgPhMarkUdp, hook: "iter/task_file"}
 
 // blindSpots is what a tier cannot see even with every hook attached.
 var blindSpots = map[Tier][]string{
@@ -130,24 +133,29 @@ func unescapeMount(s string) string {
 	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
 }
 
-// attach loads and attaches one hook. opts has the maps all programs share.
-func (p *probe) attach(spec *ebpf.CollectionSpec, opts ebpf.CollectionOptions, cgroup string) (link.Link, error) {
+// load loads the program of one hook. opts has the maps all programs share.
+func (p *probe) load(spec *ebpf.CollectionSpec, opts ebpf.CollectionOptions) (*ebpf.Program, error) {
 	one := spec.Copy()
-	prog := one.Programs[p.prog]
-	if prog == nil {
-		return nil, fmt.Errorf("attach %s: no program %s", p.hook, p.prog)
+	if one.Programs[p.prog] == nil {
+		return nil, fmt.Errorf("load %s: no program %s", p.hook, p.prog)
 	}
-	one.Programs = map[string]*ebpf.ProgramSpec{p.prog: prog}
+	one.Programs = map[string]*ebpf.ProgramSpec{p.prog: one.Programs[p.prog]}
 	coll, err := ebpf.NewCollectionWithOptions(one, opts)
 	if err != nil {
 		return nil, explain("load "+p.hook, err)
 	}
-	defer coll.Close() // the link keeps the program
+	defer coll.Close()
+	return coll.DetachProgram(p.prog), nil
+}
+
+// attach attaches a loaded program; the link keeps it.
+func (p *probe) attach(prog *ebpf.Program, as ebpf.AttachType, cgroup string) (link.Link, error) {
 	var l link.Link
-	if prog.Type == ebpf.Tracing {
-		l, err = link.AttachTracing(link.TracingOptions{Program: coll.Programs[p.prog]})
+	var err error
+	if prog.Type() == ebpf.Tracing {
+		l, err = link.AttachTracing(link.TracingOptions{Program: prog})
 	} else {
-		l, err = link.AttachCgroup(link.CgroupOptions{Path: cgroup, Attach: prog.AttachType, Program: coll.Programs[p.prog]})
+		l, err = link.AttachCgroup(link.CgroupOptions{Path: cgroup, Attach: as, Program: prog})
 	}
 	if err != nil {
 		return nil, explain("attach "+p.hook, err)
@@ -167,32 +175,19 @@ func clockNow(clock int32) int64 {
 func boottime() uint64 { return uint64(clockNow(unix.CLOCK_BOOTTIME)) }
 
 // markUDP runs the iterator that marks UDP sockets which have a port already.
-func markUDP(spec *ebpf.CollectionSpec, opts ebpf.CollectionOptions) error {
-	p := probe{prog: bpfProgPhMarkUdp, hook: "iter/task_file"}
-	one := spec.Copy()
-	one.Programs = map[string]*ebpf.ProgramSpec{p.prog: one.Programs[p.prog]}
-	coll, err := ebpf.NewCollectionWithOptions(one, opts)
+func markUDP(prog *ebpf.Program) error {
+	it, err := link.AttachIter(link.IterOptions{Program: prog})
 	if err != nil {
-		return explain("load "+p.hook, err)
-	}
-	defer coll.Close()
-	it, err := link.AttachIter(link.IterOptions{Program: coll.Programs[p.prog]})
-	if err != nil {
-		return explain("attach "+p.hook, err)
+		return explain("attach "+markProbe.hook, err)
 	}
 	defer it.Close()
 	r, err := it.Open()
 	if err != nil {
-		return explain("open "+p.hook, err)
+		return explain("open "+markProbe.hook, err)
 	}
 	defer r.Close()
-	for buf := make([]byte, 64); ; {
-		n, err := r.Read(buf)
-		if n == 0 && err == nil || errors.Is(err, unix.EAGAIN) {
-			continue
-		}
-		if err != nil {
-			return nil // io.EOF: every descriptor was seen
-		}
+	if _, err := io.Copy(io.Discard, retry{r}); err != nil {
+		return fmt.Errorf("read %s: %w", markProbe.hook, err)
 	}
+	return nil
 }

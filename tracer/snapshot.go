@@ -109,15 +109,7 @@ func (s *Snapshotter) Take(port uint16) (*Snapshot, error) {
 		err = s.readHolders(port, holders)
 	}()
 	snap.Sockets = s.sockets(chunks)
-	index := make(map[uint64]int, len(snap.Sockets))
-	for i := range snap.Sockets {
-		if so := &snap.Sockets[i]; index[so.id] == 0 {
-			index[so.id] = i + 1
-		} else {
-			so.id = 0 // a slot of a table was read twice: settle drops it
-		}
-	}
-	s.join(snap.Sockets, index, holders)
+	s.join(snap.Sockets, holders)
 	if err != nil {
 		return nil, err
 	}
@@ -260,7 +252,7 @@ func bytesOf[T bpfRow | bpfHolder](s []T) []byte {
 }
 
 // readHolders reads every file descriptor of every process that refers to a
-// socket with a port, or with the port given.
+// socket, or to one with the local port given.
 func (s *Snapshotter) readHolders(port uint16, to chan<- []bpfHolder) error {
 	if err := s.holders.HoldersPort.Set(port); err != nil {
 		return fmt.Errorf("prepare iterator: %w", err)
@@ -298,30 +290,50 @@ func (r retry) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// join gives each socket its holders. index has one more than the place of each
-// socket in sockets.
-func (s *Snapshotter) join(sockets []Socket, index map[uint64]int, chunks <-chan []bpfHolder) {
+// join gives each socket its holders, and takes the id of one that is there twice
+// because its slot of a table was read twice: settle drops it.
+func (s *Snapshotter) join(sockets []Socket, chunks <-chan []bpfHolder) {
+	index := make(map[uint64]*Socket, len(sockets))
+	more := make(map[*Socket]*Socket) // MPTCP: subflows share what is held
+	for i := range sockets {
+		so := &sockets[i]
+		other := index[so.held]
+		switch {
+		case so.held == 0:
+		case other == nil:
+			index[so.held] = so
+		case other.id == so.id:
+			so.id = 0
+		default:
+			more[so] = other
+			index[so.held] = so
+		}
+	}
 	var last Process
 	var lastRaw bpfProcess
 	all := make([]Holder, 0, len(sockets)) // one allocation for the usual case of a holder each
 	for holders := range chunks {
 		for i := range holders {
 			raw := &holders[i]
-			at := index[raw.Sock] - 1
-			if at < 0 {
-				continue // opened after the walk
+			so := index[raw.Sock]
+			if so == nil {
+				continue // no port, or opened after the walk
 			}
 			if raw.Process != lastRaw {
 				last, lastRaw = s.dec.process(&raw.Process), raw.Process
 			}
-			so := &sockets[at]
-			so.Inode = raw.Inode
 			h := Holder{Process: last, FD: raw.Fd}
-			if so.Holders == nil && len(all) < cap(all) {
-				all = append(all, h)
-				so.Holders = all[len(all)-1 : len(all) : len(all)]
-			} else {
-				so.Holders = append(so.Holders, h)
+			for ; so != nil; so = more[so] {
+				so.Inode = raw.Inode
+				if so.Holders == nil && len(all) < cap(all) {
+					all = append(all, h)
+					so.Holders = all[len(all)-1 : len(all) : len(all)]
+				} else {
+					so.Holders = append(so.Holders, h)
+				}
+				if len(more) == 0 {
+					break
+				}
 			}
 		}
 	}

@@ -91,13 +91,18 @@ func (t *Table) applyTaken(r *row, ev *Event) bool {
 	}
 	if r == nil {
 		r = t.add(ev.sock, ev.Local.Port())
-		r.Origin = OriginObserved
+		r.Origin, r.UID = OriginObserved, ev.Process.UID
 	}
 	r.adopt(ev)
 	r.Proto, r.NetNS, r.MPTCP, r.stamp = ev.Proto, ev.NetNS, ev.MPTCP, ev.boot
 	r.Local, r.Remote = ev.Local, ev.Remote
 	r.initial, r.missing = false, 0
-	r.ended, r.timeWait = 0, false // of an earlier connection
+	r.ended, r.timeWait = 0, false                      // of an earlier connection
+	if ev.Type == EventBind || ev.Type == EventListen { // the others do not tell
+		r.V6Only = ev.flags&uint8(bpfEventFlagEVENT_V6ONLY) != 0
+		r.ReuseAddr = ev.flags&uint8(bpfEventFlagEVENT_REUSEADDR) != 0
+		r.ReusePort = ev.flags&uint8(bpfEventFlagEVENT_REUSEPORT) != 0
+	}
 	switch {
 	case ev.Type == EventBind:
 		r.State, r.Role = StateUnconn, RoleBound

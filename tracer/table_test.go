@@ -71,14 +71,12 @@ func ms(n int) time.Duration { return time.Duration(n) * time.Millisecond }
 func bootAt(at int) uint64    { return uint64(ms(at)) }
 func wallAt(at int) time.Time { return time.Unix(1_700_000_000, 0).UTC().Add(ms(at)) }
 
-func ends(s string) netip.AddrPort {
+func endpoint(s string) netip.AddrPort {
 	if s == "" {
 		return netip.AddrPort{}
 	}
 	return netip.MustParseAddrPort(s)
 }
-
-var noProcess = Process{}
 
 func proc(pid uint32) Process { return Process{PID: pid, UID: 1000, Comm: "worker", Start: ms(1)} }
 
@@ -86,11 +84,11 @@ func proc(pid uint32) Process { return Process{PID: pid, UID: 1000, Comm: "worke
 // events of a process that acts have one.
 func tcp(at int, typ EventType, sock uint64, local, remote string) Event {
 	ev := Event{
-		Time: wallAt(at), Type: typ, Proto: TCP, Local: ends(local), Remote: ends(remote), NetNS: testNS,
+		Time: wallAt(at), Type: typ, Proto: TCP, Local: endpoint(local), Remote: endpoint(remote), NetNS: testNS,
 		Process: proc(10), boot: bootAt(at), sock: sock,
 	}
 	if typ == EventClose || typ == EventEstablished || typ == eventDown {
-		ev.Process = noProcess
+		ev.Process = Process{}
 	}
 	return ev
 }
@@ -110,7 +108,7 @@ func leftTimeWait(ev Event) Event               { ev.TimeWait = true; return ev 
 // found is a row of a snapshot, read at a test's millisecond.
 func found(at int, role Role, id uint64, local, remote string) Socket {
 	s := Socket{
-		Proto: TCP, Role: role, State: StateEstablished, Local: ends(local), Remote: ends(remote), NetNS: testNS,
+		Proto: TCP, Role: role, State: StateEstablished, Local: endpoint(local), Remote: endpoint(remote), NetNS: testNS,
 		Inode: id & 0xffff, UID: 1000, Origin: OriginSnapshot, id: id, file: true, stamp: bootAt(at),
 	}
 	if role == RoleListener {
@@ -141,14 +139,14 @@ func TestTableListenerFromBindToClose(t *testing.T) {
 	tt := newTableTest(t)
 	tt.news(tcp(10, EventBind, sockA, "127.0.0.1:8080", ""))
 	equal(t, "bound", Socket{
-		Proto: TCP, State: StateUnconn, Role: RoleBound, Local: ends("127.0.0.1:8080"), NetNS: testNS,
-		Owner: proc(10), Since: wallAt(10), Origin: OriginObserved, id: sockA, stamp: bootAt(10),
+		Proto: TCP, State: StateUnconn, Role: RoleBound, Local: endpoint("127.0.0.1:8080"), NetNS: testNS,
+		UID: 1000, Owner: proc(10), Since: wallAt(10), Origin: OriginObserved, id: sockA, stamp: bootAt(10),
 	}, tt.only())
 
 	tt.news(by(11, tcp(20, EventListen, sockA, "127.0.0.1:8080", ""))) // a child made it listen
 	equal(t, "listening", Socket{
-		Proto: TCP, State: StateListen, Role: RoleListener, Local: ends("127.0.0.1:8080"), NetNS: testNS,
-		Owner: proc(11), Since: wallAt(10), Origin: OriginObserved, id: sockA, stamp: bootAt(20),
+		Proto: TCP, State: StateListen, Role: RoleListener, Local: endpoint("127.0.0.1:8080"), NetNS: testNS,
+		UID: 1000, Owner: proc(11), Since: wallAt(10), Origin: OriginObserved, id: sockA, stamp: bootAt(20),
 	}, tt.only())
 
 	want := by(11, tcp(1010, EventClose, sockA, "127.0.0.1:8080", ""))
@@ -156,6 +154,23 @@ func TestTableListenerFromBindToClose(t *testing.T) {
 	// Once the port is given back the kernel may show other ends.
 	equal(t, "close", want, tt.news(tcp(1010, EventClose, sockA, "0.0.0.0:8080", "10.0.0.9:1")))
 	tt.empty()
+}
+
+// Without these a table could not tell who is in the way of a bind.
+func TestTableSocketOptions(t *testing.T) {
+	tt := newTableTest(t)
+	tt.news(flagged(bpfEventFlagEVENT_V6ONLY|bpfEventFlagEVENT_REUSEADDR, tcp(10, EventBind, sockA, "[::]:80", "")))
+	if s := tt.only(); !s.V6Only || !s.ReuseAddr || s.ReusePort {
+		t.Errorf("v6only %t reuseaddr %t reuseport %t, want true true false", s.V6Only, s.ReuseAddr, s.ReusePort)
+	}
+	tt.news(flagged(bpfEventFlagEVENT_REUSEPORT, tcp(11, EventListen, sockA, "[::]:80", "")))
+	if s := tt.only(); s.V6Only || s.ReuseAddr || !s.ReusePort {
+		t.Errorf("v6only %t reuseaddr %t reuseport %t, want false false true", s.V6Only, s.ReuseAddr, s.ReusePort)
+	}
+	tt.news(tcp(12, EventConnect, sockA, "[::1]:80", "[::1]:81")) // does not carry them
+	if s := tt.only(); !s.ReusePort {
+		t.Error("a connect took away SO_REUSEPORT")
+	}
 }
 
 func TestTableConnectFails(t *testing.T) {
@@ -237,7 +252,7 @@ func TestTableUDPPeer(t *testing.T) {
 	tt := newTableTest(t)
 	tt.news(implicit(udp(10, EventBind, sockA, "0.0.0.0:5353", "")))
 	tt.news(udp(11, EventConnect, sockA, "10.0.0.1:5353", "10.0.0.2:53"))
-	if s := tt.only(); s.State != StateEstablished || s.Role != RoleClient || s.Local != ends("10.0.0.1:5353") {
+	if s := tt.only(); s.State != StateEstablished || s.Role != RoleClient || s.Local != endpoint("10.0.0.1:5353") {
 		t.Errorf("with a peer: %s %s at %v, want ESTAB client at 10.0.0.1:5353", s.State, s.Role, s.Local)
 	}
 	tt.swallowed(udp(12, eventUnpeer, sockA, "0.0.0.0:5353", ""))
@@ -256,7 +271,7 @@ func TestTableImplicitBindOnce(t *testing.T) {
 	tt.news(implicit(udp(10, EventBind, sockA, "0.0.0.0:5353", "")))
 	tt.news(udp(11, EventConnect, sockA, "10.0.0.1:5353", "10.0.0.2:53"))
 	tt.swallowed(implicit(udp(12, EventBind, sockA, "10.0.0.1:5353", "")))
-	if s := tt.only(); s.Role != RoleClient || s.Remote != ends("10.0.0.2:53") {
+	if s := tt.only(); s.Role != RoleClient || s.Remote != endpoint("10.0.0.2:53") {
 		t.Errorf("the repetition made it %s to %v", s.Role, s.Remote)
 	}
 	tt.news(implicit(tcp(20, EventBind, sockB, "0.0.0.0:40001", ""))) // listen() without bind()
@@ -672,10 +687,10 @@ func TestInTheWay(t *testing.T) {
 		{"the socket itself", none, func(s *Socket) { s.id = sockA }, false},
 		{"another protocol", none, func(s *Socket) { s.Proto = UDP }, false},
 		{"another namespace", none, func(s *Socket) { s.NetNS++ }, false},
-		{"another port", none, func(s *Socket) { s.Local = ends("10.0.0.1:81") }, false},
-		{"another address", none, func(s *Socket) { s.Local = ends("10.0.0.2:80") }, false},
-		{"dual stack", none, func(s *Socket) { s.Local = ends("[::]:80") }, true},
-		{"IPv6 only", none, func(s *Socket) { s.Local, s.V6Only = ends("[::]:80"), true }, false},
+		{"another port", none, func(s *Socket) { s.Local = endpoint("10.0.0.1:81") }, false},
+		{"another address", none, func(s *Socket) { s.Local = endpoint("10.0.0.2:80") }, false},
+		{"dual stack", none, func(s *Socket) { s.Local = endpoint("[::]:80") }, true},
+		{"IPv6 only", none, func(s *Socket) { s.Local, s.V6Only = endpoint("[::]:80"), true }, false},
 		{"SO_REUSEADDR of both, a listener", reuseAddr, func(s *Socket) { s.ReuseAddr = true }, true},
 		{"SO_REUSEADDR of both, bound", reuseAddr, func(s *Socket) { s.ReuseAddr, s.State = true, StateUnconn }, false},
 		{"SO_REUSEADDR of both, TIME-WAIT", reuseAddr, func(s *Socket) { s.ReuseAddr, s.State, s.Role = true, StateTimeWait, RoleTimeWait }, false},

@@ -133,23 +133,41 @@ func (t *Tracer) openMaps(spec *ebpf.CollectionSpec, cfg Config) error {
 	return nil
 }
 
-// attach attaches every hook of the tier, or none.
+// attach attaches every hook of the tier, or none. Loading takes long and
+// attaching does not, so everything is loaded first: the first hook must not wait
+// for the last while events collect.
 func (t *Tracer) attach(spec *ebpf.CollectionSpec, cgroup string, cfg Config) error {
 	opts := ebpf.CollectionOptions{MapReplacements: t.maps, Cache: t.snap.kernel}
-	marked := false
-	for i := range probes {
-		p := &probes[i]
-		if p.syscall && cfg.NoSyscallHooks {
-			t.hooks = append(t.hooks, HookStatus{Hook: p.hook, Reason: "switched off", Lost: p.lost})
-			continue
+	programs := make(map[*probe]*ebpf.Program)
+	defer func() {
+		for _, prog := range programs {
+			prog.Close()
 		}
+	}()
+	use := []*probe{&markProbe}
+	for i := range probes {
+		if p := &probes[i]; p.syscall && cfg.NoSyscallHooks {
+			t.hooks = append(t.hooks, HookStatus{Hook: p.hook, Reason: "switched off", Lost: p.lost})
+		} else {
+			use = append(use, p)
+		}
+	}
+	for _, p := range use {
+		prog, err := p.load(spec, opts)
+		if err != nil {
+			return err
+		}
+		programs[p] = prog
+	}
+	marked := false
+	for _, p := range use[1:] {
 		if p.marked && !marked {
-			if err := markUDP(spec, opts); err != nil {
+			if err := markUDP(programs[&markProbe]); err != nil {
 				return err
 			}
 			marked = true
 		}
-		l, err := p.attach(spec, opts, cgroup)
+		l, err := p.attach(programs[p], spec.Programs[p.prog].AttachType, cgroup)
 		if err != nil {
 			return err
 		}

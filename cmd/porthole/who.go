@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"os/user"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -88,12 +89,7 @@ func who(e *env, arg string, jsonRow bool) error {
 	}
 	names := newNames()
 	defer names.Cgroups.Close()
-	var sockets []tracer.Socket
-	for _, s := range snap.Sockets {
-		if pass(q.protos, s.Proto) {
-			sockets = append(sockets, s)
-		}
-	}
+	sockets := slices.DeleteFunc(snap.Sockets, func(s tracer.Socket) bool { return !pass(q.protos, s.Proto) })
 	out := bufio.NewWriter(e.stdout)
 	if jsonRow {
 		err = whoJSON(out, names, q, pool, sockets)
@@ -136,21 +132,26 @@ func whoText(out io.Writer, style render.Style, names *render.Names, q question,
 	if w.err != nil {
 		return w.err
 	}
-	if clients := ofRole(sockets, tracer.RoleClient); len(clients) > 0 {
+	if clients := section(sockets, tracer.RoleClient); len(clients) > 0 {
 		fmt.Fprintf(out, "\nclients that have %d as their own port:\n", q.port)
 		return names.Sockets(out, style, clients)
 	}
 	return nil
 }
 
-func ofRole(sockets []tracer.Socket, role tracer.Role) []tracer.Socket {
-	var out []tracer.Socket
-	for _, s := range sockets {
-		if s.Role == role {
-			out = append(out, s)
-		}
+// section returns those sockets of a role, and of a protocol where protos has one
+// only. sockets is ordered as tracer.SortSockets does, so they stand together.
+func section(sockets []tracer.Socket, role tracer.Role, protos ...tracer.Proto) []tracer.Socket {
+	match := func(s tracer.Socket) bool { return s.Role == role && pass(protos, s.Proto) }
+	from := slices.IndexFunc(sockets, match)
+	if from < 0 {
+		return nil
 	}
-	return out
+	to := from
+	for to < len(sockets) && match(sockets[to]) {
+		to++
+	}
+	return sockets[from:to]
 }
 
 // whoWriter says in words who has a port.
@@ -170,15 +171,9 @@ func (w *whoWriter) printf(format string, args ...any) {
 
 // proto tells of one protocol; nobody says so only where asked.
 func (w *whoWriter) proto(proto tracer.Proto, sockets []tracer.Socket, sayNobody bool) {
-	var mine []tracer.Socket
-	for _, s := range sockets {
-		if s.Proto == proto {
-			mine = append(mine, s)
-		}
-	}
 	held := false
 	for _, role := range []tracer.Role{tracer.RoleListener, tracer.RoleBound} {
-		for _, group := range groups(ofRole(mine, role)) {
+		for _, group := range groups(section(sockets, role, proto)) {
 			w.group(group)
 			held = true
 		}
@@ -195,7 +190,7 @@ func (w *whoWriter) proto(proto tracer.Proto, sockets []tracer.Socket, sayNobody
 	}
 	var parts []string
 	for _, r := range rest {
-		switch n := len(ofRole(mine, r.role)); {
+		switch n := len(section(sockets, r.role, proto)); {
 		case n == 1:
 			parts = append(parts, r.one)
 		case n > 1:

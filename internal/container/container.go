@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -43,8 +44,8 @@ type Resolver struct {
 	root string
 	fd   int // of root, -1: not mounted
 
-	known sync.Map // id to Info
-	count atomic.Int64
+	mu    sync.Mutex                      // held to replace known
+	known atomic.Pointer[map[uint64]Info] // never changed once here, so that reading needs no lock
 }
 
 // maxKnown bounds what a Resolver remembers.
@@ -54,6 +55,7 @@ const maxKnown = 4096
 // it knows nothing.
 func NewResolver(root string) *Resolver {
 	r := &Resolver{root: root, fd: -1}
+	r.known.Store(&map[uint64]Info{})
 	if root == "" {
 		return r
 	}
@@ -77,22 +79,24 @@ func (r *Resolver) Resolve(id uint64) Info {
 	if id == 0 || r.fd < 0 {
 		return Info{}
 	}
-	if info, ok := r.known.Load(id); ok {
-		return info.(Info)
+	if info, ok := (*r.known.Load())[id]; ok {
+		return info
 	}
-	path, err := r.path(id)
-	if err != nil {
-		return Info{}
+	var info Info
+	if path, err := r.path(id); err == nil {
+		info.Path = path
+		if cid := FromPath(path); cid != "" {
+			info.Container = &Container{ID: cid, Name: dockerName(cid)}
+		}
 	}
-	info := Info{Path: path}
-	if cid := FromPath(path); cid != "" {
-		info.Container = &Container{ID: cid, Name: dockerName(cid)}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	next := make(map[uint64]Info)
+	if old := *r.known.Load(); len(old) < maxKnown {
+		maps.Copy(next, old)
 	}
-	if r.count.Add(1) > maxKnown {
-		r.count.Store(0)
-		r.known.Clear()
-	}
-	r.known.Store(id, info)
+	next[id] = info
+	r.known.Store(&next)
 	return info
 }
 

@@ -181,8 +181,9 @@ func (n *Names) SocketsJSON(w io.Writer, sockets []tracer.Socket) error {
 			sockets = sockets[len(mine):]
 			wg.Go(func() {
 				bufs[i] = bufs[i][:0]
+				holders := make([]Holder, 0, 16)
 				for j := range mine {
-					row := n.Socket(&mine[j])
+					row := n.socket(&mine[j], holders)
 					bufs[i] = append(row.AppendJSON(bufs[i]), '\n')
 				}
 			})

@@ -80,13 +80,16 @@ type Event struct {
 const timeFormat = "2006-01-02T15:04:05.000000000Z07:00"
 
 // Socket makes the row of a socket.
-func (n *Names) Socket(s *tracer.Socket) Socket {
+func (n *Names) Socket(s *tracer.Socket) Socket { return n.socket(s, []Holder{}) }
+
+// socket makes a row that keeps its holders in the memory of holders.
+func (n *Names) socket(s *tracer.Socket, holders []Holder) Socket {
 	row := Socket{
 		Proto: s.Proto.String(), State: s.State.String(), Role: s.Role.String(),
 		LocalIP: s.Local.Addr(), LocalPort: s.Local.Port(),
 		RemoteIP: s.Remote.Addr(), RemotePort: s.Remote.Port(),
 		NetNS: s.NetNS, Inode: s.Inode, MPTCP: s.MPTCP,
-		Holders: make([]Holder, len(s.Holders)),
+		Holders: holders[:0],
 		Origin:  s.Origin.String(), Service: n.service(s),
 	}
 	if s.Role != tracer.RoleTimeWait { // nobody owns these
@@ -94,7 +97,7 @@ func (n *Names) Socket(s *tracer.Socket) Socket {
 	}
 	for i := range s.Holders {
 		h := &s.Holders[i]
-		row.Holders[i] = Holder{PID: h.PID, Comm: h.Comm, FD: h.FD}
+		row.Holders = append(row.Holders, Holder{PID: h.PID, Comm: h.Comm, FD: h.FD})
 	}
 	if s.Owner.PID != 0 {
 		row.Owner = &Owner{PID: s.Owner.PID, Comm: s.Owner.Comm}

@@ -63,24 +63,31 @@ var Load = sync.OnceValue(func() Names {
 // are left out; the first name of a port wins.
 func Parse(r io.Reader) Names {
 	n := Names{local: make(map[key]string)}
-	lines := bufio.NewScanner(r)
-	for lines.Scan() {
-		line, _, _ := strings.Cut(lines.Text(), "#")
-		fields := strings.Fields(line)
-		if len(fields) < 2 {
-			continue
-		}
-		number, proto, ok := strings.Cut(fields[1], "/")
-		port, err := strconv.ParseUint(number, 10, 16)
-		if !ok || err != nil || (proto != "tcp" && proto != "udp") {
-			continue
-		}
-		k := key{uint16(port), proto == "udp"}
-		if _, taken := n.local[k]; !taken {
-			n.local[k] = fields[0]
+	lines := bufio.NewReader(r)
+	for {
+		line, err := lines.ReadString('\n')
+		n.add(line)
+		if err != nil {
+			return n
 		}
 	}
-	return n
+}
+
+func (n Names) add(line string) {
+	line, _, _ = strings.Cut(line, "#")
+	fields := strings.Fields(line)
+	if len(fields) < 2 {
+		return
+	}
+	number, proto, ok := strings.Cut(fields[1], "/")
+	port, err := strconv.ParseUint(number, 10, 16)
+	if !ok || err != nil || (proto != "tcp" && proto != "udp") {
+		return
+	}
+	k := key{uint16(port), proto == "udp"}
+	if _, taken := n.local[k]; !taken {
+		n.local[k] = fields[0]
+	}
 }
 
 // Name returns the service name of a port, "" when it has none.

@@ -1,0 +1,217 @@
+package tracer
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+	"testing"
+	"testing/synctest"
+)
+
+// numbered is n events that tell where they are in the stream by their port.
+func numbered(from, n int) []Event {
+	out := make([]Event, n)
+	for i := range out {
+		out[i].RequestedPort = uint16(from + i)
+	}
+	return out
+}
+
+// take returns the numbers of the events that Next returns.
+func take(t *testing.T, s *Subscription) []int {
+	t.Helper()
+	events, err := s.Next(t.Context(), nil)
+	if err != nil {
+		t.Fatalf("next: %v", err)
+	}
+	var out []int
+	for i := range events {
+		out = append(out, int(events[i].RequestedPort))
+	}
+	return out
+}
+
+func ended(t *testing.T, s *Subscription) {
+	t.Helper()
+	if events, err := s.Next(t.Context(), nil); err != io.EOF {
+		t.Fatalf("next: %d events, error %v, want io.EOF", len(events), err)
+	}
+}
+
+func TestFanoutBounded(t *testing.T) {
+	var f fanout
+	s := f.subscribe(5)
+	f.publish(numbered(0, 3))
+	f.publish(numbered(3, 3)) // one too many
+	f.publish(numbered(6, 2)) // both too many
+	if s.Lost() != 3 {
+		t.Errorf("lost %d, want 3", s.Lost())
+	}
+	equal(t, "the oldest are kept", []int{0, 1, 2, 3, 4}, take(t, s))
+	f.publish(numbered(8, 5))
+	equal(t, "there is room again", []int{8, 9, 10, 11, 12}, take(t, s))
+	if s.Lost() != 3 {
+		t.Errorf("lost %d after there was room, want still 3", s.Lost())
+	}
+}
+
+func TestFanoutSlowSubscriberIsAlone(t *testing.T) {
+	var f fanout
+	slow, fast := f.subscribe(2), f.subscribe(2)
+	for i := range 10 {
+		f.publish(numbered(2*i, 2)) // returns though slow never reads
+		equal(t, "the fast one gets all", []int{2 * i, 2*i + 1}, take(t, fast))
+	}
+	if slow.Lost() != 18 || fast.Lost() != 0 {
+		t.Errorf("slow lost %d and fast %d, want 18 and 0", slow.Lost(), fast.Lost())
+	}
+	equal(t, "the slow one", []int{0, 1}, take(t, slow))
+}
+
+func TestFanoutMemory(t *testing.T) {
+	var f fanout
+	s := f.subscribe(8)
+	batch := numbered(0, 4)
+	f.publish(batch)
+	clear(batch) // the tracer uses it again
+	first, err := s.Next(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.publish(numbered(10, 4))
+	if first[0].RequestedPort != 0 || first[3].RequestedPort != 3 {
+		t.Errorf("events a reader has were overwritten: %+v", first)
+	}
+	allocs := testing.AllocsPerRun(100, func() {
+		f.publish(batch)
+		if first, err = s.Next(t.Context(), first); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if allocs != 0 {
+		t.Errorf("%v allocations for a batch though the reader gives its memory back, want 0", allocs)
+	}
+}
+
+func TestFanoutEnd(t *testing.T) {
+	var f fanout
+	s, other := f.subscribe(8), f.subscribe(8)
+	f.publish(numbered(0, 2))
+	f.close()
+	for _, s := range []*Subscription{s, other} {
+		equal(t, "what was queued", []int{0, 1}, take(t, s))
+		ended(t, s)
+		ended(t, s) // and again
+	}
+	ended(t, f.subscribe(8)) // after the end
+}
+
+func TestFanoutSubscriptionClose(t *testing.T) {
+	var f fanout
+	s, other := f.subscribe(8), f.subscribe(8)
+	f.publish(numbered(0, 1))
+	s.Close()
+	f.publish(numbered(1, 1))
+	equal(t, "what was queued before", []int{0}, take(t, s))
+	ended(t, s)
+	if s.Lost() != 0 {
+		t.Errorf("lost %d: a closed subscription loses nothing", s.Lost())
+	}
+	equal(t, "the other gets all", []int{0, 1}, take(t, other))
+	s.Close() // twice does no harm
+	f.close()
+	s.Close()
+}
+
+// A reader that waits is woken by whatever comes first.
+func TestFanoutNextWaits(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		wake   func(f *fanout, s *Subscription, cancel func())
+		events int
+		err    error
+	}{
+		{"events", func(f *fanout, _ *Subscription, _ func()) { f.publish(numbered(0, 3)) }, 3, nil},
+		{"end", func(f *fanout, _ *Subscription, _ func()) { f.close() }, 0, io.EOF},
+		{"close", func(_ *fanout, s *Subscription, _ func()) { s.Close() }, 0, io.EOF},
+		{"cancel", func(_ *fanout, _ *Subscription, cancel func()) { cancel() }, 0, context.Canceled},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var f fanout
+				s := f.subscribe(8)
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				returned := false
+				var events []Event
+				var err error
+				go func() {
+					events, err = s.Next(ctx, nil)
+					returned = true
+				}()
+				synctest.Wait()
+				if returned {
+					t.Fatalf("next returned %d events, %v with nothing to return", len(events), err)
+				}
+				f.publish(nil) // no event is no news
+				test.wake(&f, s, cancel)
+				synctest.Wait()
+				if !returned || len(events) != test.events || !errors.Is(err, test.err) {
+					t.Errorf("returned %t: %d events, error %v; want %d, %v", returned, len(events), err, test.events, test.err)
+				}
+			})
+		})
+	}
+}
+
+func TestFanoutCanceledStillHandsOn(t *testing.T) {
+	var f fanout
+	s := f.subscribe(8)
+	f.publish(numbered(0, 2))
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if events, err := s.Next(ctx, nil); err != nil || len(events) != 2 {
+		t.Errorf("%d events, error %v, want the 2 that were queued", len(events), err)
+	}
+	if _, err := s.Next(ctx, nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v, want %v", err, context.Canceled)
+	}
+}
+
+// Every event is either read, in order, or counted as lost.
+func TestFanoutBalance(t *testing.T) {
+	const batches, size, readers = 2000, 7, 3
+	var f fanout
+	var wait sync.WaitGroup
+	for i := range readers {
+		s := f.subscribe(10 * (i + 1))
+		wait.Go(func() {
+			var buf []Event
+			read, last := 0, -1
+			for {
+				var err error
+				if buf, err = s.Next(t.Context(), buf); err != nil {
+					break
+				}
+				for i := range buf {
+					if at := int(buf[i].RequestedPort); at <= last {
+						t.Errorf("event %d after %d", at, last)
+						return
+					} else {
+						last = at
+					}
+				}
+				read += len(buf)
+			}
+			if lost := int(s.Lost()); read+lost != batches*size {
+				t.Errorf("read %d + lost %d, want together %d", read, lost, batches*size)
+			}
+		})
+	}
+	for i := range batches {
+		f.publish(numbered(size*i, size))
+	}
+	f.close()
+	wait.Wait()
+}
