@@ -7,12 +7,20 @@ GO ?= go
 CLANG ?= clang-19
 CLANG_FORMAT ?= clang-format-19
 PREFIX ?= /usr/local
+# Root as it takes to attach BPF programs; what builds stays the user's.
+SUDO := $(if $(filter 0,$(shell id -u)),,$(if $(shell command -v sudo),sudo env PATH=$(PATH)))
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
 BPF_SOURCES := $(wildcard bpf/*.h bpf/*.c)
 BPF_CFLAGS := -O2 -g -mcpu=v3 -Wall -Wextra -Werror -Wno-unused-parameter \
 	-I/usr/include/$(shell uname -m)-linux-gnu -ffile-prefix-map=$(CURDIR)=.
 LDFLAGS := -s -w -X main.version=$(VERSION)
+GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+
+# What is needed besides Go: command or file = Debian package.
+TEST_NEEDS := ss=iproute2 lsof=lsof
+GENERATE_NEEDS := $(CLANG)=clang-19 $(CLANG_FORMAT)=clang-format-19 llvm-strip-19=llvm-19 \
+	/usr/include/bpf/bpf_helpers.h=libbpf-dev /usr/include/linux/bpf.h=linux-libc-dev
 
 ## help: list the targets
 .PHONY: help
@@ -33,3 +41,66 @@ build:
 .PHONY: generate
 generate:
 	cd tracer && BPF2GO_CC=$(CLANG) BPF2GO_CFLAGS='$(BPF_CFLAGS)' $(GO) generate ./...
+
+## deps: install what tests and generate need (Debian, as root), or say what is missing
+.PHONY: deps
+deps:
+	@missing() { for need; do command -v "$${need%=*}" >/dev/null || [ -e "$${need%=*}" ] || echo "$${need#*=}"; done; }; \
+	required=$$(missing $(TEST_NEEDS)); all=$$(missing $(TEST_NEEDS) $(GENERATE_NEEDS)); \
+	if [ -z "$$all" ]; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $$all; \
+	else \
+		echo "missing, by the names of Debian's packages:" $$all >&2; [ -z "$$required" ]; \
+	fi
+
+## test: run every test, in the kernel too (asks for root)
+.PHONY: test
+test: deps build
+	@log=$$(mktemp); trap 'rm -f "$$log"' EXIT; set -o pipefail; rc=0; \
+	$(GO) test -count=1 -v -exec '$(SUDO)' ./... 2>&1 | tee "$$log" | sed '/^=== /d' || rc=$$?; \
+	echo; grep -E '^ *--- (FAIL|SKIP)' "$$log"; grep -E '^(ok|FAIL)\b.' "$$log"; exit $$rc
+
+## bench: measure what porthole costs, beside ss and lsof (asks for root; three minutes)
+.PHONY: bench
+bench: deps build
+	@$(GO) run -exec '$(SUDO)' ./test/bench -porthole ./porthole
+	@$(GO) test -run '^$$' -bench DecodeApply -benchmem ./tracer
+
+## lint: look for mistakes in the Go code
+.PHONY: lint
+lint:
+	$(GO) vet ./...
+	$(GO) run $(GOLANGCI_LINT) run ./...
+
+## fmt: format Go and C
+.PHONY: fmt
+fmt:
+	gofmt -w .
+	$(CLANG_FORMAT) -i $(BPF_SOURCES)
+
+## check-fmt: show what fmt would change, and fail if anything
+.PHONY: check-fmt
+check-fmt:
+	@changes=$$(gofmt -d .; for f in $(BPF_SOURCES); do $(CLANG_FORMAT) "$$f" | diff -u --label "$$f" --label formatted "$$f" -; done); \
+	if [ -n "$$changes" ]; then echo "$$changes"; echo "not formatted: run make fmt" >&2; exit 1; fi
+
+## check-generated: prove that the BPF objects are those of the source
+.PHONY: check-generated
+check-generated:
+	@tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; cp -r Makefile go.mod go.sum bpf tracer "$$tmp"; \
+	$(MAKE) --no-print-directory -C "$$tmp" generate && \
+	if ! diff -rq tracer "$$tmp/tracer"; then echo "not of this source: run make generate" >&2; exit 1; fi
+
+## install: install the binary and shell completions below DESTDIR and PREFIX
+.PHONY: install
+install: build
+	install -Dm755 porthole "$(DESTDIR)$(PREFIX)/bin/porthole"
+	./porthole completion bash | install -Dm644 /dev/stdin "$(DESTDIR)$(PREFIX)/share/bash-completion/completions/porthole"
+	./porthole completion zsh | install -Dm644 /dev/stdin "$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_porthole"
+	./porthole completion fish | install -Dm644 /dev/stdin "$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/porthole.fish"
+
+## clean: remove what build made
+.PHONY: clean
+clean:
+	rm -f porthole

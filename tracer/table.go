@@ -97,8 +97,9 @@ func (t *Table) applyTaken(r *row, ev *Event) bool {
 	r.Proto, r.NetNS, r.MPTCP, r.stamp = ev.Proto, ev.NetNS, ev.MPTCP, ev.boot
 	r.Local, r.Remote = ev.Local, ev.Remote
 	r.initial, r.missing = false, 0
-	r.ended, r.timeWait = 0, false                      // of an earlier connection
-	if ev.Type == EventBind || ev.Type == EventListen { // the others do not tell
+	r.ended, r.timeWait = 0, false // of an earlier connection
+	// Only these two tell the options.
+	if ev.Type == EventBind || ev.Type == EventListen {
 		r.V6Only = ev.flags&uint8(bpfEventFlagEVENT_V6ONLY) != 0
 		r.ReuseAddr = ev.flags&uint8(bpfEventFlagEVENT_REUSEADDR) != 0
 		r.ReusePort = ev.flags&uint8(bpfEventFlagEVENT_REUSEPORT) != 0

@@ -1,0 +1,251 @@
+package main
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+
+	"github.com/porthole-dev/porthole/internal/container"
+	"github.com/porthole-dev/porthole/internal/render"
+	"github.com/porthole-dev/porthole/internal/services"
+	"github.com/porthole-dev/porthole/tracer"
+)
+
+const (
+	hostNS  = 4026531840
+	otherNS = 4026532000
+)
+
+func plainNames() *render.Names {
+	return &render.Names{
+		Services: services.Parse(strings.NewReader("my-web 8080/tcp\n")), Cgroups: container.NewResolver(""),
+		NetNS: map[uint32]string{hostNS: "host", otherNS: "blue"}, HostNS: hostNS,
+	}
+}
+
+// filterOf is the filter of a command line.
+func filterOf(t *testing.T, line string) *filter {
+	t.Helper()
+	var flags filterFlags
+	cmd := &cobra.Command{}
+	flags.add(cmd)
+	flags.addSocket(cmd)
+	flags.addEvent(cmd)
+	if err := cmd.ParseFlags(strings.Fields(line)); err != nil {
+		t.Fatalf("%s: %v", line, err)
+	}
+	f, err := flags.parse()
+	if err != nil {
+		t.Fatalf("%s: %v", line, err)
+	}
+	return f
+}
+
+func process(pid, uid uint32, comm string) tracer.Process {
+	return tracer.Process{PID: pid, UID: uid, Comm: comm}
+}
+
+func heldBy(processes ...tracer.Process) []tracer.Holder {
+	holders := make([]tracer.Holder, len(processes))
+	for i, p := range processes {
+		holders[i] = tracer.Holder{Process: p, FD: uint32(3 + i)}
+	}
+	return holders
+}
+
+// socket is one in the host's namespace; remote "" is none.
+func socket(proto tracer.Proto, role tracer.Role, local, remote string, holders ...tracer.Holder) tracer.Socket {
+	s := tracer.Socket{Proto: proto, Role: role, State: tracer.StateEstablished, Local: netip.MustParseAddrPort(local), NetNS: hostNS, Holders: holders}
+	switch role {
+	case tracer.RoleListener:
+		s.State = tracer.StateListen
+	case tracer.RoleBound:
+		s.State = tracer.StateUnconn
+	case tracer.RoleTimeWait:
+		s.State = tracer.StateTimeWait
+	}
+	if remote != "" {
+		s.Remote = netip.MustParseAddrPort(remote)
+	}
+	if len(holders) > 0 {
+		s.UID = holders[0].UID
+	}
+	return s
+}
+
+// filtered are the sockets that TestMatchSocket looks for, by a short name.
+func filtered() map[string]tracer.Socket {
+	web := socket(tracer.TCP, tracer.RoleListener, "0.0.0.0:80", "", heldBy(process(10, 0, "nginx"), process(11, 33, "worker"))...)
+	dns := socket(tracer.UDP, tracer.RoleBound, "127.0.0.53:53", "", heldBy(process(20, 101, "resolved"))...)
+	dns.NetNS = otherNS
+	out := socket(tracer.TCP, tracer.RoleClient, "10.0.0.1:40000", "10.0.0.2:80", heldBy(process(30, 1000, "curl"))...)
+	in := socket(tracer.TCP, tracer.RoleServer, "10.0.0.1:80", "10.0.0.3:53", heldBy(process(11, 33, "worker"))...)
+	gone := socket(tracer.TCP, tracer.RoleTimeWait, "10.0.0.1:40001", "10.0.0.2:443") // uid 0, as nobody's
+	return map[string]tracer.Socket{"web": web, "dns": dns, "out": out, "in": in, "gone": gone}
+}
+
+func TestMatchSocket(t *testing.T) {
+	for _, test := range []struct{ line, want string }{
+		{"", "dns gone in out web"},
+		{"--port 80", "in out web"}, // either side
+		{"--port 53", "dns in"},
+		{"--port 80,443", "gone in out web"},
+		{"--port 80 --port 443", "gone in out web"},
+		{"--lport 80", "in web"},
+		{"--rport 80", "out"},
+		{"--lport 80 --rport 53", "in"},
+		{"--port 80 --rport 53", "in"},
+		{"--lport 80 --rport 80", ""},
+		{"--proto udp", "dns"},
+		{"--proto TCP", "gone in out web"},
+		{"--proto tcp,udp", "dns gone in out web"},
+		{"--state listen", "web"},
+		{"--state LISTENING", "web"},
+		{"--state established,time_wait", "gone in out"},
+		{"--state Time-Wait", "gone"},
+		{"--state unconn", "dns"},
+		{"--role client,Server", "in out"},
+		{"--role time_wait", "gone"},
+		{"--pid 11", "in web"}, // any holder
+		{"--comm worker", "in web"},
+		{"--comm nginx,curl", "out web"},
+		{"--comm NGINX", ""}, // names of processes have a case
+		{"--comm ngin", ""},
+		{"--pid 10 --comm worker", ""}, // but all of one
+		{"--pid 11 --comm worker", "in web"},
+		{"--uid 0", "web"}, // not TIME_WAIT, which nobody owns
+		{"--uid 33,1000", "in out"},
+		{"--netns 4026532000", "dns"},
+		{"--netns 1", ""},
+		{"--proto tcp --port 80 --pid 11 --role listener", "web"},
+		{"--container 0123", ""},
+	} {
+		f := filterOf(t, test.line)
+		var got []string
+		for name, s := range filtered() {
+			if f.matchSocket(plainNames(), &s) {
+				got = append(got, name)
+			}
+		}
+		slices.Sort(got)
+		if !slices.Equal(strings.Fields(test.want), got) {
+			t.Errorf("%q passes %q, want %q", test.line, got, test.want)
+		}
+	}
+}
+
+func TestMatchEvent(t *testing.T) {
+	bind := tracer.Event{Type: tracer.EventBind, Proto: tracer.UDP, Local: netip.MustParseAddrPort("0.0.0.0:53"), NetNS: otherNS, Process: process(20, 101, "resolved")}
+	connect := tracer.Event{
+		Type: tracer.EventConnect, Proto: tracer.TCP, NetNS: hostNS, Process: process(30, 0, "curl"),
+		Local: netip.MustParseAddrPort("10.0.0.1:40000"), Remote: netip.MustParseAddrPort("10.0.0.2:80"),
+	}
+	closed := connect // by nobody known
+	closed.Type, closed.Process = tracer.EventClose, tracer.Process{}
+	events := map[string]tracer.Event{"bind": bind, "connect": connect, "close": closed}
+	for _, test := range []struct{ line, want string }{
+		{"", "bind close connect"},
+		{"--event bind,CONNECT", "bind connect"},
+		{"--event listen", ""},
+		{"--port 80", "close connect"},
+		{"--port 53,40000", "bind close connect"},
+		{"--lport 40000 --event close", "close"},
+		{"--rport 80", "close connect"},
+		{"--rport 40000", ""},
+		{"--proto udp", "bind"},
+		{"--pid 30", "connect"},
+		{"--pid 30 --pid 20", "bind connect"},
+		{"--uid 0", "connect"}, // not the event of a process that is not known
+		{"--comm curl,resolved", "bind connect"},
+		{"--comm Curl", ""},
+		{"--pid 30 --comm resolved", ""},
+		{"--netns 4026532000", "bind"},
+		{"--container abc", ""},
+	} {
+		f := filterOf(t, test.line)
+		var got []string
+		for name, ev := range events {
+			if f.matchEvent(plainNames(), &ev) {
+				got = append(got, name)
+			}
+		}
+		slices.Sort(got)
+		if !slices.Equal(strings.Fields(test.want), got) {
+			t.Errorf("%q passes %q, want %q", test.line, got, test.want)
+		}
+	}
+}
+
+func TestIsContainer(t *testing.T) {
+	c := &container.Container{ID: "0123456789abcdef", Name: "web"}
+	for _, test := range []struct {
+		wanted []string
+		c      *container.Container
+		want   bool
+	}{
+		{[]string{"web"}, c, true},
+		{[]string{"we"}, c, false}, // a name is whole, an id may be its start
+		{[]string{"0123"}, c, true},
+		{[]string{"123"}, c, false},
+		{[]string{"db", "web"}, c, true},
+		{[]string{""}, c, false}, // else an empty variable of a script would mean all
+		{[]string{"web"}, nil, false},
+		{[]string{"web"}, &container.Container{ID: "4567"}, false},
+	} {
+		if got := isContainer(test.wanted, test.c); got != test.want {
+			t.Errorf("%+v is one of %q: %t, want %t", test.c, test.wanted, got, test.want)
+		}
+	}
+}
+
+func TestParseState(t *testing.T) {
+	for in, want := range map[string]tracer.State{
+		"ESTAB": tracer.StateEstablished, "established": tracer.StateEstablished, "listening": tracer.StateListen,
+		"fin_wait_1": tracer.StateFinWait1, "Fin-Wait-2": tracer.StateFinWait2, "last-ack": tracer.StateLastAck,
+	} {
+		if got, err := parseState(in); err != nil || got != want {
+			t.Errorf("%q is %s, %v; want %s", in, got, err, want)
+		}
+	}
+	for _, want := range tracer.States() {
+		if got, err := parseState(want.String()); err != nil || got != want {
+			t.Errorf("%q is %s, %v", want, got, err)
+		}
+	}
+}
+
+// The flags of ss that ls knows.
+func TestLsMatch(t *testing.T) {
+	six := socket(tracer.TCP, tracer.RoleListener, "[::]:80", "")
+	peer := socket(tracer.UDP, tracer.RoleClient, "10.0.0.1:5000", "10.0.0.2:53")
+	for _, test := range []struct {
+		o    lsOptions
+		want string
+	}{
+		{lsOptions{}, "dns gone in out peer six web"},
+		{lsOptions{tcp: true}, "gone in out six web"},
+		{lsOptions{udp: true}, "dns peer"},
+		{lsOptions{tcp: true, udp: true}, "dns gone in out peer six web"},
+		{lsOptions{listen: true}, "dns six web"},
+		{lsOptions{listen: true, udp: true}, "dns"},
+		{lsOptions{ipv6: true}, "six"},
+		{lsOptions{ipv4: true, listen: true}, "dns web"},
+		{lsOptions{ipv4: true, ipv6: true}, "dns gone in out peer six web"},
+	} {
+		all := filtered()
+		all["six"], all["peer"] = six, peer
+		var got []string
+		for name, s := range all {
+			if test.o.match(&s) {
+				got = append(got, name)
+			}
+		}
+		slices.Sort(got)
+		if !slices.Equal(strings.Fields(test.want), got) {
+			t.Errorf("%+v passes %q, want %q", test.o, got, test.want)
+		}
+	}
+}

@@ -1,0 +1,171 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/porthole-dev/porthole/internal/render"
+	"github.com/porthole-dev/porthole/internal/testutil"
+)
+
+// These tests run commands against the running kernel, in a network namespace of
+// their own.
+
+// command runs porthole in process.
+func command(t *testing.T, args ...string) (stdout, stderr string, code int) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	code = run(t.Context(), &env{stdout: &out, stderr: &errs}, args)
+	return out.String(), errs.String(), code
+}
+
+func listen(t *testing.T, addr string) *net.TCPAddr {
+	t.Helper()
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return l.Addr().(*net.TCPAddr)
+}
+
+func TestKernelWho(t *testing.T) {
+	ns := testutil.NewNetNS(t)
+	port := listen(t, "127.0.0.1:0").Port
+	out, errs, code := command(t, "who", fmt.Sprint(port))
+	first, _, _ := strings.Cut(out, "\n")
+	for _, want := range []string{fmt.Sprintf("%d/tcp is held by ", port), fmt.Sprintf("(pid %d, user root", os.Getpid()), "listening on 127.0.0.1"} {
+		if !strings.Contains(first, want) {
+			t.Errorf("who says %q, want %q in it", first, want)
+		}
+	}
+	if code != 0 || errs != "" {
+		t.Errorf("exit code %d, stderr %q", code, errs)
+	}
+	out, _, _ = command(t, "who", fmt.Sprint(port), "--json")
+	var a answer
+	if err := json.Unmarshal([]byte(out), &a); err != nil {
+		t.Fatalf("%v in %q", err, out)
+	}
+	if int(a.Port) != port || len(a.Sockets) != 1 || a.Sockets[0].NetNS != ns || a.Sockets[0].Role != "listener" ||
+		!a.InEphemeralRange || len(a.Sockets[0].Holders) != 1 || int(a.Sockets[0].Holders[0].PID) != os.Getpid() {
+		t.Errorf("who --json says %+v", a)
+	}
+	if out, errs, code = command(t, "who", fmt.Sprintf("%d/udp", port)); code != exitNo || errs != "" ||
+		!strings.HasPrefix(out, fmt.Sprintf("%d/udp is held by nobody\n", port)) {
+		t.Errorf("who of a free port: exit code %d, %q, stderr %q", code, out, errs)
+	}
+}
+
+func TestKernelLs(t *testing.T) {
+	ns := testutil.NewNetNS(t)
+	addr := listen(t, "127.0.0.1:0")
+	client, err := net.Dial("tcp", addr.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	rows := func(args ...string) []render.Socket {
+		out, errs, code := command(t, append([]string{"ls", "--json", "--netns", fmt.Sprint(ns)}, args...)...)
+		if code != 0 || errs != "" {
+			t.Fatalf("ls %v: exit code %d, stderr %q", args, code, errs)
+		}
+		var rows []render.Socket
+		for dec := json.NewDecoder(strings.NewReader(out)); ; {
+			var row render.Socket
+			if err := dec.Decode(&row); err == io.EOF {
+				return rows
+			} else if err != nil {
+				t.Fatalf("ls %v: %v in %q", args, err, out)
+			}
+			rows = append(rows, row)
+		}
+	}
+	for _, c := range []struct {
+		args []string
+		want int
+	}{
+		{nil, 3}, {[]string{"-tulpn"}, 1}, {[]string{"-t"}, 3}, {[]string{"-u"}, 0}, {[]string{"-6"}, 0}, {[]string{"-4"}, 3},
+		{[]string{"--role", "client"}, 1}, {[]string{"--state", "LISTEN"}, 1}, {[]string{"--lport", fmt.Sprint(addr.Port)}, 2},
+		{[]string{"--rport", fmt.Sprint(addr.Port)}, 1}, {[]string{"--port", fmt.Sprint(addr.Port)}, 3},
+		{[]string{"--pid", fmt.Sprint(os.Getpid())}, 2}, {[]string{"--comm", "nobody"}, 0}, {[]string{"--uid", "0"}, 3},
+	} {
+		if got := rows(c.args...); len(got) != c.want {
+			t.Errorf("ls %v: %d rows, want %d: %+v", c.args, len(got), c.want, got)
+		}
+	}
+}
+
+// lineWriter hands on what is written, for a test that waits for it.
+type lineWriter chan string
+
+func (w lineWriter) Write(b []byte) (int, error) {
+	w <- string(b)
+	return len(b), nil
+}
+
+func TestKernelTail(t *testing.T) {
+	ns := testutil.NewNetNS(t)
+	addr := listen(t, "127.0.0.1:0") // older than the tail
+	var out bytes.Buffer
+	errs := make(lineWriter, 16)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	code := make(chan int, 1)
+	go func() {
+		code <- run(ctx, &env{stdout: &out, stderr: errs},
+			[]string{"tail", "--json", "--sockets", "--count", "3", "--netns", fmt.Sprint(ns)})
+	}()
+	if got := <-errs; got != "attached: tracepoint tier, 15 hooks\n" {
+		t.Fatalf("stderr begins with %q", got)
+	}
+	client, err := net.Dial("tcp", addr.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	client.Close()
+	listen(t, "127.0.0.1:0")
+	if got := <-errs; got != "3 events, 0 lost\n" {
+		t.Errorf("stderr ends with %q", got)
+	}
+	if got := <-code; got != exitDone {
+		t.Errorf("exit code %d", got)
+	}
+	var kinds []string
+	for line := range strings.Lines(out.String()) {
+		var row struct{ Event, Role string }
+		if err := json.Unmarshal([]byte(line), &row); err != nil {
+			t.Fatalf("%v in %q", err, line)
+		}
+		kinds = append(kinds, row.Role+row.Event)
+	}
+	if got, want := strings.Join(kinds, " "), "listener connect bind listen"; got != want && got != "listener connect close bind" {
+		t.Errorf("tail wrote %q, want %q", got, want)
+	}
+}
+
+func TestKernelDoctor(t *testing.T) {
+	testutil.RequireRoot(t)
+	out, errs, code := command(t, "doctor", "--json", "--no-syscall-hooks")
+	var r report
+	if err := json.Unmarshal([]byte(out), &r); err != nil || code != 0 || errs != "" {
+		t.Fatalf("exit code %d, %v, stderr %q", code, err, errs)
+	}
+	off := 0
+	for _, h := range r.Hooks {
+		if !h.Attached {
+			off++
+		}
+	}
+	if !r.OK || r.Tier != "tracepoint" || len(r.Hooks) != 15 || off != 1 || len(r.NotSeen) < 2 || len(r.MissingCaps) != 0 {
+		t.Errorf("doctor says %+v", r)
+	}
+}

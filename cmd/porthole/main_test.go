@@ -1,0 +1,168 @@
+package main
+
+import (
+	"bytes"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/porthole-dev/porthole/tracer"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// invoke runs one command line in process.
+func invoke(t *testing.T, args ...string) (stdout, stderr string, code int) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	args = append([]string{}, args...) // with nil cobra would take the arguments of the test
+	code = run(t.Context(), &env{stdout: &out, stderr: &errs}, args)
+	return out.String(), errs.String(), code
+}
+
+// golden compares with a file of testdata.
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	path := filepath.Join("testdata", name)
+	if *update {
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatalf("%v; write it with: go test ./cmd/porthole -run %s -update", err, t.Name())
+	}
+	if d := cmp.Diff(string(want), got); d != "" {
+		t.Errorf("%s (-want +got; if it is meant, write it anew with -update):\n%s", path, d)
+	}
+}
+
+// Help is what people script and document against: a change must be meant.
+func TestHelp(t *testing.T) {
+	files := []string{"porthole.txt"}
+	stdout, stderr, code := invoke(t, "--help")
+	golden(t, "help/porthole.txt", stdout)
+	if code != exitDone || stderr != "" {
+		t.Errorf("--help: exit %d, stderr %q", code, stderr)
+	}
+	if bare, _, code := invoke(t); bare != stdout || code != exitDone {
+		t.Errorf("without arguments: exit %d, want 0 and the text of --help:\n%s", code, bare)
+	}
+	for _, cmd := range newRoot(&env{}).Commands() {
+		name := cmd.Name()
+		files = append(files, name+".txt")
+		stdout, stderr, code := invoke(t, name, "--help")
+		golden(t, "help/"+name+".txt", stdout)
+		if code != exitDone || stderr != "" {
+			t.Errorf("%s --help: exit %d, stderr %q", name, code, stderr)
+		}
+	}
+	entries, err := os.ReadDir("testdata/help")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if !slices.Contains(files, e.Name()) {
+			t.Errorf("testdata/help/%s is of no command", e.Name())
+		}
+	}
+}
+
+// Wrong input is refused before anything is started: exit 2, nothing on stdout,
+// and a message that names the value and says what is accepted.
+func TestWrongUsage(t *testing.T) {
+	for _, test := range []struct {
+		args string
+		want []string
+	}{
+		{"who 70000", []string{`"70000"`, "1 to 65535", "/tcp", "/udp"}},
+		{"who 0", []string{`"0"`, "1 to 65535"}},
+		{"who -- -1", []string{`"-1"`, "1 to 65535"}},
+		{"who http", []string{`"http"`, "1 to 65535"}},
+		{"who 80/sctp", []string{`"sctp"`, "tcp, udp"}},
+		{"who 80/", []string{`""`, "tcp, udp"}},
+		{"who", []string{"8080 or 53/udp", "porthole who --help"}},
+		{"who 80 81", []string{"8080 or 53/udp", "porthole who --help"}},
+		{"ls --proto sctp", []string{"--proto", `"sctp"`, "tcp, udp"}},
+		{"ls --proto tcp,sctp", []string{"--proto", `"sctp"`, "tcp, udp"}},
+		{"ls --netns nope", []string{"--netns", `"nope"`, "host", "/run/netns", "inode number"}},
+		{"ls --netns ../nope", []string{"--netns", `"../nope"`, "host", "/run/netns", "inode number"}},
+		{"ls --state FOO", []string{"--state", `"FOO"`, joinNames(tracer.States())}},
+		{"ls --role foo", []string{"--role", `"foo"`, joinNames(tracer.Roles())}},
+		{"ls --pid -1", []string{"--pid", `"-1"`, "0 to 4294967295"}},
+		{"ls --uid root", []string{"--uid", `"root"`, "0 to 4294967295"}},
+		{"ls --lport 65536", []string{"--lport", `"65536"`, "1 to 65535"}},
+		{"ls --rport x", []string{"--rport", `"x"`, "1 to 65535"}},
+		{"tail --event foo", []string{"--event", `"foo"`, joinNames(tracer.EventTypes())}},
+		{"tail --port 0", []string{"--port", `"0"`, "1 to 65535"}},
+		{"tail --duration -1s", []string{"--duration", "-1s", "positive"}},
+		{"tail --duration soon", []string{"--duration", `"soon"`, "porthole tail --help"}},
+		{"tail --count -1", []string{"--count", `"-1"`, "porthole tail --help"}},
+		{"tail --state LISTEN", []string{"--state", "porthole tail --help"}},
+		{"bogus", []string{`"bogus"`, "porthole --help"}},
+		{"ls extra", []string{`"extra"`, "porthole ls --help"}},
+		{"ls --nope", []string{"--nope", "porthole ls --help"}},
+		{"ls --port", []string{"--port", "porthole ls --help"}},
+		{"doctor extra", []string{`"extra"`, "porthole doctor --help"}},
+		{"version extra", []string{`"extra"`, "porthole version --help"}},
+	} {
+		t.Run(test.args, func(t *testing.T) {
+			stdout, stderr, code := invoke(t, strings.Fields(test.args)...)
+			if code != exitUsage {
+				t.Errorf("exit %d, want %d", code, exitUsage)
+			}
+			if stdout != "" {
+				t.Errorf("stdout %q, want nothing", stdout)
+			}
+			if !strings.HasPrefix(stderr, "porthole: ") || strings.Count(stderr, "\n") != 1 {
+				t.Errorf("stderr %q, want one line of porthole", stderr)
+			}
+			for _, want := range test.want {
+				if !strings.Contains(stderr, want) {
+					t.Errorf("stderr %q, want %q in it", stderr, want)
+				}
+			}
+		})
+	}
+}
+
+func TestVersion(t *testing.T) {
+	for args, want := range map[string]string{
+		"version":        "porthole " + version + " (",
+		"version --json": `{"version":"` + version + `","go":"`,
+		"--version":      "porthole version " + version + "\n",
+	} {
+		if stdout, _, code := invoke(t, strings.Fields(args)...); code != exitDone || !strings.HasPrefix(stdout, want) {
+			t.Errorf("%s: exit %d, %q; want 0 and %q at the start", args, code, stdout, want)
+		}
+	}
+}
+
+// Whoever may not trace is told both ways out, whatever was wrapped around it.
+func TestHints(t *testing.T) {
+	for _, test := range []struct {
+		err  error
+		want []string
+	}{
+		{fmt.Errorf("attach: %w: %w", tracer.ErrNotPermitted, os.ErrPermission), []string{"sudo porthole", "setcap"}},
+		{fmt.Errorf("attach: %w", tracer.ErrNotSupported), []string{"porthole doctor"}},
+		{os.ErrClosed, nil},
+	} {
+		got := strings.Join(hints(test.err), "\n")
+		if test.want == nil && got != "" {
+			t.Errorf("%v: hints %q, want none", test.err, got)
+		}
+		for _, want := range test.want {
+			if !strings.Contains(got, want) {
+				t.Errorf("%v: hints %q, want %q in them", test.err, got, want)
+			}
+		}
+	}
+}

@@ -1,0 +1,278 @@
+package render
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"math"
+	"net/netip"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/porthole-dev/porthole/internal/container"
+	"github.com/porthole-dev/porthole/internal/services"
+	"github.com/porthole-dev/porthole/tracer"
+)
+
+const hostNS = 4026531840
+
+// testNames knows one service, one namespace besides the host's, and no cgroup.
+func testNames() *Names {
+	return &Names{
+		Services: services.Parse(strings.NewReader("my-<http> 8080/tcp\n")),
+		Cgroups:  container.NewResolver(""),
+		NetNS:    map[uint32]string{hostNS: "host", 7: "blue"},
+		HostNS:   hostNS,
+	}
+}
+
+// hostileComms are names a process can give itself: 15 bytes of anything.
+func hostileComms() []string {
+	return []string{
+		"", "nginx", "tmux: server", `"quoted"`, `back\slash`, "<script>&amp;", "tab\tnew\nline\r", "\x00\x01\x1f\x7f",
+		"\x1b]0;owned\a", "\xff\xfe", "caf\xc3", "日本語", "line\u2028sep\u2029", "\u202eevil", "\ufffd", "😀",
+	}
+}
+
+// asEncodingJSON is what encoding/json writes with its defaults.
+func asEncodingJSON(t testing.TB, row any) string {
+	t.Helper()
+	var b bytes.Buffer
+	if err := json.NewEncoder(&b).Encode(row); err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSuffix(b.String(), "\n")
+}
+
+func sameJSON(t testing.TB, row interface{ AppendJSON([]byte) []byte }) {
+	t.Helper()
+	const before = "x"
+	got := string(row.AppendJSON([]byte(before)))
+	if d := cmp.Diff(before+asEncodingJSON(t, row), got); d != "" {
+		t.Errorf("not as encoding/json writes it (-want +got):\n%s", d)
+	}
+}
+
+func ptr[T any](v T) *T { return &v }
+
+// fullSocket has every field set, emptySocket none that may be absent.
+func fullSocket() Socket {
+	return Socket{
+		Proto: "tcp", State: "ESTAB", Role: "client",
+		LocalIP: netip.MustParseAddr("2001:db8::1"), LocalPort: math.MaxUint16,
+		RemoteIP: netip.MustParseAddr("::ffff:10.0.0.1"), RemotePort: 1,
+		NetNS: math.MaxUint32, Inode: math.MaxUint64, UID: ptr[uint32](math.MaxUint32), MPTCP: true,
+		Holders: []Holder{{PID: 1, Comm: "init", FD: 0}, {PID: math.MaxUint32, Comm: "<&>", FD: 3}},
+		Owner:   &Owner{PID: 2, Comm: "a\"b"},
+		Since:   "2026-01-02T03:04:05.000000006Z", Origin: "observed", Service: "my-<http>",
+		Container: &container.Container{ID: strings.Repeat("ab", 32), Name: "<web>"},
+	}
+}
+
+func emptySocket() Socket { return Socket{Holders: []Holder{}} }
+
+func fullEvent() Event {
+	return Event{
+		Time: "2026-01-02T03:04:05.000000006Z", Event: "bind", Proto: "udp",
+		LocalIP: netip.MustParseAddr("0.0.0.0"), LocalPort: 53,
+		RemoteIP: netip.MustParseAddr("fe80::1"), RemotePort: 54,
+		RequestedPort: ptr[uint16](0), Implicit: true, Error: "EADDRINUSE", HeldBy: []Socket{fullSocket(), emptySocket()},
+		PID: 1, Comm: "<init>", UID: ptr[uint32](0), NetNS: 1, Cgroup: "/a&b/\x01", MPTCP: true,
+		Container:  &container.Container{ID: "0123"},
+		DurationNS: math.MaxInt64, TimeWait: true,
+	}
+}
+
+func TestSocketJSON(t *testing.T) {
+	full, empty := fullSocket(), emptySocket()
+	sameJSON(t, &full)
+	sameJSON(t, &empty)
+	for _, comm := range hostileComms() {
+		row := full
+		row.Holders = []Holder{{PID: 1, Comm: comm, FD: 2}}
+		row.Owner = &Owner{PID: 1, Comm: comm}
+		row.Service = comm
+		sameJSON(t, &row)
+	}
+	// A field that appears, or goes, alone: commas and order must hold.
+	for i, change := range []func(*Socket){
+		func(s *Socket) { s.LocalIP = netip.Addr{} },
+		func(s *Socket) { s.RemoteIP = netip.Addr{} },
+		func(s *Socket) { s.RemotePort = 0 },
+		func(s *Socket) { s.Inode = 0 },
+		func(s *Socket) { s.UID = nil },
+		func(s *Socket) { s.MPTCP = false },
+		func(s *Socket) { s.Holders = []Holder{} },
+		func(s *Socket) { s.Owner = nil },
+		func(s *Socket) { s.Since = "" },
+		func(s *Socket) { s.Service = "" },
+		func(s *Socket) { s.Container = nil },
+	} {
+		t.Run(fmt.Sprint(i), func(t *testing.T) {
+			row := fullSocket()
+			change(&row)
+			sameJSON(t, &row)
+		})
+	}
+}
+
+func TestEventJSON(t *testing.T) {
+	full := fullEvent()
+	sameJSON(t, &full)
+	sameJSON(t, &Event{})
+	for _, comm := range hostileComms() {
+		row := full
+		row.Comm, row.Cgroup = comm, "/"+comm
+		sameJSON(t, &row)
+	}
+	for i, change := range []func(*Event){
+		func(e *Event) { e.LocalIP = netip.Addr{} },
+		func(e *Event) { e.LocalPort = 0 },
+		func(e *Event) { e.RemoteIP = netip.Addr{} },
+		func(e *Event) { e.RemotePort = 0 },
+		func(e *Event) { e.RequestedPort = nil },
+		func(e *Event) { e.Implicit = false },
+		func(e *Event) { e.Error = "" },
+		func(e *Event) { e.HeldBy = nil },
+		func(e *Event) { e.PID = 0 },
+		func(e *Event) { e.Comm = "" },
+		func(e *Event) { e.UID = nil },
+		func(e *Event) { e.Cgroup = "" },
+		func(e *Event) { e.Container = nil },
+		func(e *Event) { e.MPTCP = false },
+		func(e *Event) { e.DurationNS = -1 },
+		func(e *Event) { e.TimeWait = false },
+	} {
+		t.Run(fmt.Sprint(i), func(t *testing.T) {
+			row := fullEvent()
+			change(&row)
+			sameJSON(t, &row)
+		})
+	}
+}
+
+func FuzzJSONComm(f *testing.F) {
+	for _, comm := range hostileComms() {
+		f.Add(comm)
+	}
+	f.Fuzz(func(t *testing.T, comm string) {
+		s := Socket{Holders: []Holder{{PID: 1, Comm: comm}}, Owner: &Owner{Comm: comm}}
+		sameJSON(t, &s)
+		sameJSON(t, &Event{PID: 1, Comm: comm, HeldBy: []Socket{s}})
+	})
+}
+
+// manySockets is sockets of every role with no, one or more holders.
+func manySockets(n int) []tracer.Socket {
+	out := make([]tracer.Socket, n)
+	comms := hostileComms()
+	for i := range out {
+		s := &out[i]
+		s.Proto, s.Role = tracer.TCP, tracer.Roles()[i%len(tracer.Roles())]
+		s.Local = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), uint16(i))
+		for j := range i % 4 {
+			s.Holders = append(s.Holders, tracer.Holder{Process: tracer.Process{PID: uint32(i), Comm: comms[i%len(comms)]}, FD: uint32(j)})
+		}
+	}
+	return out
+}
+
+// Encoding on every processor must neither mix rows nor change their order.
+func TestSocketsJSON(t *testing.T) {
+	n := testNames()
+	sockets := manySockets(3000*runtime.GOMAXPROCS(0) + 1)
+	var want, got bytes.Buffer
+	enc := json.NewEncoder(&want)
+	for i := range sockets {
+		if err := enc.Encode(n.Socket(&sockets[i])); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := n.SocketsJSON(&got, sockets); err != nil {
+		t.Fatal(err)
+	}
+	wantLines, gotLines := strings.Split(want.String(), "\n"), strings.Split(got.String(), "\n")
+	if len(wantLines) != len(gotLines) {
+		t.Fatalf("%d lines, want %d", len(gotLines), len(wantLines))
+	}
+	for i := range wantLines {
+		if wantLines[i] != gotLines[i] {
+			t.Fatalf("line %d is\n%s\nwant\n%s", i+1, gotLines[i], wantLines[i])
+		}
+	}
+}
+
+func TestSocketRow(t *testing.T) {
+	n := testNames()
+	process := tracer.Process{PID: 42, UID: 1000, Comm: "curl", Cgroup: 9}
+	client := tracer.Socket{
+		Proto: tracer.TCP, State: tracer.StateEstablished, Role: tracer.RoleClient,
+		Local: netip.MustParseAddrPort("10.0.0.1:40000"), Remote: netip.MustParseAddrPort("10.0.0.2:8080"),
+		NetNS: 7, Inode: 99, UID: 1000, Owner: process, Holders: []tracer.Holder{{Process: process, FD: 5}},
+		Since: time.Date(2026, 1, 2, 3, 4, 5, 6, time.FixedZone("", 3600)), Origin: tracer.OriginObserved,
+	}
+	const want = `{"proto":"tcp","state":"ESTAB","role":"client","local_ip":"10.0.0.1","local_port":40000,` +
+		`"remote_ip":"10.0.0.2","remote_port":8080,"netns":7,"inode":99,"uid":1000,` +
+		`"holders":[{"pid":42,"comm":"curl","fd":5}],"owner":{"pid":42,"comm":"curl"},` +
+		`"since":"2026-01-02T02:04:05.000000006Z","origin":"observed","service":"my-\u003chttp\u003e"}`
+	row := n.Socket(&client)
+	if d := cmp.Diff(want, string(row.AppendJSON(nil))); d != "" {
+		t.Errorf("client (-want +got):\n%s", d)
+	}
+
+	// Nobody owns a TIME_WAIT: uid 0 would be a lie. Its holders are none, not null.
+	gone := tracer.Socket{
+		Proto: tracer.TCP, State: tracer.StateTimeWait, Role: tracer.RoleTimeWait,
+		Local: netip.MustParseAddrPort("[::1]:1"), Remote: netip.MustParseAddrPort("[::1]:2"),
+	}
+	const wantGone = `{"proto":"tcp","state":"TIME-WAIT","role":"time_wait","local_ip":"::1","local_port":1,` +
+		`"remote_ip":"::1","remote_port":2,"netns":0,"holders":[],"origin":"snapshot"`
+	row = n.Socket(&gone)
+	if got := string(row.AppendJSON(nil)); !strings.HasPrefix(got, wantGone) || strings.Contains(got, "uid") {
+		t.Errorf("TIME_WAIT: %s\nwant it to start with %s, and no uid", got, wantGone)
+	}
+}
+
+func TestEventRow(t *testing.T) {
+	n := testNames()
+	at := time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC)
+	process := tracer.Process{PID: 42, Comm: "nc"} // of root: uid 0 must be there
+	for _, test := range []struct {
+		name string
+		ev   tracer.Event
+		want string
+	}{
+		{"bind to any port",
+			tracer.Event{Type: tracer.EventBind, Proto: tracer.TCP, Local: netip.MustParseAddrPort("0.0.0.0:40000"), Process: process},
+			`"event":"bind","proto":"tcp","local_ip":"0.0.0.0","local_port":40000,"requested_port":0,"pid":42,"comm":"nc","uid":0,"netns":0`},
+		{"bind refused",
+			tracer.Event{Type: tracer.EventBind, Proto: tracer.UDP, Local: netip.MustParseAddrPort("[::]:53"), RequestedPort: 53, Errno: syscall.EADDRINUSE, Process: process},
+			`"event":"bind","proto":"udp","local_ip":"::","local_port":53,"requested_port":53,"error":"EADDRINUSE","pid":42,"comm":"nc","uid":0,"netns":0`},
+		{"bind to an address of another machine, any port",
+			tracer.Event{Type: tracer.EventBind, Proto: tracer.TCP, Local: netip.MustParseAddrPort("8.8.8.8:0"), Errno: syscall.EADDRNOTAVAIL, Process: process},
+			`"event":"bind","proto":"tcp","local_ip":"8.8.8.8","requested_port":0,"error":"EADDRNOTAVAIL","pid":42,"comm":"nc","uid":0,"netns":0`},
+		{"implicit bind asked for nothing",
+			tracer.Event{Type: tracer.EventBind, Proto: tracer.UDP, Local: netip.MustParseAddrPort("0.0.0.0:40000"), Implicit: true, Process: process},
+			`"event":"bind","proto":"udp","local_ip":"0.0.0.0","local_port":40000,"implicit":true,"pid":42,"comm":"nc","uid":0,"netns":0`},
+		{"connect without a port left",
+			tracer.Event{Type: tracer.EventConnect, Proto: tracer.TCP, Local: netip.MustParseAddrPort("0.0.0.0:0"), Remote: netip.MustParseAddrPort("10.0.0.2:80"), Errno: syscall.EADDRNOTAVAIL, Process: process},
+			`"event":"connect","proto":"tcp","remote_ip":"10.0.0.2","remote_port":80,"error":"EADDRNOTAVAIL","pid":42,"comm":"nc","uid":0,"netns":0`},
+		{"close by nobody known",
+			tracer.Event{Type: tracer.EventClose, Proto: tracer.TCP, Local: netip.MustParseAddrPort("10.0.0.1:80"), Duration: time.Second, TimeWait: true, NetNS: 7},
+			`"event":"close","proto":"tcp","local_ip":"10.0.0.1","local_port":80,"netns":7,"duration_ns":1000000000,"time_wait":true`},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			test.ev.Time = at
+			row := n.Event(&test.ev)
+			want := `{"time":"2026-01-02T03:04:05.000000006Z",` + test.want + `}`
+			if d := cmp.Diff(want, string(row.AppendJSON(nil))); d != "" {
+				t.Errorf("-want +got:\n%s", d)
+			}
+		})
+	}
+}

@@ -1,0 +1,125 @@
+package services
+
+import (
+	"strconv"
+	"strings"
+	"testing"
+	"unicode"
+)
+
+func TestParse(t *testing.T) {
+	n := Parse(strings.NewReader(`
+# comment
+#http-old 80/tcp
+my-web   8080/tcp  alias1 alias2  # what it is for
+my-dns	8053/udp
+my-dns	8053/tcp
+first    9000/tcp
+second   9000/tcp
+packed   9001/tcp#comment without a space
+    indented 9002/udp
+bad
+bad 9003
+bad 9003/
+bad /tcp
+bad tcp/9003
+bad 9003/sctp
+bad 9003/TCP
+bad -1/tcp
+bad 65536/tcp
+bad 9003 /tcp
+https    8443/tcp
+web      443/tcp
+last     65535/udp`))
+	for _, test := range []struct {
+		port uint16
+		udp  bool
+		want string
+	}{
+		{8080, false, "my-web"},
+		{8053, true, "my-dns"},
+		{8053, false, "my-dns"},
+		{9000, false, "first"},
+		{9001, false, "packed"},
+		{9002, true, "indented"},
+		{8443, false, "https"},
+		{443, false, "web"},   // the machine's name comes before IANA's
+		{65535, true, "last"}, // without a newline at the end
+		{65535, false, ""},    // tcp and udp are separate
+		{443, true, "https"},  // so this is IANA's
+		{8080, true, "http-alt"},
+	} {
+		if got := n.Name(test.port, test.udp); got != test.want {
+			t.Errorf("port %d udp %t: %q, want %q", test.port, test.udp, got, test.want)
+		}
+	}
+	for k, name := range n.local {
+		if name == "bad" || strings.HasPrefix(name, "alias") {
+			t.Errorf("%+v is named %q", k, name)
+		}
+	}
+}
+
+func TestParseLongLine(t *testing.T) {
+	n := Parse(strings.NewReader("# " + strings.Repeat("x", 1<<20) + "\nafter 9000/tcp\n"))
+	if got := n.Name(9000, false); got != "after" {
+		t.Errorf("port 9000: %q: a long line ended the file", got)
+	}
+}
+
+func TestNameOfIANA(t *testing.T) {
+	for _, n := range []Names{{}, Parse(strings.NewReader(""))} {
+		for _, test := range []struct {
+			port uint16
+			udp  bool
+			want string
+		}{
+			{443, false, "https"},
+			{53, true, "domain"},
+			{53, false, "domain"},
+			{22, false, "ssh"},
+			{0, false, ""},
+			{65535, true, ""},
+		} {
+			if got := n.Name(test.port, test.udp); got != test.want {
+				t.Errorf("port %d udp %t: %q, want %q", test.port, test.udp, got, test.want)
+			}
+		}
+	}
+}
+
+func TestClassOf(t *testing.T) {
+	for port, want := range map[uint16]Class{
+		0: System, 1: System, 1023: System,
+		1024: Registered, 49151: Registered,
+		49152: Dynamic, 65535: Dynamic,
+	} {
+		if got := ClassOf(port); got != want {
+			t.Errorf("port %d is %s, want %s", port, got, want)
+		}
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add("http 80/tcp\n", uint16(80), false)
+	f.Add("# x\na\t1/udp b#c", uint16(1), true)
+	f.Add("\x00 80/tcp\r\n\n 99999/tcp", uint16(1), false)
+	f.Fuzz(func(t *testing.T, file string, port uint16, udp bool) {
+		name := Parse(strings.NewReader(file)).local[key{port, udp}]
+		if strings.ContainsFunc(name, unicode.IsSpace) || strings.Contains(name, "#") {
+			t.Errorf("name %q of port %d", name, port)
+		}
+		if name != "" && !strings.Contains(file, name) {
+			t.Errorf("name %q is not in the file", name)
+		}
+		// Whatever comes before, a good line is read, unless its port has a name.
+		proto := "tcp"
+		if udp {
+			proto = "udp"
+		}
+		after := Parse(strings.NewReader(file + "\nfuzz " + strconv.Itoa(int(port)) + "/" + proto)).local[key{port, udp}]
+		if want := name; after != want && (want != "" || after != "fuzz") {
+			t.Errorf("port %d is %q with a line more, and %q without", port, after, want)
+		}
+	})
+}

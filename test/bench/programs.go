@@ -1,0 +1,94 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+// usage is how long a BPF program ran, and how often.
+type usage struct {
+	time  time.Duration
+	count uint64
+}
+
+// programs runs a load and returns what every BPF program of the process did
+// meanwhile, by name.
+func (t *tail) programs(load func() error) (map[string]usage, error) {
+	stats, err := ebpf.EnableStats(unix.BPF_STATS_RUN_TIME)
+	if err != nil {
+		return nil, fmt.Errorf("enable BPF statistics: %w", err)
+	}
+	defer stats.Close()
+	before, err := t.usage()
+	if err != nil {
+		return nil, err
+	}
+	if err := load(); err != nil {
+		return nil, err
+	}
+	after, err := t.usage()
+	for name, u := range after {
+		after[name] = usage{u.time - before[name].time, u.count - before[name].count}
+	}
+	return after, err
+}
+
+// usage reads the statistics of the programs that the process has attached. It
+// goes by the process's descriptors and not by name, for another porthole may
+// run too.
+func (t *tail) usage() (map[string]usage, error) {
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/fdinfo/*", t.cmd.Process.Pid))
+	if err != nil {
+		return nil, err
+	}
+	ids := make(map[ebpf.ProgramID]bool)
+	for _, name := range files {
+		info, err := os.ReadFile(name)
+		if err != nil && !errors.Is(err, os.ErrNotExist) { // closed meanwhile
+			return nil, fmt.Errorf("find BPF programs: %w", err)
+		}
+		for line := range strings.Lines(string(info)) {
+			if id, ok := strings.CutPrefix(line, "prog_id:"); ok {
+				n, err := strconv.ParseUint(strings.TrimSpace(id), 10, 32)
+				if err != nil {
+					return nil, fmt.Errorf("find BPF programs: %w", err)
+				}
+				ids[ebpf.ProgramID(n)] = true
+			}
+		}
+	}
+	used := make(map[string]usage)
+	for id := range ids {
+		if err := addUsage(used, id); err != nil {
+			return nil, fmt.Errorf("read statistics of BPF program %d: %w", id, err)
+		}
+	}
+	return used, nil
+}
+
+func addUsage(used map[string]usage, id ebpf.ProgramID) error {
+	p, err := ebpf.NewProgramFromID(id)
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	info, err := p.Info()
+	if err != nil {
+		return err
+	}
+	stats, err := p.Stats()
+	if err != nil {
+		return err
+	}
+	u := used[info.Name]
+	used[info.Name] = usage{u.time + stats.Runtime, u.count + stats.RunCount}
+	return nil
+}
