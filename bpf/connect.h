@@ -115,7 +115,7 @@ static __always_inline void handle_sockops(struct bpf_sock_ops *ctx)
 	if (!ctx->sk)
 		return;
 	if (ctx->op == BPF_SOCK_OPS_TCP_CONNECT_CB)
-		handle_connect_tcp(sock_plain(ctx->sk));
+		handle_connect_tcp(plain(ctx->sk));
 	else
-		handle_listen_done(sock_plain(ctx->sk));
+		handle_listen_done(plain(ctx->sk));
 }

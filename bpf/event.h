@@ -73,14 +73,14 @@ enum row_flag {
 	ROW_FILE = 1 << 5,	/* a struct socket is attached: not orphaned, not in an accept queue */
 	ROW_BACKLOG = 1 << 6,	/* listener with half-open connections in its queue */
 	ROW_TIMEWAIT = 1 << 7,	/* timewait sock; its state is TIME_WAIT or FIN_WAIT2 */
-	ROW_KERNEL = 1 << 8,	/* made by the kernel for itself: no process will hold it */
 };
 
 /* One kernel socket that holds a port, as the walk found it. */
 struct row {
 	__u64 time_ns; /* when this row was read */
 	__u64 sock;    /* address of the struct sock (or timewait, request sock) */
-	__u64 held;    /* address of the struct sock that a file refers to: for MPTCP another */
+	__u64 file;    /* address of the struct file that refers to it */
+	__u64 inode;   /* inode number of that file, as in /proc/PID/fd */
 	struct flow flow;
 	__u32 uid;   /* owner of the socket, 0 for timewait and request socks */
 	__u8 proto;  /* IPPROTO_TCP or IPPROTO_UDP */
@@ -88,13 +88,21 @@ struct row {
 	__u16 flags; /* enum row_flag */
 };
 
-/* One file descriptor of one process that refers to a socket, of any family. */
-struct holder {
-	__u64 sock;  /* address of the struct sock: held of struct row */
-	__u64 inode; /* inode number of the socket's file, as in /proc/PID/fd */
+#define FDS_CHUNK 64
+
+/* A part of a process's descriptor table. */
+struct fds {
 	struct process process;
-	__u32 fd;
+	__u32 first;	       /* descriptor of files[0] */
 	__u32 pad;
+	__u64 files[FDS_CHUNK]; /* address of each struct file, 0 where none is open */
+};
+
+/* State of the iterator of descriptors: where its last call stopped. */
+struct fds_cursor {
+	__u64 task; /* in/out: task whose table did not fit, 0: none */
+	__u32 next; /* in/out: its next descriptor */
+	__u32 rows; /* out: chunks written since Go set it to 0 */
 };
 
 enum walk_table {
@@ -133,6 +141,6 @@ enum stat {
 _Static_assert(sizeof(struct flow) == 40, "struct flow");
 _Static_assert(sizeof(struct process) == 40, "struct process");
 _Static_assert(sizeof(struct event) == 112, "struct event");
-_Static_assert(sizeof(struct row) == 72, "struct row");
-_Static_assert(sizeof(struct holder) == 64, "struct holder");
+_Static_assert(sizeof(struct row) == 80, "struct row");
+_Static_assert(sizeof(struct fds) == 560, "struct fds");
 _Static_assert(sizeof(struct walk) == 88, "struct walk");

@@ -159,13 +159,13 @@ struct sock_common {
 };
 
 struct socket {
+	struct file *file;
 	struct sock *sk;
 };
 
 struct sock {
 	struct sock_common __sk_common;
 	unsigned char sk_userlocks;
-	unsigned char sk_kern_sock : 1;
 	unsigned char sk_shutdown;
 	int sk_err;
 	__u16 sk_protocol;
@@ -202,7 +202,6 @@ struct inet_connection_sock {
 	struct inet_bind_bucket *icsk_bind_hash;
 	struct inet_bind2_bucket *icsk_bind2_hash;
 	const struct tcp_ulp_ops *icsk_ulp_ops;
-	void *icsk_ulp_data;
 };
 
 struct tcp_sock {
@@ -221,10 +220,6 @@ struct mptcp_sock {
 	struct sock *first;
 };
 
-struct mptcp_subflow_context {
-	struct sock *conn;
-};
-
 struct inet_timewait_sock {
 	struct sock_common __tw_common;
 	unsigned char tw_substate;
@@ -237,6 +232,11 @@ struct inode {
 	unsigned long i_ino;
 };
 
+struct socket_alloc {
+	struct socket socket;
+	struct inode vfs_inode;
+};
+
 struct file {
 	struct inode *f_inode;
 	void *private_data;
@@ -245,6 +245,7 @@ struct file {
 struct fdtable {
 	unsigned int max_fds;
 	struct file **fd;
+	unsigned long *open_fds;
 };
 
 struct files_struct {
@@ -298,6 +299,11 @@ struct bpf_iter_meta {
 	struct seq_file *seq;
 	__u64 session_id;
 	__u64 seq_num;
+};
+
+struct bpf_iter__task {
+	struct bpf_iter_meta *meta;
+	struct task_struct *task;
 };
 
 struct bpf_iter__task_file {

@@ -19,7 +19,6 @@ const volatile struct {
 	enum event_flag event_flag;
 	enum row_flag row_flag;
 	enum tcp_state state;
-	struct holder holder;
 } contract;
 
 /*
@@ -105,5 +104,21 @@ struct {
 /* State of the walk: written by Go before a call, by snapshot.h during it, read by Go after it. */
 struct walk walk;
 
-/* Which local port the iterator of descriptors reports, 0 = all sockets. Written by Go before each run. */
-__u16 holders_port;
+#define FDS_MAX 1024
+
+/*
+ * Chunks of descriptor tables.
+ * Written by snapshot.h from index 0, read by Go through mmap between two reads
+ * of the iterator. Full: the iterator asks to be called again for the same task,
+ * and Go empties it first.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, FDS_MAX);
+	__type(key, __u32);
+	__type(value, struct fds);
+} fds SEC(".maps");
+
+/* State of the iterator: rows set to 0 by Go, the rest written and read by snapshot.h. */
+struct fds_cursor fds_cursor;

@@ -5,37 +5,59 @@
 
 #include "emit.h"
 
+/* Steps of one call; each reads one pointer further. bpf_loop allows 8 Mi. */
+#define WALK_STEPS (4 << 20)
+
 /* ---- file descriptors ---- */
 
-/*
- * One struct holder for each descriptor of a socket. Which of them have a port is
- * asked only where one port is wanted: it touches every socket's memory once more.
- */
-static __always_inline void handle_file(struct bpf_iter__task_file *ctx)
+/* Copy the next FDS_CHUNK descriptors of the cursor's task. 1: at the end, or no room. */
+static long fds_step(__u32 i, struct task_struct **task)
 {
-	struct task_struct *task = ctx->task;
-	struct file *file = ctx->file;
-	const struct socket *socket;
-	const struct inode *inode;
-	struct holder h = {};
-	struct sock *sk;
+	struct fdtable *fdt = READ(READ(*task, files), fdt);
+	__u32 first = fds_cursor.next, row = fds_cursor.rows;
+	unsigned long *open = READ(fdt, open_fds), some = 0;
+	struct file **table = READ(fdt, fd);
+	struct fds *to;
 
-	if (!task || !file)
-		return;
-	inode = READ(file, f_inode);
-	if ((READ(inode, i_mode) & S_IFMT) != S_IFSOCK)
-		return;
-	if (holders_port) {
-		sk = sock_of_file(file);
-		if (!sk || sock_port(sk) != holders_port)
-			return;
+	if (first >= READ(fdt, max_fds)) { /* always a multiple of 64 (alloc_fdtable) */
+		fds_cursor.task = 0;
+		return 1;
 	}
-	socket = READ(file, private_data);
-	h.sock = (__u64)READ(socket, sk);
-	h.fd = ctx->fd;
-	h.inode = READ(inode, i_ino);
-	task_process(&h.process, task);
-	bpf_seq_write(ctx->meta->seq, &h, sizeof(h)); /* full: the kernel calls again for the same file */
+	bpf_probe_read_kernel(&some, sizeof(some), open + first / FDS_CHUNK);
+	if (some) {
+		to = bpf_map_lookup_elem(&fds, &row);
+		if (!to)
+			return 1;
+		task_process(&to->process, *task);
+		to->first = first;
+		if (bpf_probe_read_kernel(to->files, sizeof(to->files), table + first) == 0)
+			fds_cursor.rows = row + 1;
+	}
+	fds_cursor.next = first + FDS_CHUNK;
+	return 0;
+}
+
+/*
+ * The descriptor table of one task, without touching what the descriptors refer
+ * to: Go knows the files of sockets from the walk. Threads share the table of
+ * their leader, most of them. Returns 1 to be called again for the same task.
+ */
+static __always_inline int handle_task(struct bpf_iter__task *ctx)
+{
+	struct task_struct *task = ctx->task, *leader;
+
+	if (!task)
+		return 0;
+	task = plain(task);
+	leader = READ(task, group_leader);
+	if (!READ(task, files) || (task != leader && READ(task, files) == READ(leader, files)))
+		return 0;
+	if (fds_cursor.task != (__u64)task) {
+		fds_cursor.task = (__u64)task;
+		fds_cursor.next = 0;
+	}
+	bpf_loop(WALK_STEPS, fds_step, &task, 0);
+	return fds_cursor.task != 0;
 }
 
 /*
@@ -70,8 +92,6 @@ static __always_inline void handle_mark(struct bpf_iter__task_file *ctx)
 
 /* ---- walk of the kernel's tables ---- */
 
-/* Steps of one call; each reads one pointer further. bpf_loop allows 8 Mi. */
-#define WALK_STEPS (4 << 20)
 #define WALK_TRIES 32
 
 static __always_inline bool node_ends(__u64 node)
@@ -102,6 +122,8 @@ static __always_inline void walk_restart(void)
 
 static __always_inline void row_full_sock(struct row *row, const struct sock *sk)
 {
+	const struct socket *socket;
+
 	if (row->proto == IPPROTO_TCP) {
 		if (row->state != TCP_CLOSE && row->state != TCP_LISTEN && sock_is_active(sk))
 			row->flags |= ROW_ACTIVE;
@@ -111,12 +133,13 @@ static __always_inline void row_full_sock(struct row *row, const struct sock *sk
 		    READ((const struct inet_connection_sock *)sk, icsk_accept_queue.qlen.counter))
 			row->flags |= ROW_BACKLOG;
 	}
-	if (READ(sk, sk_socket))
+	socket = READ(sk, sk_socket);
+	if (socket) {
 		row->flags |= ROW_FILE;
-	if (READ_BITS(sk, sk_kern_sock))
-		row->flags |= ROW_KERNEL;
+		row->file = (__u64)READ(socket, file);
+		row->inode = READ((const struct socket_alloc *)socket, vfs_inode.i_ino);
+	}
 	row->uid = READ(sk, sk_uid.val);
-	row->held = (__u64)sock_held(sk);
 }
 
 /* Write one row about sk. False: no room, try again in the next call. */
@@ -132,7 +155,8 @@ static __always_inline bool walk_row(const struct sock *sk, __u8 proto)
 		return false;
 	row->time_ns = bpf_ktime_get_boot_ns();
 	row->sock = (__u64)sk;
-	row->held = 0;
+	row->file = 0;
+	row->inode = 0;
 	row->uid = 0;
 	row->proto = proto;
 	row->flags = 0;

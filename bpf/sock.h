@@ -7,15 +7,15 @@
 #include "event.h"
 
 /*
- * Forget what the verifier knows of a socket pointer. Pointers of cgroup
- * contexts allow no arithmetic; at run time they are the struct sock.
+ * Forget what the verifier knows of a pointer. Pointers of cgroup contexts allow
+ * no arithmetic; at run time they are the struct sock.
  */
-static __always_inline struct sock *sock_plain(const void *p)
+static __always_inline void *plain(const void *p)
 {
-	struct sock *sk = NULL;
+	void *address = NULL;
 
-	bpf_probe_read_kernel(&sk, sizeof(sk), &p);
-	return sk;
+	bpf_probe_read_kernel(&address, sizeof(address), &p);
+	return address;
 }
 
 static __always_inline __u16 sock_protocol(const struct sock *sk)
@@ -79,17 +79,6 @@ static __always_inline bool sock_is_mptcp(const struct sock *sk)
 	if (!bpf_core_field_exists(tp->is_mptcp) || !READ((const struct inet_connection_sock *)sk, icsk_ulp_ops))
 		return false;
 	return READ(tp, is_mptcp);
-}
-
-/* The socket a file refers to where sk is behind it: the MPTCP socket of a subflow, else sk itself. */
-static __always_inline const struct sock *sock_held(const struct sock *sk)
-{
-	const struct mptcp_subflow_context *subflow;
-
-	if (sock_protocol(sk) != IPPROTO_TCP || !bpf_core_type_exists(struct mptcp_subflow_context) || !sock_is_mptcp(sk))
-		return sk;
-	subflow = READ((const struct inet_connection_sock *)sk, icsk_ulp_data);
-	return READ(subflow, conn);
 }
 
 static __always_inline void ip_from_v4(__u8 ip[16], __be32 v4)

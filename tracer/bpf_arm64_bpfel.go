@@ -52,6 +52,21 @@ const (
 	bpfEventTypeEVENT_UNPEER      bpfEventType = 8
 )
 
+type bpfFds struct {
+	_       structs.HostLayout
+	Process bpfProcess
+	First   uint32
+	Pad     uint32
+	Files   [64]uint64
+}
+
+type bpfFdsCursor struct {
+	_    structs.HostLayout
+	Task uint64
+	Next uint32
+	Rows uint32
+}
+
 type bpfFlow struct {
 	_          structs.HostLayout
 	LocalIp    [16]uint8
@@ -59,15 +74,6 @@ type bpfFlow struct {
 	LocalPort  uint16
 	RemotePort uint16
 	Netns      uint32
-}
-
-type bpfHolder struct {
-	_       structs.HostLayout
-	Sock    uint64
-	Inode   uint64
-	Process bpfProcess
-	Fd      uint32
-	Pad     uint32
 }
 
 type bpfPending struct {
@@ -89,7 +95,8 @@ type bpfRow struct {
 	_      structs.HostLayout
 	TimeNs uint64
 	Sock   uint64
-	Held   uint64
+	File   uint64
+	Inode  uint64
 	Flow   bpfFlow
 	Uid    uint32
 	Proto  uint8
@@ -108,7 +115,6 @@ const (
 	bpfRowFlagROW_FILE      bpfRowFlag = 32
 	bpfRowFlagROW_BACKLOG   bpfRowFlag = 64
 	bpfRowFlagROW_TIMEWAIT  bpfRowFlag = 128
-	bpfRowFlagROW_KERNEL    bpfRowFlag = 256
 )
 
 type bpfSockNote struct {
@@ -178,6 +184,7 @@ const (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	bpfMapEvents          = "events"
+	bpfMapFds             = "fds"
 	bpfMapNotes           = "notes"
 	bpfMapPendings        = "pendings"
 	bpfMapRows            = "rows"
@@ -201,7 +208,7 @@ const (
 	bpfProgPhSysX         = "ph_sys_x"
 	bpfProgPhWalk         = "ph_walk"
 	bpfVarContract        = "contract"
-	bpfVarHoldersPort     = "holders_port"
+	bpfVarFdsCursor       = "fds_cursor"
 	bpfVarSyscallHooks    = "syscall_hooks"
 	bpfVarWakeBytes       = "wake_bytes"
 	bpfVarWalk            = "walk"
@@ -275,6 +282,7 @@ type bpfProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfMapSpecs struct {
 	Events   *ebpf.MapSpec `ebpf:"events"`
+	Fds      *ebpf.MapSpec `ebpf:"fds"`
 	Notes    *ebpf.MapSpec `ebpf:"notes"`
 	Pendings *ebpf.MapSpec `ebpf:"pendings"`
 	Rows     *ebpf.MapSpec `ebpf:"rows"`
@@ -286,7 +294,7 @@ type bpfMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfVariableSpecs struct {
 	Contract        *ebpf.VariableSpec `ebpf:"contract"`
-	HoldersPort     *ebpf.VariableSpec `ebpf:"holders_port"`
+	FdsCursor       *ebpf.VariableSpec `ebpf:"fds_cursor"`
 	SyscallHooks    *ebpf.VariableSpec `ebpf:"syscall_hooks"`
 	WakeBytes       *ebpf.VariableSpec `ebpf:"wake_bytes"`
 	Walk            *ebpf.VariableSpec `ebpf:"walk"`
@@ -314,6 +322,7 @@ func (o *bpfObjects) Close() error {
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfMaps struct {
 	Events   *ebpf.Map `ebpf:"events"`
+	Fds      *ebpf.Map `ebpf:"fds"`
 	Notes    *ebpf.Map `ebpf:"notes"`
 	Pendings *ebpf.Map `ebpf:"pendings"`
 	Rows     *ebpf.Map `ebpf:"rows"`
@@ -323,6 +332,7 @@ type bpfMaps struct {
 func (m *bpfMaps) Close() error {
 	return _BpfClose(
 		m.Events,
+		m.Fds,
 		m.Notes,
 		m.Pendings,
 		m.Rows,
@@ -335,7 +345,7 @@ func (m *bpfMaps) Close() error {
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfVariables struct {
 	Contract        *ebpf.Variable `ebpf:"contract"`
-	HoldersPort     *ebpf.Variable `ebpf:"holders_port"`
+	FdsCursor       *ebpf.Variable `ebpf:"fds_cursor"`
 	SyscallHooks    *ebpf.Variable `ebpf:"syscall_hooks"`
 	WakeBytes       *ebpf.Variable `ebpf:"wake_bytes"`
 	Walk            *ebpf.Variable `ebpf:"walk"`

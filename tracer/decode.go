@@ -98,9 +98,9 @@ func (d *decoder) socket(raw *bpfRow) Socket {
 		ReusePort: flag(bpfRowFlagROW_REUSEPORT),
 		Origin:    OriginSnapshot,
 		id:        raw.Sock,
-		held:      raw.Held,
-		file:      flag(bpfRowFlagROW_FILE),
-		kernel:    flag(bpfRowFlagROW_KERNEL),
+		Inode:     raw.Inode,
+		file:      raw.File,
+		attached:  flag(bpfRowFlagROW_FILE),
 		stamp:     raw.TimeNs,
 	}
 	if raw.State == uint8(bpfTcpStateTCP_NEW_SYN_RECV) {

@@ -172,8 +172,7 @@ func TestDecodeSocket(t *testing.T) {
 		bpfRowFlagROW_V6ONLY:    func(s *Socket) *bool { return &s.V6Only },
 		bpfRowFlagROW_REUSEADDR: func(s *Socket) *bool { return &s.ReuseAddr },
 		bpfRowFlagROW_REUSEPORT: func(s *Socket) *bool { return &s.ReusePort },
-		bpfRowFlagROW_FILE:      func(s *Socket) *bool { return &s.file },
-		bpfRowFlagROW_KERNEL:    func(s *Socket) *bool { return &s.kernel },
+		bpfRowFlagROW_FILE:      func(s *Socket) *bool { return &s.attached },
 	} {
 		raw, want := raw, want
 		raw.Flags = uint16(flag)

@@ -205,9 +205,8 @@ type Socket struct {
 	Since     time.Time // when it took its port, where observed
 	Origin    Origin
 
-	id     uint64 // address of the kernel's struct sock
-	held   uint64 // address of the struct sock that files refer to, 0: none ever will
-	file   bool   // a struct socket is attached to it
-	kernel bool   // the kernel made it for itself
-	stamp  uint64 // CLOCK_BOOTTIME of the last word about it, nanoseconds
+	id       uint64 // address of the kernel's struct sock
+	file     uint64 // address of the struct file that refers to it, 0: none
+	attached bool   // a struct socket is attached: not orphaned, nor in an accept queue
+	stamp    uint64 // CLOCK_BOOTTIME of the last word about it, nanoseconds
 }

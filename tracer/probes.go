@@ -2,6 +2,7 @@ package tracer
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -186,8 +187,13 @@ func markUDP(prog *ebpf.Program) error {
 		return explain("open "+markProbe.hook, err)
 	}
 	defer r.Close()
-	if _, err := io.Copy(io.Discard, retry{r}); err != nil {
-		return fmt.Errorf("read %s: %w", markProbe.hook, err)
+	for {
+		_, err := r.Read(make([]byte, 1))
+		switch {
+		case err == io.EOF: // every descriptor was seen
+			return nil
+		case err != nil && !errors.Is(err, unix.EAGAIN): // EAGAIN: a million of them, and more to come
+			return fmt.Errorf("read %s: %w", markProbe.hook, err)
+		}
 	}
-	return nil
 }

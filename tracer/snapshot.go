@@ -32,6 +32,7 @@ type Snapshotter struct {
 	holders holderObjects
 	files   *link.Iter
 	rows    *ebpf.Memory
+	fds     *ebpf.Memory
 	dec     *decoder
 	kernel  *btf.Cache // the kernel's types, to load more programs with
 }
@@ -43,8 +44,9 @@ type tableObjects struct {
 }
 
 type holderObjects struct {
-	HoldersPort *ebpf.Variable `ebpf:"holders_port"`
-	Files       *ebpf.Program  `ebpf:"ph_files"`
+	Cursor *ebpf.Variable `ebpf:"fds_cursor"`
+	Chunks *ebpf.Map      `ebpf:"fds"`
+	Files  *ebpf.Program  `ebpf:"ph_files"`
 }
 
 // NewSnapshotter loads the programs. The error wraps ErrNotPermitted or
@@ -73,9 +75,12 @@ func (s *Snapshotter) load(spec *ebpf.CollectionSpec) error {
 	if s.rows, err = s.tables.Rows.Memory(); err != nil {
 		return fmt.Errorf("map rows: %w", err)
 	}
+	if s.fds, err = s.holders.Chunks.Memory(); err != nil {
+		return fmt.Errorf("map descriptors: %w", err)
+	}
 	s.files, err = link.AttachIter(link.IterOptions{Program: s.holders.Files})
 	if err != nil {
-		return explain("attach iter/task_file", err)
+		return explain("attach iter/task", err)
 	}
 	return nil
 }
@@ -86,7 +91,8 @@ func (s *Snapshotter) Close() error {
 	if s.files != nil {
 		errs = append(errs, s.files.Close())
 	}
-	return errors.Join(append(errs, s.tables.Rows.Close(), s.tables.Step.Close(), s.holders.Files.Close())...)
+	return errors.Join(append(errs, s.tables.Rows.Close(), s.tables.Step.Close(),
+		s.holders.Chunks.Close(), s.holders.Files.Close())...)
 }
 
 // Take reads every socket with a port, or those on one local port (port not 0),
@@ -98,21 +104,24 @@ func (s *Snapshotter) Close() error {
 func (s *Snapshotter) Take(port uint16) (*Snapshot, error) {
 	snap := &Snapshot{start: boottime()}
 	var w bpfWalk
-	chunks, err := s.readTables(&w, port)
+	rows, err := s.readTables(&w, port)
 	if err != nil {
 		return nil, err
 	}
 	// The kernel reads descriptors while this side sorts out the sockets.
-	holders := make(chan []bpfHolder, 64)
+	var chunks [][]bpfFds
+	done := make(chan struct{})
 	go func() {
-		defer close(holders)
-		err = s.readHolders(port, holders)
+		defer close(done)
+		chunks, err = s.readFds()
 	}()
-	snap.Sockets = s.sockets(chunks)
-	s.join(snap.Sockets, holders)
+	snap.Sockets = s.sockets(rows)
+	index := indexFiles(snap.Sockets)
+	<-done
 	if err != nil {
 		return nil, err
 	}
+	s.join(snap.Sockets, index, chunks)
 	if err := s.settle(&w, port, snap); err != nil {
 		return nil, err
 	}
@@ -165,7 +174,7 @@ func (s *Snapshotter) settle(w *bpfWalk, port uint16, snap *Snapshot) error {
 	now := make(map[uint64]Socket)
 	ports := make(map[uint16]bool)
 	for i := range snap.Sockets {
-		if so := &snap.Sockets[i]; len(so.Holders) == 0 && so.file && !so.kernel && so.id != 0 {
+		if so := &snap.Sockets[i]; len(so.Holders) == 0 && so.file != 0 && so.id != 0 {
 			now[so.id] = Socket{}
 			ports[so.Local.Port()] = true
 		}
@@ -196,7 +205,7 @@ func (s *Snapshotter) settle(w *bpfWalk, port uint16, snap *Snapshot) error {
 			changed = changed || again.Role != so.Role
 			*so = again
 		}
-		if !so.file && (so.Role == RoleClient || so.Role == RoleServer) {
+		if !so.attached && (so.Role == RoleClient || so.Role == RoleServer) {
 			so.Role, changed = RoleOrphan, true
 		}
 		gone = gone || so.id == 0
@@ -247,92 +256,92 @@ func (s *Snapshotter) readRows(n int) ([]bpfRow, error) {
 }
 
 // bytesOf is the memory of a slice of the BPF programs' types.
-func bytesOf[T bpfRow | bpfHolder](s []T) []byte {
+func bytesOf[T bpfRow | bpfFds](s []T) []byte {
 	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(s))), len(s)*int(unsafe.Sizeof(s[0])))
 }
 
-// readHolders reads every file descriptor of every process that refers to a
-// socket, or to one with the local port given.
-func (s *Snapshotter) readHolders(port uint16, to chan<- []bpfHolder) error {
-	if err := s.holders.HoldersPort.Set(port); err != nil {
-		return fmt.Errorf("prepare iterator: %w", err)
-	}
+// readFds reads the descriptor table of every process.
+func (s *Snapshotter) readFds() ([][]bpfFds, error) {
 	it, err := s.files.Open()
 	if err != nil {
-		return explain("open iter/task_file", err)
+		return nil, explain("open iter/task", err)
 	}
 	defer it.Close()
-	const size = int(unsafe.Sizeof(bpfHolder{}))
+	var all [][]bpfFds
+	var cursor bpfFdsCursor
 	for {
-		chunk := make([]bpfHolder, 2048)
-		n, err := io.ReadFull(retry{it}, bytesOf(chunk))
-		if n%size != 0 {
-			return fmt.Errorf("read iter/task_file: %d bytes, want a multiple of %d", n, size)
+		cursor.Rows = 0
+		if err := s.holders.Cursor.Set(&cursor); err != nil {
+			return nil, fmt.Errorf("prepare iterator: %w", err)
 		}
-		to <- chunk[:n/size]
-		if err == io.EOF || err == io.ErrUnexpectedEOF {
-			return nil
-		} else if err != nil {
-			return fmt.Errorf("read iter/task_file: %w", err)
+		// The iterator writes nothing to its reader: it ends with EOF, or with EAGAIN
+		// when its map is full.
+		_, readErr := it.Read(make([]byte, 1))
+		if readErr != nil && readErr != io.EOF && !errors.Is(readErr, syscall.EAGAIN) {
+			return nil, fmt.Errorf("read iter/task: %w", readErr)
+		}
+		if err := s.holders.Cursor.Get(&cursor); err != nil {
+			return nil, fmt.Errorf("read iterator: %w", err)
+		}
+		if cursor.Rows > 0 {
+			chunk := make([]bpfFds, cursor.Rows)
+			if _, err := s.fds.ReadAt(bytesOf(chunk), 0); err != nil {
+				return nil, fmt.Errorf("read descriptors: %w", err)
+			}
+			all = append(all, chunk)
+		}
+		if readErr == io.EOF {
+			return all, nil
 		}
 	}
 }
 
-// retry reads an iterator, which says EAGAIN after a million objects without
-// output.
-type retry struct{ io.Reader }
-
-func (r retry) Read(p []byte) (int, error) {
-	n, err := r.Reader.Read(p)
-	if errors.Is(err, syscall.EAGAIN) {
-		err = nil
-	}
-	return n, err
+// fileIndex finds sockets by the file that refers to them.
+type fileIndex struct {
+	first map[uint64]*Socket
+	next  map[*Socket]*Socket // MPTCP: subflows share a file
 }
 
-// join gives each socket its holders, and takes the id of one that is there twice
-// because its slot of a table was read twice: settle drops it.
-func (s *Snapshotter) join(sockets []Socket, chunks <-chan []bpfHolder) {
-	index := make(map[uint64]*Socket, len(sockets))
-	more := make(map[*Socket]*Socket) // MPTCP: subflows share what is held
+// indexFiles takes the id of a socket that is there twice, because its slot of a
+// table was read twice: settle drops it.
+func indexFiles(sockets []Socket) fileIndex {
+	x := fileIndex{make(map[uint64]*Socket, len(sockets)), make(map[*Socket]*Socket)}
 	for i := range sockets {
 		so := &sockets[i]
-		other := index[so.held]
-		switch {
-		case so.held == 0:
-		case other == nil:
-			index[so.held] = so
-		case other.id == so.id:
-			so.id = 0
-		default:
-			more[so] = other
-			index[so.held] = so
+		if so.file == 0 {
+			continue
 		}
+		other := x.first[so.file]
+		if other != nil && other.id == so.id {
+			so.id = 0
+			continue
+		}
+		if other != nil {
+			x.next[so] = other
+		}
+		x.first[so.file] = so
 	}
-	var last Process
-	var lastRaw bpfProcess
+	return x
+}
+
+// join gives each socket its holders.
+func (s *Snapshotter) join(sockets []Socket, index fileIndex, chunks [][]bpfFds) {
 	all := make([]Holder, 0, len(sockets)) // one allocation for the usual case of a holder each
-	for holders := range chunks {
-		for i := range holders {
-			raw := &holders[i]
-			so := index[raw.Sock]
-			if so == nil {
-				continue // no port, or opened after the walk
-			}
-			if raw.Process != lastRaw {
-				last, lastRaw = s.dec.process(&raw.Process), raw.Process
-			}
-			h := Holder{Process: last, FD: raw.Fd}
-			for ; so != nil; so = more[so] {
-				so.Inode = raw.Inode
-				if so.Holders == nil && len(all) < cap(all) {
-					all = append(all, h)
-					so.Holders = all[len(all)-1 : len(all) : len(all)]
-				} else {
-					so.Holders = append(so.Holders, h)
+	for _, tables := range chunks {
+		for i := range tables {
+			table := &tables[i]
+			for fd, file := range table.Files {
+				if file == 0 {
+					continue
 				}
-				if len(more) == 0 {
-					break
+				for so := index.first[file]; so != nil; so = index.next[so] {
+					h := Holder{Process: s.dec.process(&table.Process), FD: table.First + uint32(fd)}
+					if so.Holders == nil && len(all) < cap(all) {
+						all = append(all, h)
+						so.Holders = all[len(all)-1 : len(all) : len(all)]
+					} else {
+						so.Holders = append(so.Holders, h)
+					}
 				}
 			}
 		}

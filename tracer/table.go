@@ -197,7 +197,7 @@ func (t *Table) Reconcile(snap *Snapshot) {
 	}
 	for i := range snap.Sockets {
 		s := &snap.Sockets[i]
-		if s.Role == RoleTimeWait || s.State == StateSynRecv && !s.file {
+		if s.Role == RoleTimeWait || s.State == StateSynRecv && !s.attached {
 			continue // no event tells its end: only snapshots do
 		}
 		t.merge(s, first)

@@ -109,7 +109,7 @@ func leftTimeWait(ev Event) Event               { ev.TimeWait = true; return ev 
 func found(at int, role Role, id uint64, local, remote string) Socket {
 	s := Socket{
 		Proto: TCP, Role: role, State: StateEstablished, Local: endpoint(local), Remote: endpoint(remote), NetNS: testNS,
-		Inode: id & 0xffff, UID: 1000, Origin: OriginSnapshot, id: id, file: true, stamp: bootAt(at),
+		Inode: id & 0xffff, UID: 1000, Origin: OriginSnapshot, id: id, attached: true, stamp: bootAt(at),
 	}
 	if role == RoleListener {
 		s.State = StateListen
@@ -408,7 +408,7 @@ func TestTableReconcileTakesRows(t *testing.T) {
 	listener := held(20, found(60, RoleListener, sockA, "10.0.0.1:80", ""))
 	gone := found(60, RoleTimeWait, sockB, "10.0.0.1:81", "10.0.0.2:1")
 	request := found(60, RoleOrphan, sockC, "10.0.0.1:80", "10.0.0.2:1")
-	request.State, request.file = StateSynRecv, false
+	request.State, request.attached = StateSynRecv, false
 	tt.reconcile(50, listener, gone, request)
 	// Neither a TIME_WAIT nor a half-open connection has an event at its end.
 	equal(t, "table", []Socket{listener}, tt.All())
