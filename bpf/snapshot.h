@@ -190,24 +190,46 @@ static __always_inline __u64 sock_bucket(const struct sock *sk)
 	return (__u64)(is_tw ? READ(tw, tw_tb) : READ(icsk, icsk_bind_hash));
 }
 
-/*
- * One step through hashinfo->bhash: next owner, else next per-address bucket,
- * else next port of the chain, else next slot. Without a lock: an owner that
- * names another bucket has moved under us, and the slot is read again.
- */
-static long walk_tcp_step(__u32 i, struct inet_hashinfo **info)
+static __always_inline __u64 udp_slot(const struct sock *sk)
 {
-	if (!node_ends(walk.node)) {
-		struct sock *sk = (void *)walk.node - bpf_core_field_offset(struct sock_common, skc_bind_node);
+	__u32 mix = READ(READ(sk, __sk_common.skc_net.net), hash_mix);
 
-		if (sock_bucket(sk) != walk.owner)
-			walk_restart();
-		else if (!walk_row(sk, IPPROTO_TCP))
-			return 1;
-		else
-			walk_next_node();
-		return 0;
-	}
+	return (sock_port(sk) + mix) & (walk.buckets - 1); /* udp_hashfn() */
+}
+
+/* The socket a node of the table is in. */
+static __always_inline struct sock *node_sock(__u64 node)
+{
+	if (walk.table == WALK_TCP_BIND)
+		return (void *)node - bpf_core_field_offset(struct sock_common, skc_bind_node);
+	if (walk.table == WALK_UDP)
+		return (void *)node - bpf_core_field_offset(struct sock_common, skc_node);
+	return (void *)node - bpf_core_field_offset(struct sock_common, skc_nulls_node);
+}
+
+/*
+ * Is sk still where it was found? Nothing is locked: an owner that names another
+ * bucket or hashes to another slot has moved under us, and its next is another's.
+ */
+static __always_inline bool node_holds(const struct sock *sk)
+{
+	if (walk.table == WALK_TCP_BIND)
+		return sock_bucket(sk) == walk.owner;
+	if (walk.table == WALK_UDP)
+		return udp_slot(sk) == walk.owner;
+	return (READ(sk, __sk_common.skc_hash) & (walk.buckets - 1)) == walk.owner;
+}
+
+static __always_inline bool node_wanted(const struct sock *sk)
+{
+	if (walk.table == WALK_UDP)
+		return sock_protocol(sk) == IPPROTO_UDP;
+	return walk.table == WALK_TCP_BIND || sock_state(sk) == TCP_NEW_SYN_RECV;
+}
+
+/* The TCP bind buckets of a port: their owners, or since 6.8 the per-address buckets that have them. */
+static __always_inline void walk_bind_bucket(void)
+{
 	if (walk.tb2) {
 		struct inet_bind2_bucket *tb2 =
 			(void *)walk.tb2 - bpf_core_field_offset(struct inet_bind2_bucket, bhash_node);
@@ -215,9 +237,7 @@ static long walk_tcp_step(__u32 i, struct inet_hashinfo **info)
 		walk.owner = (__u64)tb2;
 		walk.node = (__u64)READ(tb2, owners.first);
 		walk.tb2 = (__u64)READ(tb2, bhash_node.next);
-		return 0;
-	}
-	if (walk.tb) {
+	} else {
 		struct inet_bind_bucket *tb = (void *)walk.tb - bpf_core_field_offset(struct inet_bind_bucket, node);
 		bool want = !walk.port || READ(tb, port) == walk.port;
 
@@ -228,82 +248,54 @@ static long walk_tcp_step(__u32 i, struct inet_hashinfo **info)
 			walk.owner = (__u64)tb;
 			walk.node = (__u64)bucket_owners(tb);
 		}
-		return 0;
 	}
-	if (walk.bucket >= walk.buckets) {
-		walk.done = 1;
-		return 1;
-	}
-	{
-		__u32 size = bpf_core_type_size(struct inet_bind_hashbucket);
-		struct inet_bind_hashbucket *head =
-			(void *)READ(*info, bhash) + (walk.bucket & 0xffffffff) * size;
-
-		walk.bucket++;
-		walk.tb = (__u64)READ(head, chain.first);
-	}
-	return 0;
 }
 
-static __always_inline __u64 udp_slot(const struct sock *sk)
+struct walk_tables {
+	void *heads; /* first of the chain heads */
+	__u64 size;  /* from one to the next */
+};
+
+/* The next slot of the table. A chain head is one pointer, in every table. */
+static __always_inline void walk_slot(const struct walk_tables *tables)
 {
-	__u32 mix = READ(READ(sk, __sk_common.skc_net.net), hash_mix);
+	__u64 first = 0;
 
-	return (sock_port(sk) + mix) & (walk.buckets - 1); /* udp_hashfn() */
+	bpf_probe_read_kernel(&first, sizeof(first), tables->heads + walk.bucket * tables->size);
+	walk.owner = walk.bucket++;
+	if (walk.table == WALK_TCP_BIND)
+		walk.tb = first;
+	else
+		walk.node = first;
 }
 
-static long walk_udp_step(__u32 i, struct udp_table **table)
+/*
+ * One step: next owner, else next bind bucket, else next slot. A single function
+ * for all tables, as the verifier goes through it once and that takes longer than
+ * to walk.
+ */
+static long walk_step(__u32 i, struct walk_tables *tables)
 {
 	if (!node_ends(walk.node)) {
-		struct sock *sk = (void *)walk.node - bpf_core_field_offset(struct sock_common, skc_node);
+		struct sock *sk = node_sock(walk.node);
 
-		if (udp_slot(sk) != walk.owner)
+		if (!node_holds(sk))
 			walk_restart();
-		else if (sock_protocol(sk) == IPPROTO_UDP && !walk_row(sk, IPPROTO_UDP))
+		else if (node_wanted(sk) && !walk_row(sk, walk.table == WALK_UDP ? IPPROTO_UDP : IPPROTO_TCP))
 			return 1;
 		else
 			walk_next_node();
 		return 0;
 	}
-	if (walk.bucket >= walk.buckets) {
-		walk.done = 1;
-		return 1;
-	}
-	{
-		struct udp_hslot *slot = (void *)READ(*table, hash) +
-					 (walk.bucket & 0xffffffff) * bpf_core_type_size(struct udp_hslot);
-
-		walk.owner = walk.bucket++;
-		walk.node = (__u64)READ(slot, head.first);
-	}
-	return 0;
-}
-
-static long walk_request_step(__u32 i, struct inet_hashinfo **info)
-{
-	if (!node_ends(walk.node)) {
-		struct sock *sk = (void *)walk.node - bpf_core_field_offset(struct sock_common, skc_nulls_node);
-
-		if ((READ(sk, __sk_common.skc_hash) & (walk.buckets - 1)) != walk.owner)
-			walk_restart();
-		else if (sock_state(sk) == TCP_NEW_SYN_RECV && !walk_row(sk, IPPROTO_TCP))
-			return 1;
-		else
-			walk_next_node();
+	if (walk.tb || walk.tb2) {
+		walk_bind_bucket();
 		return 0;
 	}
 	if (walk.bucket >= walk.buckets) {
 		walk.done = 1;
 		return 1;
 	}
-	{
-		struct inet_ehash_bucket *head =
-			(void *)READ(*info, ehash) +
-			(walk.bucket & 0xffffffff) * bpf_core_type_size(struct inet_ehash_bucket);
-
-		walk.owner = walk.bucket++;
-		walk.node = (__u64)READ(head, chain.first);
-	}
+	walk_slot(tables);
 	return 0;
 }
 
@@ -313,23 +305,28 @@ static __always_inline void handle_walk(void)
 	struct net *net = READ(READ(task_current(), nsproxy), net_ns);
 	struct inet_hashinfo *info = tcp_hashinfo(net);
 	struct udp_table *udp = udp_table_of(net);
+	struct walk_tables tables = {};
 
 	walk.rows = 0;
 	walk.done = 0;
 	switch (walk.table) {
 	case WALK_TCP_BIND:
 		walk.buckets = READ(info, bhash_size);
-		bpf_loop(WALK_STEPS, walk_tcp_step, &info, 0);
-		return;
+		tables.heads = plain(READ(info, bhash)) + bpf_core_field_offset(struct inet_bind_hashbucket, chain);
+		tables.size = bpf_core_type_size(struct inet_bind_hashbucket);
+		break;
 	case WALK_UDP:
 		if (!udp)
 			return;
 		walk.buckets = (__u64)READ(udp, mask) + 1;
-		bpf_loop(WALK_STEPS, walk_udp_step, &udp, 0);
-		return;
+		tables.heads = plain(READ(udp, hash)) + bpf_core_field_offset(struct udp_hslot, head);
+		tables.size = bpf_core_type_size(struct udp_hslot);
+		break;
 	case WALK_TCP_REQUEST:
 		walk.buckets = (__u64)READ(info, ehash_mask) + 1;
-		bpf_loop(WALK_STEPS, walk_request_step, &info, 0);
-		return;
+		tables.heads = plain(READ(info, ehash)) + bpf_core_field_offset(struct inet_ehash_bucket, chain);
+		tables.size = bpf_core_type_size(struct inet_ehash_bucket);
+		break;
 	}
+	bpf_loop(WALK_STEPS, walk_step, &tables, 0);
 }

@@ -117,7 +117,14 @@ func (b *bench) head() error {
 	if err := unix.Uname(&uts); err != nil {
 		return fmt.Errorf("read kernel version: %w", err)
 	}
-	_, err := fmt.Printf("%d x %s, Linux %s %s, %s; medians of %d or %d interleaved runs\n", runtime.NumCPU(), cpuModel(),
+	others, err := othersTrace()
+	if err != nil {
+		return err
+	}
+	if others {
+		fmt.Fprintln(os.Stderr, "bench: another porthole is tracing: stop it first, or compare with nothing")
+	}
+	_, err = fmt.Printf("%d x %s, Linux %s %s, %s; medians of %d or %d interleaved runs\n", runtime.NumCPU(), cpuModel(),
 		unix.ByteSliceToString(uts.Release[:]), unix.ByteSliceToString(uts.Machine[:]), runtime.Version(),
 		b.runs, b.shortRuns())
 	return err

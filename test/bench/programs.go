@@ -41,6 +41,34 @@ func (t *tail) programs(load func() error) (map[string]usage, error) {
 	return after, err
 }
 
+// othersTrace tells whether another porthole has programs in the kernel: then
+// "nothing attached" is not what it says.
+func othersTrace() (bool, error) {
+	for id := ebpf.ProgramID(0); ; {
+		next, err := ebpf.ProgramGetNextID(id)
+		if errors.Is(err, os.ErrNotExist) {
+			return false, nil
+		} else if err != nil {
+			return false, fmt.Errorf("list BPF programs: %w", err)
+		}
+		id = next
+		p, err := ebpf.NewProgramFromID(id)
+		if errors.Is(err, os.ErrNotExist) {
+			continue // gone meanwhile
+		} else if err != nil {
+			return false, fmt.Errorf("open BPF program %d: %w", id, err)
+		}
+		info, err := p.Info()
+		p.Close()
+		if err != nil {
+			return false, fmt.Errorf("read BPF program %d: %w", id, err)
+		}
+		if strings.HasPrefix(info.Name, "ph_") {
+			return true, nil
+		}
+	}
+}
+
 // usage reads the statistics of the programs that the process has attached. It
 // goes by the process's descriptors and not by name, for another porthole may
 // run too.
