@@ -38,7 +38,7 @@ func TestKernelBindRefused(t *testing.T) {
 			r.bind(holder, "127.0.0.1:7001")
 			other := r.socket(unix.AF_INET, kind.kind) // same port, elsewhere: not in the way
 			r.bind(other, "127.0.0.2:7001")
-			r.events()
+			r.events(0)
 
 			fd := r.socket(unix.AF_INET, kind.kind)
 			r.fails(unix.Bind(fd, sockaddr(unix.AF_INET, "127.0.0.1:7001")), unix.EADDRINUSE)
@@ -64,7 +64,7 @@ func TestKernelBindRefused(t *testing.T) {
 func TestKernelBindNotPermitted(t *testing.T) {
 	r := record(t, Config{})
 	pid := r.wait(r.child("bind-privileged"))
-	got := r.events()
+	got := r.events(1)
 	if len(got) != 1 || line(&got[0]) != "bind tcp 0.0.0.0:80 asked 80 EACCES" ||
 		int(got[0].Process.PID) != pid || got[0].Process.UID != 65534 {
 		t.Fatalf("got %+v", got)
@@ -100,7 +100,7 @@ func TestKernelConnectNoPortLeft(t *testing.T) {
 	r := record(t, Config{})
 	_, to := r.listener(unix.AF_INET, "127.0.0.1:9000")
 	r.fill(unix.SOCK_STREAM)
-	r.events()
+	r.events(0)
 	var want []string
 	for range rounds {
 		fd := r.socket(unix.AF_INET, unix.SOCK_STREAM)
@@ -114,7 +114,7 @@ func TestKernelConnectNoPortLeft(t *testing.T) {
 func TestKernelListenNoPortLeft(t *testing.T) {
 	r := record(t, Config{})
 	r.fill(unix.SOCK_STREAM)
-	r.events()
+	r.events(0)
 	fd := r.socket(unix.AF_INET, unix.SOCK_STREAM)
 	r.fails(unix.Listen(fd, 1), unix.EADDRINUSE)
 	r.close(fd)
@@ -124,7 +124,7 @@ func TestKernelListenNoPortLeft(t *testing.T) {
 func TestKernelUDPNoPortLeft(t *testing.T) {
 	r := record(t, Config{})
 	r.fill(unix.SOCK_DGRAM)
-	r.events()
+	r.events(0)
 	fd := r.socket(unix.AF_INET, unix.SOCK_DGRAM)
 	r.fails(unix.Sendto(fd, []byte("x"), 0, sockaddr(unix.AF_INET, "127.0.0.1:9")), unix.EAGAIN)
 	r.fails(unix.Connect(fd, sockaddr(unix.AF_INET, "127.0.0.1:9")), unix.EAGAIN)
@@ -191,7 +191,7 @@ func TestKernelConnectBoundTwice(t *testing.T) {
 		r.bind(fds[i], "127.0.0.1:7001")
 	}
 	r.connect(fds[0], to)
-	r.events()
+	r.events(0)
 	r.fails(unix.Connect(fds[1], sockaddr(unix.AF_INET, to.String())), unix.EADDRNOTAVAIL)
 	r.expect(os.Getpid(), fmt.Sprintf("connect tcp 127.0.0.1:7001 > %s EADDRNOTAVAIL", to))
 	r.close(fds[1])

@@ -83,32 +83,49 @@ func (r *recorder) start(cfg Config) {
 	})
 }
 
-// events returns every event of the namespace since the last call. It waits
-// until everything that has happened was reported: a socket bound and closed now
-// comes last in the ring buffer.
-func (r *recorder) events() []Event {
+// events returns the events of the namespace since the last call, at least n. It
+// waits until everything that system calls have caused was reported: a socket
+// bound and closed now comes last in the ring buffer. What the network does
+// after them, on a busy machine later, is waited for by n.
+func (r *recorder) events(n int) []Event {
 	r.Helper()
-	const port = 64999
-	fence := r.socket(unix.AF_INET, unix.SOCK_DGRAM)
-	r.bind(fence, fmt.Sprintf("127.0.0.1:%d", port))
-	r.close(fence)
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
+	for {
+		r.fence(ctx)
+		if len(r.seen) >= n {
+			out := r.seen
+			r.seen = nil
+			return out
+		}
+	}
+}
+
+const fencePort = 64999
+
+// fence opens and closes a socket and waits until that was reported.
+func (r *recorder) fence(ctx context.Context) {
+	r.Helper()
+	fd := r.socket(unix.AF_INET, unix.SOCK_DGRAM)
+	r.bind(fd, fmt.Sprintf("127.0.0.1:%d", fencePort))
+	r.close(fd)
 	for {
 		batch, err := r.sub.Next(ctx, nil)
 		if err != nil {
 			r.Fatalf("wait for events: %v; so far:\n%s", err, lines(r.seen))
 		}
+		done := false
 		for _, ev := range batch {
-			if ev.NetNS != r.netns {
-				continue
+			switch {
+			case ev.NetNS != r.netns:
+			case ev.Proto == UDP && ev.Local.Port() == fencePort:
+				done = done || ev.Type == EventClose
+			default:
+				r.seen = append(r.seen, ev)
 			}
-			r.seen = append(r.seen, ev)
-			if n := len(r.seen); ev.Type == EventClose && ev.Proto == UDP && ev.Local.Port() == port {
-				out := r.seen[: n-2 : n-2] // without the fence's bind and close
-				r.seen = nil
-				return out
-			}
+		}
+		if done {
+			return
 		}
 	}
 }
@@ -117,7 +134,7 @@ func (r *recorder) events() []Event {
 // that this process, or the one given, is behind each.
 func (r *recorder) expect(pid int, want ...string) []Event {
 	r.Helper()
-	got := r.events()
+	got := r.events(len(want))
 	if diff := cmp.Diff(strings.Join(want, "\n"), lines(got)); diff != "" {
 		r.Fatalf("events (-want +got):\n%s", diff)
 	}

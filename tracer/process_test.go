@@ -92,7 +92,7 @@ func helperChurn() error {
 func TestKernelAcceptInChild(t *testing.T) {
 	r := record(t, Config{})
 	l, to := r.listener(unix.AF_INET, "127.0.0.1:0")
-	r.events()
+	r.events(0)
 	cmd := r.child("accept", l)
 	client := r.socket(unix.AF_INET, unix.SOCK_STREAM)
 	r.connect(client, to)
@@ -100,7 +100,7 @@ func TestKernelAcceptInChild(t *testing.T) {
 	child := r.wait(cmd)
 	r.awaitClosed(client)
 	r.close(client)
-	got := r.events()
+	got := r.events(4)
 	want := fmt.Sprintf("connect tcp %s > %s\naccept tcp %s > %s\n%s\n%s", from, to, to, from,
 		closeLine("server time_wait", from, to), closeLine("client", from, to))
 	if lines(got) != want {
@@ -124,7 +124,7 @@ func TestKernelAcceptBlockedBefore(t *testing.T) {
 	r.connect(client, to)
 	from := r.local(client)
 	child := r.wait(cmd)
-	got := r.events()
+	got := r.events(0)
 	if len(got) < 2 || line(&got[1]) != fmt.Sprintf("accept tcp %s > %s", to, from) || int(got[1].Process.PID) != child {
 		t.Fatalf("got\n%s\nwant an accept by %d second", lines(got), child)
 	}
@@ -150,7 +150,7 @@ func TestKernelShortLived(t *testing.T) {
 func TestKernelKilled(t *testing.T) {
 	r := record(t, Config{})
 	l, to := r.listener(unix.AF_INET, "127.0.0.1:9000")
-	r.events()
+	r.events(0)
 	var pipe [2]int
 	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
 		t.Fatal(err)
@@ -167,7 +167,7 @@ func TestKernelKilled(t *testing.T) {
 	r.awaitClosed(server)
 	from := peerOf(t, server)
 	r.close(server)
-	got := r.events()
+	got := r.events(4)
 	want := fmt.Sprintf("connect tcp %s > %s\naccept tcp %s > %s\n%s\n%s", from, to, to, from,
 		closeLine("client time_wait", from, to), closeLine("server", from, to))
 	if lines(got) != want {

@@ -330,7 +330,7 @@ func TestKernelStartUnderLoad(t *testing.T) {
 	t.Cleanup(func() { // before the tracer stops, so that its counters stand still
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
-		r.events()
+		r.events(0)
 	})
 	for range 5 {
 		r.awaitEvents(1000)
@@ -338,7 +338,7 @@ func TestKernelStartUnderLoad(t *testing.T) {
 			t.Fatal(err)
 		}
 		awaitState(t, cmd.Process.Pid, "T")
-		r.events()
+		r.events(0)
 		want := make(map[string]Role)
 		for _, s := range snapshot(t, 0).Sockets {
 			if s.NetNS == r.netns && (s.Role == RoleListener || s.Role == RoleClient || s.Role == RoleServer) {

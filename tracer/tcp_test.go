@@ -111,7 +111,7 @@ func TestKernelTCPConnection(t *testing.T) {
 			t.Run(end.name+"/"+e.name, func(t *testing.T) {
 				r := record(t, Config{})
 				l, to := r.listener(end.family, end.ip+":0")
-				r.events()
+				r.events(0)
 				var want []string
 				for i := range rounds {
 					client := r.socket(end.family, unix.SOCK_STREAM)
@@ -155,7 +155,7 @@ func closeLine(who string, client, server netip.AddrPort) string {
 func TestKernelTCPBoundClient(t *testing.T) {
 	r := record(t, Config{})
 	l, to := r.listener(unix.AF_INET, "127.0.0.1:0")
-	r.events()
+	r.events(0)
 	client := r.socket(unix.AF_INET, unix.SOCK_STREAM)
 	r.bind(client, "127.0.0.1:7001")
 	r.connect(client, to)
@@ -180,7 +180,7 @@ func TestKernelTCPBoundClient(t *testing.T) {
 func TestKernelTCPBindNoPort(t *testing.T) {
 	r := record(t, Config{})
 	l, to := r.listener(unix.AF_INET, "127.0.0.1:0")
-	r.events()
+	r.events(0)
 	var want []string
 	for range rounds {
 		client := r.socket(unix.AF_INET, unix.SOCK_STREAM)
@@ -264,12 +264,12 @@ func TestKernelMPTCP(t *testing.T) {
 func TestKernelEstablished(t *testing.T) {
 	r := record(t, Config{Established: true})
 	l, to := r.listener(unix.AF_INET, "127.0.0.1:0")
-	r.events()
+	r.events(0)
 	client := r.socket(unix.AF_INET, unix.SOCK_STREAM)
 	r.connect(client, to)
 	from := r.local(client)
 	r.accept(l)
-	events := r.events()
+	events := r.events(4)
 	byLine := make(map[string]Event)
 	for i := range events {
 		byLine[line(&events[i])] = events[i]

@@ -275,7 +275,7 @@ func (t *Tracer) take(record []byte) {
 	}
 	if !t.table.Apply(ev) {
 		t.batch = t.batch[:len(t.batch)-1]
-	} else if ev.Type == EventBind && ev.Errno == syscall.EADDRINUSE {
+	} else if ev.Type == EventBind && ev.Errno == syscall.EADDRINUSE && ev.RequestedPort != 0 {
 		ev.HeldBy = t.heldBy(ev)
 	}
 	t.decoded++

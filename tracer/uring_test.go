@@ -92,7 +92,7 @@ func TestKernelIOUring(t *testing.T) {
 	r := record(t, Config{})
 	u := newRing(t)
 	l, to := r.listener(unix.AF_INET, "127.0.0.1:9000")
-	r.events()
+	r.events(0)
 	var want []string
 	for range rounds {
 		client := r.socket(unix.AF_INET, unix.SOCK_STREAM)
@@ -127,7 +127,7 @@ func TestKernelIOUringMixed(t *testing.T) {
 	if res := u.do(t, 0 /* NOP */, 0, nil, 0); res != 0 { // now the task has an io_uring context
 		t.Fatalf("nop: %v", unix.Errno(-res))
 	}
-	r.events()
+	r.events(0)
 	var want []string
 	for range rounds {
 		client := r.socket(unix.AF_INET, unix.SOCK_STREAM)
@@ -146,7 +146,7 @@ func TestKernelIOUringMixed(t *testing.T) {
 func TestKernelNoSyscallHooks(t *testing.T) {
 	r := record(t, Config{NoSyscallHooks: true})
 	l, to := r.listener(unix.AF_INET, "127.0.0.1:9000")
-	r.events()
+	r.events(0)
 	var want []string
 	for i := range rounds {
 		client := r.socket(unix.AF_INET, unix.SOCK_STREAM)
