@@ -5,13 +5,12 @@
 
 #include "connect.h"
 
-static __always_inline void emit_close(struct sock *sk, __u8 type, __u16 port, __u64 tw)
+static __always_inline void emit_close(struct sock *sk, __u8 type, __u64 tw)
 {
-	struct event *e = event_new(type, sk);
+	struct event *e = event_short(type, sk);
 
 	if (!e)
 		return;
-	e->flow.local_port = port;
 	e->tw = tw;
 	e->error = READ(sk, sk_err);
 	event_submit(e);
@@ -41,21 +40,32 @@ static __always_inline void handle_tcp_closed(struct sock *sk, int old)
 	}
 	if (old == TCP_FIN_WAIT1 || old == TCP_FIN_WAIT2 || old == TCP_CLOSING)
 		tw = sock_timewait(sk);
-	emit_close(sk, port ? EVENT_DOWN : EVENT_CLOSE, last, tw);
+	emit_close(sk, port ? EVENT_DOWN : EVENT_CLOSE, tw);
 }
 
-static __always_inline void handle_state(struct sock *sk, int old, int new)
+/* The handshake ended well, often in softirq: current is anyone. */
+static __always_inline void handle_established(struct sock *sk)
 {
-	if (new != TCP_CLOSE && new != TCP_LISTEN && !(new == TCP_ESTABLISHED && want_established))
+	struct event *e = event_by_task(EVENT_ESTABLISHED, sk);
+
+	if (!e)
+		return;
+	__builtin_memset(&e->process, 0, sizeof(e->process));
+	event_submit(e);
+}
+
+static __always_inline void handle_state(struct sock *sk, int old, int now)
+{
+	if (now != TCP_CLOSE && now != TCP_LISTEN && !(now == TCP_ESTABLISHED && want_established))
 		return;
 	if (sock_protocol(sk) != IPPROTO_TCP)
 		return;
-	if (new == TCP_LISTEN)
+	if (now == TCP_LISTEN)
 		handle_listen_enter(sk);
-	else if (new == TCP_CLOSE)
+	else if (now == TCP_CLOSE)
 		handle_tcp_closed(sk, old);
 	else
-		emit_close(sk, EVENT_ESTABLISHED, sock_last_port(sk), 0);
+		handle_established(sk);
 }
 
 /* The kernel's struct sock goes away; a port it still has is given back now. */
@@ -64,7 +74,7 @@ static __always_inline void handle_tcp_destroy(struct sock *sk)
 	__u16 port = sock_port(sk);
 
 	if (port && sock_protocol(sk) == IPPROTO_TCP)
-		emit_close(sk, EVENT_CLOSE, port, 0);
+		emit_close(sk, EVENT_CLOSE, 0);
 }
 
 /* The last file descriptor of a socket was closed; UDP gives its port back here. */
@@ -73,5 +83,5 @@ static __always_inline void handle_release(struct sock *sk)
 	__u16 port = sock_port(sk);
 
 	if (port && sock_protocol(sk) == IPPROTO_UDP)
-		emit_close(sk, EVENT_CLOSE, port, 0);
+		emit_close(sk, EVENT_CLOSE, 0);
 }

@@ -62,7 +62,6 @@ static __always_inline void connect_failed(struct sock *sk, const void *user, __
 static __always_inline void connect_exit_udp(struct sock *sk, const void *user, long ret)
 {
 	struct event *e;
-	__u8 type;
 
 	if (pending_of(sk, PENDING_AUTOBIND)) {
 		pending_clear();
@@ -76,10 +75,10 @@ static __always_inline void connect_exit_udp(struct sock *sk, const void *user, 
 		connect_failed(sk, user, -ret);
 		return;
 	}
-	type = EVENT_CONNECT;
-	if (!READ(sk, __sk_common.skc_dport)) /* connect(AF_UNSPEC) */
-		type = sock_port(sk) ? EVENT_UNPEER : EVENT_CLOSE;
-	e = event_by_task(type, sk);
+	if (READ(sk, __sk_common.skc_dport))
+		e = event_by_task(EVENT_CONNECT, sk);
+	else /* connect(AF_UNSPEC) */
+		e = event_short(sock_port(sk) ? EVENT_UNPEER : EVENT_CLOSE, sk);
 	if (e)
 		event_submit(e);
 }

@@ -27,8 +27,29 @@ static __always_inline void count(__u32 stat)
 		(*n)++;
 }
 
-/* A zeroed event about sk, without a process. NULL: lost, and counted. */
-static __always_inline struct event *event_new(__u8 type, const struct sock *sk)
+static __always_inline void event_head(struct event *e, __u8 type, const struct sock *sk)
+{
+	__builtin_memset(e, 0, EVENT_SHORT);
+	e->type = type;
+	e->time_ns = bpf_ktime_get_boot_ns();
+	e->sock = (__u64)sk;
+	e->proto = sock_protocol(sk) == IPPROTO_UDP ? IPPROTO_UDP : IPPROTO_TCP;
+}
+
+/* An event about sk without flow and process. NULL: lost, and counted. */
+static __always_inline struct event *event_short(__u8 type, const struct sock *sk)
+{
+	struct event *e = bpf_ringbuf_reserve(&events, EVENT_SHORT, 0);
+
+	if (e)
+		event_head(e, type, sk);
+	else
+		count(STAT_LOST_RING);
+	return e;
+}
+
+/* An event about sk by the current task. NULL: lost, and counted. */
+static __always_inline struct event *event_by_task(__u8 type, const struct sock *sk)
 {
 	struct event *e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
 
@@ -36,25 +57,11 @@ static __always_inline struct event *event_new(__u8 type, const struct sock *sk)
 		count(STAT_LOST_RING);
 		return NULL;
 	}
-	__builtin_memset(e, 0, sizeof(*e));
-	e->type = type;
-	e->time_ns = bpf_ktime_get_boot_ns();
-	e->sock = (__u64)sk;
-	e->proto = sock_protocol(sk) == IPPROTO_UDP ? IPPROTO_UDP : IPPROTO_TCP;
+	event_head(e, type, sk);
 	sock_flow(&e->flow, sk);
-	return e;
-}
-
-/* The same, by the current task. */
-static __always_inline struct event *event_by_task(__u8 type, const struct sock *sk)
-{
-	struct event *e = event_new(type, sk);
-
-	if (e) {
-		task_process(&e->process, task_current());
-		if (e->proto == IPPROTO_TCP && sock_is_mptcp(sk))
-			e->flags |= EVENT_MPTCP;
-	}
+	task_process(&e->process, task_current());
+	if (e->proto == IPPROTO_TCP && sock_is_mptcp(sk))
+		e->flags |= EVENT_MPTCP;
 	return e;
 }
 

@@ -50,19 +50,26 @@ struct process {
 	__u8 comm[16];	/* name of the group leader, NUL padded, any bytes */
 };
 
+/*
+ * What happened to a socket. Closes are half of all events, and Go knows the
+ * socket by then: an event that has no process is submitted without its tail, from
+ * flow on.
+ */
 struct event {
 	__u64 time_ns;
-	__u64 sock; /* address of the kernel's struct sock: its identity while it lives */
-	__u64 tw;   /* close, down: address of the timewait sock that keeps the port */
-	struct flow flow;
-	struct process process; /* who acted; zero on close and established */
-	__u16 requested_port;	/* bind: what was asked for, 0 = any */
-	__u16 error;		/* errno, positive; 0 = success */
-	__u8 type;		/* enum event_type */
-	__u8 proto;		/* IPPROTO_TCP or IPPROTO_UDP */
-	__u8 flags;		/* enum event_flag */
+	__u64 sock;	      /* address of the kernel's struct sock: its identity while it lives */
+	__u64 tw;	      /* close, down: address of the timewait sock that keeps the port */
+	__u16 requested_port; /* bind: what was asked for, 0 = any */
+	__u16 error;	      /* errno, positive; 0 = success */
+	__u8 type;	      /* enum event_type */
+	__u8 proto;	      /* IPPROTO_TCP or IPPROTO_UDP */
+	__u8 flags;	      /* enum event_flag */
 	__u8 pad;
+	struct flow flow;
+	struct process process; /* who acted */
 };
+
+#define EVENT_SHORT __builtin_offsetof(struct event, flow)
 
 enum row_flag {
 	ROW_ACTIVE = 1 << 0,	/* TCP: this end called connect() */
@@ -93,7 +100,7 @@ struct row {
 /* A part of a process's descriptor table. */
 struct fds {
 	struct process process;
-	__u32 first;	       /* descriptor of files[0] */
+	__u32 first; /* descriptor of files[0] */
 	__u32 pad;
 	__u64 files[FDS_CHUNK]; /* address of each struct file, 0 where none is open */
 };
@@ -140,7 +147,7 @@ enum stat {
 
 _Static_assert(sizeof(struct flow) == 40, "struct flow");
 _Static_assert(sizeof(struct process) == 40, "struct process");
-_Static_assert(sizeof(struct event) == 112, "struct event");
+_Static_assert(sizeof(struct event) == 112 && EVENT_SHORT == 32, "struct event");
 _Static_assert(sizeof(struct row) == 80, "struct row");
 _Static_assert(sizeof(struct fds) == 560, "struct fds");
 _Static_assert(sizeof(struct walk) == 88, "struct walk");

@@ -11,10 +11,10 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-/* clang-format off: one hook, one line */
+// clang-format off: one hook, one line
 
 /* both tiers */
-SEC("tp_btf/inet_sock_set_state") int BPF_PROG(ph_state, struct sock *sk, int old, int new) { handle_state(sk, old, new); return 0; }
+SEC("tp_btf/inet_sock_set_state") int BPF_PROG(ph_state, struct sock *sk, int old, int now) { handle_state(sk, old, now); return 0; }
 SEC("tp_btf/tcp_destroy_sock") int BPF_PROG(ph_destroy, struct sock *sk) { handle_tcp_destroy(sk); return 0; }
 
 /* tracepoint tier; a cgroup program that returns 1 lets the call go on */

@@ -155,9 +155,8 @@ static __always_inline __u64 sock_timewait(const struct sock *sk)
 		if ((__u64)node & 1)
 			break;
 		tw = (void *)node - bpf_core_field_offset(struct sock_common, skc_nulls_node);
-		if (READ(tw, skc_state) == TCP_TIME_WAIT && READ(tw, skc_num) == port &&
-		    READ(tw, skc_dport) == dport && READ(tw, skc_net.net) == net &&
-		    READ(tw, skc_hash) == READ(sk, __sk_common.skc_hash))
+		if (READ(tw, skc_state) == TCP_TIME_WAIT && READ(tw, skc_num) == port && READ(tw, skc_dport) == dport &&
+		    READ(tw, skc_net.net) == net && READ(tw, skc_hash) == READ(sk, __sk_common.skc_hash))
 			return (__u64)tw;
 		bpf_core_read(&node, sizeof(node), &node->next);
 	}

@@ -18,14 +18,14 @@ type bpfEvent struct {
 	TimeNs        uint64
 	Sock          uint64
 	Tw            uint64
-	Flow          bpfFlow
-	Process       bpfProcess
 	RequestedPort uint16
 	Error         uint16
 	Type          uint8
 	Proto         uint8
 	Flags         uint8
 	Pad           uint8
+	Flow          bpfFlow
+	Process       bpfProcess
 }
 
 type bpfEventFlag uint32

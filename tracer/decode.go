@@ -49,11 +49,20 @@ func peer(ip [16]byte, port uint16) netip.AddrPort {
 	return addrPort(ip, port)
 }
 
+const (
+	fullEvent  = int(unsafe.Sizeof(bpfEvent{}))
+	shortEvent = int(unsafe.Offsetof(bpfEvent{}.Flow)) // EVENT_SHORT
+)
+
+// isShort tells whether the kernel sends events of a type without flow and
+// process.
+func isShort(t EventType) bool { return t == EventClose || t == eventDown || t == eventUnpeer }
+
 // event decodes one record into ev, overwriting it. booted is the wall-clock
 // time of CLOCK_BOOTTIME zero.
 func (d *decoder) event(record []byte, booted time.Time, ev *Event) error {
-	if len(record) != int(unsafe.Sizeof(bpfEvent{})) {
-		return fmt.Errorf("decode event: %d bytes, want %d", len(record), unsafe.Sizeof(bpfEvent{}))
+	if len(record) != shortEvent && len(record) != fullEvent {
+		return fmt.Errorf("decode event: %d bytes, want %d or %d", len(record), shortEvent, fullEvent)
 	}
 	raw := (*bpfEvent)(unsafe.Pointer(unsafe.SliceData(record)))
 	if raw.Type < uint8(EventBind) || raw.Type > uint8(eventUnpeer) {
@@ -66,19 +75,24 @@ func (d *decoder) event(record []byte, booted time.Time, ev *Event) error {
 		Time:          booted.Add(time.Duration(raw.TimeNs)),
 		Type:          EventType(raw.Type),
 		Proto:         Proto(raw.Proto),
-		Local:         addrPort(raw.Flow.LocalIp, raw.Flow.LocalPort),
-		Remote:        peer(raw.Flow.RemoteIp, raw.Flow.RemotePort),
 		RequestedPort: raw.RequestedPort,
 		Implicit:      raw.Flags&uint8(bpfEventFlagEVENT_IMPLICIT) != 0,
 		MPTCP:         raw.Flags&uint8(bpfEventFlagEVENT_MPTCP) != 0,
 		Errno:         syscall.Errno(raw.Error),
-		Process:       d.process(&raw.Process),
-		NetNS:         raw.Flow.Netns,
 		TimeWait:      raw.Tw != 0,
 		boot:          raw.TimeNs,
 		sock:          raw.Sock,
 		flags:         raw.Flags,
 	}
+	if short := len(record) == shortEvent; short != isShort(ev.Type) {
+		return fmt.Errorf("decode event: %d bytes for %s", len(record), ev.Type)
+	} else if short {
+		return nil
+	}
+	ev.Local = addrPort(raw.Flow.LocalIp, raw.Flow.LocalPort)
+	ev.Remote = peer(raw.Flow.RemoteIp, raw.Flow.RemotePort)
+	ev.NetNS = raw.Flow.Netns
+	ev.Process = d.process(&raw.Process)
 	return nil
 }
 

@@ -6,7 +6,6 @@ import (
 	"slices"
 	"sync"
 	"syscall"
-	"time"
 )
 
 // Table is the live port-to-process map. One goroutine writes it (Apply,
@@ -380,12 +379,4 @@ func addrConflict(a netip.Addr, aV6Only bool, b netip.Addr, bV6Only bool) bool {
 	default: // but one IPv6 address does not meet 0.0.0.0
 		return !aV6Only && a.IsUnspecified()
 	}
-}
-
-// Age is how long a socket has had its port at a time, 0 when not known.
-func (s *Socket) Age(now time.Time) time.Duration {
-	if s.Since.IsZero() {
-		return 0
-	}
-	return now.Sub(s.Since)
 }

@@ -717,7 +717,11 @@ func TestInTheWay(t *testing.T) {
 
 // rawRecord is an event as the ring buffer has it.
 func rawRecord(ev *bpfEvent) []byte {
-	return unsafe.Slice((*byte)(unsafe.Pointer(ev)), unsafe.Sizeof(*ev))
+	size := fullEvent
+	if isShort(EventType(ev.Type)) {
+		size = shortEvent
+	}
+	return unsafe.Slice((*byte)(unsafe.Pointer(ev)), size)
 }
 
 // connectCloseCycle is the records of connections that come and go, all open at

@@ -141,7 +141,7 @@ func (p *eventPrinter) follow(sub *tracer.Subscription) error {
 	var told uint64
 	for {
 		var err error
-		if events, err = sub.Next(context.Background(), events); err == io.EOF {
+		if events, err = sub.Next(context.Background(), events); errors.Is(err, io.EOF) {
 			return nil
 		} else if err != nil {
 			return err
