@@ -104,24 +104,28 @@ func (s *Snapshotter) Close() error {
 func (s *Snapshotter) Take(port uint16) (*Snapshot, error) {
 	snap := &Snapshot{start: boottime()}
 	var w bpfWalk
-	rows, err := s.readTables(&w, port)
-	if err != nil {
-		return nil, err
-	}
-	// The kernel reads descriptors while this side sorts out the sockets.
-	var chunks [][]bpfFds
-	done := make(chan struct{})
+	// One processor sorts out what the other reads from the kernel.
+	rows := make(chan []bpfRow, 64)
+	sorted := make(chan *collection, 1)
 	go func() {
-		defer close(done)
-		chunks, err = s.readFds()
+		c := newCollection()
+		for some := range rows {
+			c.add(s.dec, some)
+		}
+		sorted <- c
+		c.sort()
+		sorted <- c
 	}()
-	snap.Sockets = s.sockets(rows)
-	index := indexFiles(snap.Sockets)
-	<-done
-	if err != nil {
+	err := s.readTables(&w, port, func(some []bpfRow) { rows <- some })
+	close(rows)
+	c := <-sorted
+	chunks, fdsErr := s.readFds()
+	s.join(c, chunks)
+	<-sorted
+	if err := errors.Join(err, fdsErr); err != nil {
 		return nil, err
 	}
-	s.join(snap.Sockets, index, chunks)
+	snap.Sockets = c.sockets()
 	if err := s.settle(&w, port, snap); err != nil {
 		return nil, err
 	}
@@ -129,41 +133,73 @@ func (s *Snapshotter) Take(port uint16) (*Snapshot, error) {
 	return snap, nil
 }
 
+// collection is sockets on their way into a snapshot. They do not move while
+// others point to them.
+type collection struct {
+	parts  [][]Socket
+	keys   []sortKey
+	byFile map[uint64]*Socket  // by the address of the file that refers to them
+	next   map[*Socket]*Socket // MPTCP: subflows share a file
+}
+
+func newCollection() *collection {
+	return &collection{byFile: make(map[uint64]*Socket), next: make(map[*Socket]*Socket)}
+}
+
+// add decodes rows.
+func (c *collection) add(dec *decoder, rows []bpfRow) {
+	part := make([]Socket, len(rows))
+	for i := range rows {
+		so := &part[i]
+		*so = dec.socket(&rows[i])
+		c.keys = append(c.keys, keyOf(so))
+		if so.file == 0 {
+			continue
+		}
+		switch other := c.byFile[so.file]; {
+		case other == nil:
+			c.byFile[so.file] = so
+		case other.id == so.id: // a slot of a table was read twice
+			so.id = 0
+		default:
+			c.next[so] = other
+			c.byFile[so.file] = so
+		}
+	}
+	c.parts = append(c.parts, part)
+}
+
+func (c *collection) sort() { slices.SortFunc(c.keys, compareKeys) }
+
+// sockets returns the sockets in order, each once.
+func (c *collection) sockets() []Socket {
+	out := make([]Socket, 0, len(c.keys))
+	for _, k := range c.keys {
+		if id := k.so.id; id != 0 && (len(out) == 0 || out[len(out)-1].id != id) {
+			out = append(out, *k.so)
+		}
+	}
+	return out
+}
+
 // readTables walks every table that has sockets with a port.
-func (s *Snapshotter) readTables(w *bpfWalk, port uint16) ([][]bpfRow, error) {
-	var chunks [][]bpfRow
+func (s *Snapshotter) readTables(w *bpfWalk, port uint16, each func([]bpfRow)) error {
 	backlog := false
 	for _, table := range []bpfWalkTable{bpfWalkTableWALK_TCP_BIND, bpfWalkTableWALK_UDP, bpfWalkTableWALK_TCP_REQUEST} {
 		if table == bpfWalkTableWALK_TCP_REQUEST && !backlog {
 			break // no listener has a half-open connection
 		}
 		err := s.walk(w, table, port, func(rows []bpfRow) {
-			chunks = append(chunks, rows)
 			backlog = backlog || slices.ContainsFunc(rows, func(r bpfRow) bool {
 				return r.Flags&uint16(bpfRowFlagROW_BACKLOG) != 0
 			})
+			each(rows)
 		})
 		if err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return chunks, nil
-}
-
-// sockets decodes rows and sorts them.
-func (s *Snapshotter) sockets(chunks [][]bpfRow) []Socket {
-	n := 0
-	for _, rows := range chunks {
-		n += len(rows)
-	}
-	out := make([]Socket, 0, n)
-	for _, rows := range chunks {
-		for i := range rows {
-			out = append(out, s.dec.socket(&rows[i]))
-		}
-	}
-	SortSockets(out)
-	return out
+	return nil
 }
 
 // settle gives sockets without a holder their role. One that had a file when
@@ -183,16 +219,15 @@ func (s *Snapshotter) settle(w *bpfWalk, port uint16, snap *Snapshot) error {
 		ports = map[uint16]bool{port: true}
 	}
 	for port := range ports {
-		chunks, err := s.readTables(w, port)
-		if err != nil {
-			return err
-		}
-		for _, rows := range chunks {
+		err := s.readTables(w, port, func(rows []bpfRow) {
 			for i := range rows {
 				if _, ok := now[rows[i].Sock]; ok {
 					now[rows[i].Sock] = s.dec.socket(&rows[i])
 				}
 			}
+		})
+		if err != nil {
+			return err
 		}
 	}
 	changed, gone := false, false
@@ -296,37 +331,9 @@ func (s *Snapshotter) readFds() ([][]bpfFds, error) {
 	}
 }
 
-// fileIndex finds sockets by the file that refers to them.
-type fileIndex struct {
-	first map[uint64]*Socket
-	next  map[*Socket]*Socket // MPTCP: subflows share a file
-}
-
-// indexFiles takes the id of a socket that is there twice, because its slot of a
-// table was read twice: settle drops it.
-func indexFiles(sockets []Socket) fileIndex {
-	x := fileIndex{make(map[uint64]*Socket, len(sockets)), make(map[*Socket]*Socket)}
-	for i := range sockets {
-		so := &sockets[i]
-		if so.file == 0 {
-			continue
-		}
-		other := x.first[so.file]
-		if other != nil && other.id == so.id {
-			so.id = 0
-			continue
-		}
-		if other != nil {
-			x.next[so] = other
-		}
-		x.first[so.file] = so
-	}
-	return x
-}
-
 // join gives each socket its holders.
-func (s *Snapshotter) join(sockets []Socket, index fileIndex, chunks [][]bpfFds) {
-	all := make([]Holder, 0, len(sockets)) // one allocation for the usual case of a holder each
+func (s *Snapshotter) join(c *collection, chunks [][]bpfFds) {
+	all := make([]Holder, 0, len(c.keys)) // one allocation for the usual case of a holder each
 	for _, tables := range chunks {
 		for i := range tables {
 			table := &tables[i]
@@ -334,7 +341,7 @@ func (s *Snapshotter) join(sockets []Socket, index fileIndex, chunks [][]bpfFds)
 				if file == 0 {
 					continue
 				}
-				for so := index.first[file]; so != nil; so = index.next[so] {
+				for so := c.byFile[file]; so != nil; so = c.next[so] {
 					h := Holder{Process: s.dec.process(&table.Process), FD: table.First + uint32(fd)}
 					if so.Holders == nil && len(all) < cap(all) {
 						all = append(all, h)

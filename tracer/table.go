@@ -304,35 +304,33 @@ func (t *Table) Len() int {
 func SortSockets(s []Socket) {
 	// Sorting short keys and moving each socket once is several times faster than
 	// moving sockets at every step.
-	type key struct {
-		order uint64
-		at    int
-	}
-	keys := make([]key, len(s))
+	keys := make([]sortKey, len(s))
 	for i := range s {
-		so := &s[i]
-		keys[i] = key{uint64(so.Role)<<52 | uint64(so.Proto&1)<<48 | uint64(so.NetNS)<<16 | uint64(so.Local.Port()), i}
+		keys[i] = keyOf(&s[i])
 	}
-	slices.SortFunc(keys, func(a, b key) int {
-		if a.order != b.order {
-			return cmp.Compare(a.order, b.order)
-		}
-		return compareEnds(&s[a.at], &s[b.at])
-	})
-	// Put each socket into its place, going round every cycle once.
-	for i := range keys {
-		first := s[i]
-		for at := i; keys[at].at >= 0; {
-			from := keys[at].at
-			keys[at].at = -1
-			if from == i {
-				s[at] = first
-				break
-			}
-			s[at] = s[from]
-			at = from
-		}
+	slices.SortFunc(keys, compareKeys)
+	sorted := make([]Socket, len(s))
+	for i, k := range keys {
+		sorted[i] = *k.so
 	}
+	copy(s, sorted)
+}
+
+// sortKey orders a socket by all but its addresses and its remote end.
+type sortKey struct {
+	order uint64
+	so    *Socket
+}
+
+func keyOf(so *Socket) sortKey {
+	return sortKey{uint64(so.Role)<<52 | uint64(so.Proto&1)<<48 | uint64(so.NetNS)<<16 | uint64(so.Local.Port()), so}
+}
+
+func compareKeys(a, b sortKey) int {
+	if c := cmp.Compare(a.order, b.order); c != 0 {
+		return c
+	}
+	return compareEnds(a.so, b.so)
 }
 
 // compareEnds orders sockets of one role, protocol, namespace and local port.

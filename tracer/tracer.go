@@ -34,13 +34,14 @@ type Config struct {
 // Tracer follows every TCP and UDP socket of the machine. Open it, Run it in one
 // goroutine, read from Subscribe and Table in others, Close it.
 type Tracer struct {
-	maps   map[string]*ebpf.Map
-	links  []link.Link
-	hooks  []HookStatus
-	reader *ringbuf.Reader
-	snap   *Snapshotter
-	table  *Table
-	out    fanout
+	maps    map[string]*ebpf.Map
+	links   []link.Link
+	tracing []*ebpf.Program // attached to tracepoints
+	hooks   []HookStatus
+	reader  *ringbuf.Reader
+	snap    *Snapshotter
+	table   *Table
+	out     fanout
 
 	mu    sync.Mutex
 	stats Stats
@@ -141,7 +142,7 @@ func (t *Tracer) attach(spec *ebpf.CollectionSpec, cgroup string, cfg Config) er
 	programs := make(map[*probe]*ebpf.Program)
 	defer func() {
 		for _, prog := range programs {
-			prog.Close()
+			prog.Close() // the links keep them
 		}
 	}()
 	use := []*probe{&markProbe}
@@ -172,6 +173,10 @@ func (t *Tracer) attach(spec *ebpf.CollectionSpec, cgroup string, cfg Config) er
 			return err
 		}
 		t.links = append(t.links, l)
+		if programs[p].Type() == ebpf.Tracing {
+			t.tracing = append(t.tracing, programs[p])
+			delete(programs, p)
+		}
 		t.hooks = append(t.hooks, HookStatus{Hook: p.hook, Attached: true, Lost: p.lost})
 	}
 	return nil
@@ -183,6 +188,9 @@ func (t *Tracer) Close() error {
 	var errs []error
 	for _, l := range t.links {
 		errs = append(errs, l.Close())
+	}
+	for _, prog := range t.tracing {
+		errs = append(errs, prog.Close())
 	}
 	if t.reader != nil {
 		errs = append(errs, t.reader.Close())
@@ -213,7 +221,7 @@ func (t *Tracer) Subscribe(max int) *Subscription { return t.out.subscribe(max) 
 func (t *Tracer) Stats() (Stats, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	err := readStats(t.maps[bpfMapStats], &t.stats)
+	err := readStats(t.maps[bpfMapStats], t.tracing, &t.stats)
 	return t.stats, err
 }
 

@@ -16,14 +16,9 @@ import (
 
 type object struct{ b []byte }
 
-func (o *object) key(k string) {
-	if o.b[len(o.b)-1] != '{' {
-		o.b = append(o.b, ',')
-	}
-	o.b = append(o.b, '"')
-	o.b = append(o.b, k...)
-	o.b = append(o.b, '"', ':')
-}
+// key takes a key as it is written, quoted, with the comma before and the colon
+// after it; the first of an object comes without the comma.
+func (o *object) key(k string) { o.b = append(o.b, k...) }
 
 func (o *object) str(k, v string) {
 	o.key(k)
@@ -95,40 +90,40 @@ func appendString(b []byte, s string) []byte {
 // AppendJSON appends the socket as one JSON object.
 func (s *Socket) AppendJSON(b []byte) []byte {
 	o := object{append(b, '{')}
-	o.str("proto", s.Proto)
-	o.str("state", s.State)
-	o.str("role", s.Role)
-	o.addr("local_ip", s.LocalIP)
-	o.uint("local_port", uint64(s.LocalPort))
-	o.optAddr("remote_ip", s.RemoteIP)
-	o.optUint("remote_port", uint64(s.RemotePort))
-	o.uint("netns", uint64(s.NetNS))
-	o.optUint("inode", s.Inode)
+	o.str(`"proto":`, s.Proto)
+	o.str(`,"state":`, s.State)
+	o.str(`,"role":`, s.Role)
+	o.addr(`,"local_ip":`, s.LocalIP)
+	o.uint(`,"local_port":`, uint64(s.LocalPort))
+	o.optAddr(`,"remote_ip":`, s.RemoteIP)
+	o.optUint(`,"remote_port":`, uint64(s.RemotePort))
+	o.uint(`,"netns":`, uint64(s.NetNS))
+	o.optUint(`,"inode":`, s.Inode)
 	if s.UID != nil {
-		o.uint("uid", uint64(*s.UID))
+		o.uint(`,"uid":`, uint64(*s.UID))
 	}
-	o.optTrue("mptcp", s.MPTCP)
-	o.key("holders")
+	o.optTrue(`,"mptcp":`, s.MPTCP)
+	o.key(`,"holders":`)
 	o.b = append(o.b, '[')
 	for i := range s.Holders {
 		if i > 0 {
 			o.b = append(o.b, ',')
 		}
 		o.b = append(o.b, '{')
-		o.uint("pid", uint64(s.Holders[i].PID))
-		o.str("comm", s.Holders[i].Comm)
-		o.uint("fd", uint64(s.Holders[i].FD))
+		o.uint(`"pid":`, uint64(s.Holders[i].PID))
+		o.str(`,"comm":`, s.Holders[i].Comm)
+		o.uint(`,"fd":`, uint64(s.Holders[i].FD))
 		o.b = append(o.b, '}')
 	}
 	o.b = append(o.b, ']')
 	if s.Owner != nil {
-		o.other("owner", s.Owner)
+		o.other(`,"owner":`, s.Owner)
 	}
-	o.optStr("since", s.Since)
-	o.str("origin", s.Origin)
-	o.optStr("service", s.Service)
+	o.optStr(`,"since":`, s.Since)
+	o.str(`,"origin":`, s.Origin)
+	o.optStr(`,"service":`, s.Service)
 	if s.Container != nil {
-		o.other("container", s.Container)
+		o.other(`,"container":`, s.Container)
 	}
 	return append(o.b, '}')
 }
@@ -136,37 +131,37 @@ func (s *Socket) AppendJSON(b []byte) []byte {
 // AppendJSON appends the event as one JSON object.
 func (e *Event) AppendJSON(b []byte) []byte {
 	o := object{append(b, '{')}
-	o.str("time", e.Time)
-	o.str("event", e.Event)
-	o.str("proto", e.Proto)
-	o.optAddr("local_ip", e.LocalIP)
-	o.optUint("local_port", uint64(e.LocalPort))
-	o.optAddr("remote_ip", e.RemoteIP)
-	o.optUint("remote_port", uint64(e.RemotePort))
+	o.str(`"time":`, e.Time)
+	o.str(`,"event":`, e.Event)
+	o.str(`,"proto":`, e.Proto)
+	o.optAddr(`,"local_ip":`, e.LocalIP)
+	o.optUint(`,"local_port":`, uint64(e.LocalPort))
+	o.optAddr(`,"remote_ip":`, e.RemoteIP)
+	o.optUint(`,"remote_port":`, uint64(e.RemotePort))
 	if e.RequestedPort != nil {
-		o.uint("requested_port", uint64(*e.RequestedPort))
+		o.uint(`,"requested_port":`, uint64(*e.RequestedPort))
 	}
-	o.optTrue("implicit", e.Implicit)
-	o.optStr("error", e.Error)
+	o.optTrue(`,"implicit":`, e.Implicit)
+	o.optStr(`,"error":`, e.Error)
 	if len(e.HeldBy) > 0 {
-		o.other("held_by", e.HeldBy)
+		o.other(`,"held_by":`, e.HeldBy)
 	}
-	o.optUint("pid", uint64(e.PID))
-	o.optStr("comm", e.Comm)
+	o.optUint(`,"pid":`, uint64(e.PID))
+	o.optStr(`,"comm":`, e.Comm)
 	if e.UID != nil {
-		o.uint("uid", uint64(*e.UID))
+		o.uint(`,"uid":`, uint64(*e.UID))
 	}
-	o.uint("netns", uint64(e.NetNS))
-	o.optStr("cgroup", e.Cgroup)
+	o.uint(`,"netns":`, uint64(e.NetNS))
+	o.optStr(`,"cgroup":`, e.Cgroup)
 	if e.Container != nil {
-		o.other("container", e.Container)
+		o.other(`,"container":`, e.Container)
 	}
-	o.optTrue("mptcp", e.MPTCP)
+	o.optTrue(`,"mptcp":`, e.MPTCP)
 	if e.DurationNS != 0 {
-		o.key("duration_ns")
+		o.key(`,"duration_ns":`)
 		o.b = strconv.AppendInt(o.b, e.DurationNS, 10)
 	}
-	o.optTrue("time_wait", e.TimeWait)
+	o.optTrue(`,"time_wait":`, e.TimeWait)
 	return append(o.b, '}')
 }
 
