@@ -49,6 +49,12 @@ func (o *object) optTrue(k string, v bool) {
 	}
 }
 
+func (o *object) stamp(k string, v Stamp) {
+	o.key(k)
+	o.b, _ = v.AppendText(append(o.b, '"')) // never fails
+	o.b = append(o.b, '"')
+}
+
 func (o *object) addr(k string, v netip.Addr) {
 	o.key(k)
 	o.b = append(o.b, '"')
@@ -119,7 +125,9 @@ func (s *Socket) AppendJSON(b []byte) []byte {
 	if s.Owner != nil {
 		o.other(`,"owner":`, s.Owner)
 	}
-	o.optStr(`,"since":`, s.Since)
+	if !s.Since.IsZero() {
+		o.stamp(`,"since":`, s.Since)
+	}
 	o.str(`,"origin":`, s.Origin)
 	o.optStr(`,"service":`, s.Service)
 	if s.Container != nil {
@@ -131,7 +139,7 @@ func (s *Socket) AppendJSON(b []byte) []byte {
 // AppendJSON appends the event as one JSON object.
 func (e *Event) AppendJSON(b []byte) []byte {
 	o := object{append(b, '{')}
-	o.str(`"time":`, e.Time)
+	o.stamp(`"time":`, e.Time)
 	o.str(`,"event":`, e.Event)
 	o.str(`,"proto":`, e.Proto)
 	o.optAddr(`,"local_ip":`, e.LocalIP)

@@ -69,7 +69,7 @@ func fullSocket() Socket {
 		NetNS: math.MaxUint32, Inode: math.MaxUint64, UID: ptr[uint32](math.MaxUint32), MPTCP: true,
 		Holders: []Holder{{PID: 1, Comm: "init", FD: 0}, {PID: math.MaxUint32, Comm: "<&>", FD: 3}},
 		Owner:   &Owner{PID: 2, Comm: "a\"b"},
-		Since:   "2026-01-02T03:04:05.000000006Z", Origin: "observed", Service: "my-<http>",
+		Since:   Stamp{time.Date(2026, 1, 2, 3, 4, 5, 6, time.FixedZone("", 3600))}, Origin: "observed", Service: "my-<http>",
 		Container: &container.Container{ID: strings.Repeat("ab", 32), Name: "<web>"},
 	}
 }
@@ -78,7 +78,7 @@ func emptySocket() Socket { return Socket{Holders: []Holder{}} }
 
 func fullEvent() Event {
 	return Event{
-		Time: "2026-01-02T03:04:05.000000006Z", Event: "bind", Proto: "udp",
+		Time: Stamp{time.Date(2026, 1, 2, 3, 4, 5, 120_000_000, time.UTC)}, Event: "bind", Proto: "udp",
 		LocalIP: netip.MustParseAddr("0.0.0.0"), LocalPort: 53,
 		RemoteIP: netip.MustParseAddr("fe80::1"), RemotePort: 54,
 		RequestedPort: ptr[uint16](0), Implicit: true, Error: "EADDRINUSE", HeldBy: []Socket{fullSocket(), emptySocket()},
@@ -109,7 +109,7 @@ func TestSocketJSON(t *testing.T) {
 		func(s *Socket) { s.MPTCP = false },
 		func(s *Socket) { s.Holders = []Holder{} },
 		func(s *Socket) { s.Owner = nil },
-		func(s *Socket) { s.Since = "" },
+		func(s *Socket) { s.Since = Stamp{} },
 		func(s *Socket) { s.Service = "" },
 		func(s *Socket) { s.Container = nil },
 	} {

@@ -47,7 +47,7 @@ type Socket struct {
 	MPTCP      bool                 `json:"mptcp,omitempty"`
 	Holders    []Holder             `json:"holders"`
 	Owner      *Owner               `json:"owner,omitempty"` // where observed
-	Since      string               `json:"since,omitempty"`
+	Since      Stamp                `json:"since,omitzero"`
 	Origin     string               `json:"origin"`
 	Service    string               `json:"service,omitempty"`
 	Container  *container.Container `json:"container,omitempty"`
@@ -55,7 +55,7 @@ type Socket struct {
 
 // Event is an event in JSON, and the row of tail.
 type Event struct {
-	Time          string               `json:"time"`
+	Time          Stamp                `json:"time"`
 	Event         string               `json:"event"`
 	Proto         string               `json:"proto"`
 	LocalIP       netip.Addr           `json:"local_ip,omitzero"`
@@ -77,7 +77,30 @@ type Event struct {
 	TimeWait      bool                 `json:"time_wait,omitempty"`
 }
 
-const timeFormat = "2006-01-02T15:04:05.000000000Z07:00"
+// Stamp is a time as JSON has it: RFC 3339 in UTC, always with nine digits after
+// the second, so that stamps sort as text.
+type Stamp struct{ time.Time }
+
+// AppendText implements encoding.TextAppender. It never fails.
+func (s Stamp) AppendText(b []byte) ([]byte, error) {
+	// RFC3339 is the one layout package time writes without interpreting it.
+	b = s.UTC().AppendFormat(b, time.RFC3339)
+	b[len(b)-1] = '.' // Z
+	ns := s.Nanosecond()
+	for div := 100_000_000; div > 0; div /= 10 {
+		b = append(b, byte('0'+ns/div%10))
+	}
+	return append(b, 'Z'), nil
+}
+
+// MarshalText implements encoding.TextMarshaler. It never fails.
+func (s Stamp) MarshalText() ([]byte, error) { return s.AppendText(nil) }
+
+// MarshalJSON hides that of time.Time. It never fails.
+func (s Stamp) MarshalJSON() ([]byte, error) {
+	b, err := s.AppendText([]byte{'"'})
+	return append(b, '"'), err
+}
 
 // Socket makes the row of a socket.
 func (n *Names) Socket(s *tracer.Socket) Socket { return n.socket(s, []Holder{}) }
@@ -90,7 +113,7 @@ func (n *Names) socket(s *tracer.Socket, holders []Holder) Socket {
 		RemoteIP: s.Remote.Addr(), RemotePort: s.Remote.Port(),
 		NetNS: s.NetNS, Inode: s.Inode, MPTCP: s.MPTCP,
 		Holders: holders[:0],
-		Origin:  s.Origin.String(), Service: n.service(s),
+		Origin:  s.Origin.String(), Service: n.service(s), Since: Stamp{s.Since},
 	}
 	if s.Role != tracer.RoleTimeWait { // nobody owns these
 		row.UID = &s.UID
@@ -101,9 +124,6 @@ func (n *Names) socket(s *tracer.Socket, holders []Holder) Socket {
 	}
 	if s.Owner.PID != 0 {
 		row.Owner = &Owner{PID: s.Owner.PID, Comm: s.Owner.Comm}
-	}
-	if !s.Since.IsZero() {
-		row.Since = s.Since.UTC().Format(timeFormat)
 	}
 	if len(s.Holders) > 0 {
 		row.Container = n.Cgroups.Resolve(s.Holders[0].Cgroup).Container
@@ -124,7 +144,7 @@ func (n *Names) service(s *tracer.Socket) string {
 // Event makes the row of an event.
 func (n *Names) Event(ev *tracer.Event) Event {
 	row := Event{
-		Time: ev.Time.UTC().Format(timeFormat), Event: ev.Type.String(), Proto: ev.Proto.String(),
+		Time: Stamp{ev.Time}, Event: ev.Type.String(), Proto: ev.Proto.String(),
 		RemoteIP: ev.Remote.Addr(), RemotePort: ev.Remote.Port(),
 		Implicit: ev.Implicit, Error: ev.Error(), NetNS: ev.NetNS, MPTCP: ev.MPTCP,
 		DurationNS: ev.Duration.Nanoseconds(), TimeWait: ev.TimeWait,
