@@ -90,6 +90,12 @@ static __always_inline struct hlist_node *bucket_owners(const struct inet_bind_b
 	return READ(old, owners.first);
 }
 
+/* Since 6.18 sk_userlocks tells that connect() chose the port. */
+static __always_inline bool connect_bind_is_told(void)
+{
+	return bpf_core_field_exists(((struct inet_timewait_sock *)0)->tw_connect_bind);
+}
+
 /* x86: TS_COMPAT; arm64: TIF_32BIT. System call numbers of 32-bit tasks mean other calls. */
 static __always_inline bool task_is_compat(const struct task_struct *task)
 {

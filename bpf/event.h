@@ -116,25 +116,27 @@ enum walk_table {
 	WALK_TCP_BIND = 1, /* TCP bind buckets: every TCP socket and timewait sock with a port */
 	WALK_UDP,	   /* UDP sockets */
 	WALK_TCP_REQUEST,  /* request socks (SYN-RECV) of the established hash */
+	WALK_SOCK,	   /* no table: the one socket at node, if it still has the port */
 };
 
 /* State of the walk: what Go asks for, and where the last call stopped. */
 struct walk {
 	enum walk_table table; /* in: which table to read */
 	__u32 pad0;
-	__u64 bucket;	/* in/out: next bucket to read */
-	__u64 tb;	/* in/out: next bind bucket of the chain */
-	__u64 tb2;	/* in/out: next per-address bind bucket */
-	__u64 node;	/* in/out: next owner */
-	__u64 owner;	/* in/out: bind bucket, or hash slot, that owner must belong to */
-	__u64 retry;	/* in/out: bucket of the last restart */
-	__u64 buckets;	/* out: number of buckets of the table, 0: table not found */
-	__u32 rows;	/* out: rows written by this call */
-	__u32 restarts; /* out: times a chain changed under the reader and was read again */
-	__u32 gave_up;	/* out: chains left unfinished after too many restarts */
-	__u32 tries;	/* in/out: restarts of the present bucket */
-	__u16 port;	/* in: only this local port, 0 = all */
-	__u8 done;	/* out: the table was read to its end */
+	__u64 bucket;	  /* in/out: next bucket to read */
+	__u64 tb;	  /* in/out: next bind bucket of the chain */
+	__u64 tb2;	  /* in/out: next per-address bind bucket */
+	__u64 node;	  /* in/out: next owner */
+	__u64 owner;	  /* in/out: bind bucket, or hash slot, that owner must belong to */
+	__u64 plain_prot; /* in/out: operations of TCP sockets that are no subflows of MPTCP */
+	__u64 retry;	  /* in/out: bucket of the last restart */
+	__u64 buckets;	  /* out: number of buckets of the table, 0: table not found */
+	__u32 rows;	  /* out: rows written by this call */
+	__u32 restarts;	  /* out: times a chain changed under the reader and was read again */
+	__u32 gave_up;	  /* out: chains left unfinished after too many restarts */
+	__u32 tries;	  /* in/out: restarts of the present bucket */
+	__u16 port;	  /* in: only this local port, 0 = all */
+	__u8 done;	  /* out: the table was read to its end */
 	__u8 pad[5];
 };
 
@@ -150,4 +152,4 @@ _Static_assert(sizeof(struct process) == 40, "struct process");
 _Static_assert(sizeof(struct event) == 112 && EVENT_SHORT == 32, "struct event");
 _Static_assert(sizeof(struct row) == 80, "struct row");
 _Static_assert(sizeof(struct fds) == 560, "struct fds");
-_Static_assert(sizeof(struct walk) == 88, "struct walk");
+_Static_assert(sizeof(struct walk) == 96, "struct walk");

@@ -39,6 +39,7 @@
 
 #define SHUTDOWN_MASK 3
 #define SOCK_BINDPORT_LOCK 8
+#define SOCK_CONNECT_BIND 16
 
 #define PF_KTHREAD 0x00200000
 #define PF_IO_WORKER 0x00000010
@@ -139,6 +140,8 @@ typedef struct {
 	struct net *net;
 } possible_net_t;
 
+struct proto;
+
 struct sock_common {
 	__be32 skc_daddr;
 	__be32 skc_rcv_saddr;
@@ -153,6 +156,7 @@ struct sock_common {
 	struct hlist_node skc_bind_node;
 	struct hlist_node skc_node;
 	struct hlist_nulls_node skc_nulls_node;
+	struct proto *skc_prot;
 	possible_net_t skc_net;
 	struct in6_addr skc_v6_daddr;
 	struct in6_addr skc_v6_rcv_saddr;
@@ -223,6 +227,7 @@ struct mptcp_sock {
 struct inet_timewait_sock {
 	struct sock_common __tw_common;
 	unsigned char tw_substate;
+	unsigned int tw_connect_bind : 1;
 	struct inet_bind_bucket *tw_tb;
 	struct inet_bind2_bucket *tw_tb2;
 };

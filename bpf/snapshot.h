@@ -123,12 +123,19 @@ static __always_inline void walk_restart(void)
 static __always_inline void row_full_sock(struct row *row, const struct sock *sk)
 {
 	const struct socket *socket;
+	__u64 prot;
 
 	if (row->proto == IPPROTO_TCP) {
 		if (row->state != TCP_CLOSE && row->state != TCP_LISTEN && sock_is_active(sk))
 			row->flags |= ROW_ACTIVE;
-		if (sock_is_mptcp(sk))
-			row->flags |= ROW_MPTCP;
+		/* A subflow's operations are its own (subflow_ulp_init): those seen on another socket spare a look. */
+		prot = (__u64)READ(sk, __sk_common.skc_prot);
+		if (prot != walk.plain_prot) {
+			if (sock_is_mptcp(sk))
+				row->flags |= ROW_MPTCP;
+			else
+				walk.plain_prot = prot;
+		}
 		if (row->state == TCP_LISTEN &&
 		    READ((const struct inet_connection_sock *)sk, icsk_accept_queue.qlen.counter))
 			row->flags |= ROW_BACKLOG;
@@ -143,7 +150,7 @@ static __always_inline void row_full_sock(struct row *row, const struct sock *sk
 }
 
 /* Write one row about sk. False: no room, try again in the next call. */
-static __always_inline bool walk_row(const struct sock *sk, __u8 proto)
+static __always_inline bool walk_row(const struct sock *sk)
 {
 	__u32 i = walk.rows;
 	struct row *row;
@@ -158,9 +165,9 @@ static __always_inline bool walk_row(const struct sock *sk, __u8 proto)
 	row->file = 0;
 	row->inode = 0;
 	row->uid = 0;
-	row->proto = proto;
-	row->flags = 0;
 	row->state = sock_state(sk);
+	row->proto = row->state == TCP_TIME_WAIT || row->state == TCP_NEW_SYN_RECV ? IPPROTO_TCP : sock_protocol(sk);
+	row->flags = 0;
 	sock_flow(&row->flow, sk);
 	if (READ_BITS(sk, __sk_common.skc_ipv6only))
 		row->flags |= ROW_V6ONLY;
@@ -204,6 +211,8 @@ static __always_inline struct sock *node_sock(__u64 node)
 		return (void *)node - bpf_core_field_offset(struct sock_common, skc_bind_node);
 	if (walk.table == WALK_UDP)
 		return (void *)node - bpf_core_field_offset(struct sock_common, skc_node);
+	if (walk.table == WALK_SOCK)
+		return (void *)node;
 	return (void *)node - bpf_core_field_offset(struct sock_common, skc_nulls_node);
 }
 
@@ -217,6 +226,8 @@ static __always_inline bool node_holds(const struct sock *sk)
 		return sock_bucket(sk) == walk.owner;
 	if (walk.table == WALK_UDP)
 		return udp_slot(sk) == walk.owner;
+	if (walk.table == WALK_SOCK)
+		return sock_port(sk) == walk.port;
 	return (READ(sk, __sk_common.skc_hash) & (walk.buckets - 1)) == walk.owner;
 }
 
@@ -224,7 +235,7 @@ static __always_inline bool node_wanted(const struct sock *sk)
 {
 	if (walk.table == WALK_UDP)
 		return sock_protocol(sk) == IPPROTO_UDP;
-	return walk.table == WALK_TCP_BIND || sock_state(sk) == TCP_NEW_SYN_RECV;
+	return walk.table != WALK_TCP_REQUEST || sock_state(sk) == TCP_NEW_SYN_RECV;
 }
 
 /* The TCP bind buckets of a port: their owners, or since 6.8 the per-address buckets that have them. */
@@ -281,7 +292,7 @@ static long walk_step(__u32 i, struct walk_tables *tables)
 
 		if (!node_holds(sk))
 			walk_restart();
-		else if (node_wanted(sk) && !walk_row(sk, walk.table == WALK_UDP ? IPPROTO_UDP : IPPROTO_TCP))
+		else if (node_wanted(sk) && !walk_row(sk))
 			return 1;
 		else
 			walk_next_node();
@@ -322,6 +333,10 @@ static __always_inline void handle_walk(void)
 		tables.heads = plain(READ(udp, hash)) + bpf_core_field_offset(struct udp_hslot, head);
 		tables.size = bpf_core_type_size(struct udp_hslot);
 		break;
+	case WALK_SOCK:
+		walk.buckets = walk.done = 1;
+		bpf_loop(1, walk_step, &tables, 0);
+		return;
 	case WALK_TCP_REQUEST:
 		walk.buckets = (__u64)READ(info, ehash_mask) + 1;
 		tables.heads = plain(READ(info, ehash)) + bpf_core_field_offset(struct inet_ehash_bucket, chain);

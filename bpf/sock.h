@@ -113,12 +113,14 @@ static __always_inline void sock_flow(struct flow *f, const struct sock *sk)
 static __always_inline bool sock_is_active(const struct sock *sk)
 {
 	const struct tcp_sock *tp = (const void *)sk;
-	__u8 state = sock_state(sk);
+	__u8 state = sock_state(sk), locks = READ(sk, sk_userlocks);
 	__u64 sequence, payload;
 	__u32 nxt, una;
 
-	if (state == TCP_SYN_SENT || READ(sk, sk_userlocks) & SOCK_BINDPORT_LOCK)
-		return true; /* an accepted socket never inherits SOCK_BINDPORT_LOCK (sk_clone_lock) */
+	/* An accepted socket inherits neither lock (sk_clone_lock). */
+	if (state == TCP_SYN_SENT || locks & SOCK_BINDPORT_LOCK ||
+	    (locks & SOCK_CONNECT_BIND && connect_bind_is_told()))
+		return true;
 	if (state == TCP_SYN_RECV)
 		return false;
 	nxt = READ(tp, snd_nxt);

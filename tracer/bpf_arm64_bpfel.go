@@ -152,23 +152,24 @@ const (
 )
 
 type bpfWalk struct {
-	_        structs.HostLayout
-	Table    uint32
-	Pad0     uint32
-	Bucket   uint64
-	Tb       uint64
-	Tb2      uint64
-	Node     uint64
-	Owner    uint64
-	Retry    uint64
-	Buckets  uint64
-	Rows     uint32
-	Restarts uint32
-	GaveUp   uint32
-	Tries    uint32
-	Port     uint16
-	Done     uint8
-	Pad      [5]uint8
+	_         structs.HostLayout
+	Table     uint32
+	Pad0      uint32
+	Bucket    uint64
+	Tb        uint64
+	Tb2       uint64
+	Node      uint64
+	Owner     uint64
+	PlainProt uint64
+	Retry     uint64
+	Buckets   uint64
+	Rows      uint32
+	Restarts  uint32
+	GaveUp    uint32
+	Tries     uint32
+	Port      uint16
+	Done      uint8
+	Pad       [5]uint8
 }
 
 type bpfWalkTable uint32
@@ -177,6 +178,7 @@ const (
 	bpfWalkTableWALK_TCP_BIND    bpfWalkTable = 1
 	bpfWalkTableWALK_UDP         bpfWalkTable = 2
 	bpfWalkTableWALK_TCP_REQUEST bpfWalkTable = 3
+	bpfWalkTableWALK_SOCK        bpfWalkTable = 4
 )
 
 // Names of all BPF objects in the ELF.

@@ -126,7 +126,7 @@ func (s *Snapshotter) Take(port uint16) (*Snapshot, error) {
 		return nil, err
 	}
 	snap.Sockets = c.sockets()
-	if err := s.settle(&w, port, snap); err != nil {
+	if err := s.settle(&w, snap); err != nil {
 		return nil, err
 	}
 	snap.Restarts, snap.Unfinished = int(w.Restarts), int(w.GaveUp)
@@ -204,39 +204,19 @@ func (s *Snapshotter) readTables(w *bpfWalk, port uint16, each func([]bpfRow)) e
 
 // settle gives sockets without a holder their role. One that had a file when
 // the tables were read was closed since, or is the kernel's own, or its
-// descriptor is on its way to another process: the tables are read again to
-// tell.
-func (s *Snapshotter) settle(w *bpfWalk, port uint16, snap *Snapshot) error {
-	now := make(map[uint64]Socket)
-	ports := make(map[uint16]bool)
-	for i := range snap.Sockets {
-		if so := &snap.Sockets[i]; len(so.Holders) == 0 && so.file != 0 && so.id != 0 {
-			now[so.id] = Socket{}
-			ports[so.Local.Port()] = true
-		}
-	}
-	if len(ports) > 4 { // then reading all is as fast
-		ports = map[uint16]bool{port: true}
-	}
-	for port := range ports {
-		err := s.readTables(w, port, func(rows []bpfRow) {
-			for i := range rows {
-				if _, ok := now[rows[i].Sock]; ok {
-					now[rows[i].Sock] = s.dec.socket(&rows[i])
-				}
-			}
-		})
-		if err != nil {
-			return err
-		}
-	}
+// descriptor is on its way to another process: it is read again to tell.
+func (s *Snapshotter) settle(w *bpfWalk, snap *Snapshot) error {
 	changed, gone := false, false
 	for i := range snap.Sockets {
 		so := &snap.Sockets[i]
 		if len(so.Holders) > 0 {
 			continue
 		}
-		if again, ok := now[so.id]; ok {
+		if so.file != 0 {
+			again, err := s.again(w, so)
+			if err != nil {
+				return err
+			}
 			changed = changed || again.Role != so.Role
 			*so = again
 		}
@@ -254,9 +234,27 @@ func (s *Snapshotter) settle(w *bpfWalk, port uint16, snap *Snapshot) error {
 	return nil
 }
 
+// again reads one socket as it is now. The zero Socket: it has no port any more.
+func (s *Snapshotter) again(w *bpfWalk, so *Socket) (Socket, error) {
+	w.Node = so.id
+	var now Socket
+	err := s.walk(w, bpfWalkTableWALK_SOCK, so.Local.Port(), func(rows []bpfRow) {
+		for i := range rows {
+			now = s.dec.socket(&rows[i])
+		}
+	})
+	if err != nil || now.Proto != so.Proto || now.NetNS != so.NetNS {
+		return Socket{}, err // its memory is another socket's
+	}
+	return now, nil
+}
+
 // walk reads one table to its end and hands each its rows.
 func (s *Snapshotter) walk(w *bpfWalk, table bpfWalkTable, port uint16, each func([]bpfRow)) error {
-	*w = bpfWalk{Table: uint32(table), Port: port, Restarts: w.Restarts, GaveUp: w.GaveUp}
+	*w = bpfWalk{Table: uint32(table), Port: port, Restarts: w.Restarts, GaveUp: w.GaveUp, Node: w.Node}
+	if table != bpfWalkTableWALK_SOCK {
+		w.Node = 0
+	}
 	for w.Done == 0 {
 		if err := s.tables.Walk.Set(w); err != nil {
 			return fmt.Errorf("prepare walk: %w", err)

@@ -2,6 +2,7 @@ package tracer
 
 import (
 	"cmp"
+	"encoding/binary"
 	"net/netip"
 	"slices"
 	"sync"
@@ -316,19 +317,32 @@ func SortSockets(s []Socket) {
 	copy(s, sorted)
 }
 
-// sortKey orders a socket by all but its addresses and its remote end.
+// sortKey orders most sockets without a look at them.
 type sortKey struct {
-	order uint64
+	order uint64 // role, protocol, namespace, local port
+	ends  uint64 // of IPv4 the addresses, local before remote; 0 of IPv6
+	port  uint16 // remote
 	so    *Socket
 }
 
 func keyOf(so *Socket) sortKey {
-	return sortKey{uint64(so.Role)<<52 | uint64(so.Proto&1)<<48 | uint64(so.NetNS)<<16 | uint64(so.Local.Port()), so}
+	k := sortKey{
+		order: uint64(so.Role)<<52 | uint64(so.Proto&1)<<48 | uint64(so.NetNS)<<16 | uint64(so.Local.Port()),
+		port:  so.Remote.Port(), so: so,
+	}
+	if local, remote := so.Local.Addr(), so.Remote.Addr(); local.Is4() && remote.Is4() {
+		l, r := local.As4(), remote.As4()
+		k.ends = uint64(binary.BigEndian.Uint32(l[:]))<<32 | uint64(binary.BigEndian.Uint32(r[:]))
+	}
+	return k
 }
 
 func compareKeys(a, b sortKey) int {
-	if c := cmp.Compare(a.order, b.order); c != 0 {
-		return c
+	if a.order != b.order {
+		return cmp.Compare(a.order, b.order)
+	}
+	if a.ends != 0 && b.ends != 0 && (a.ends != b.ends || a.port != b.port) {
+		return cmp.Or(cmp.Compare(a.ends, b.ends), cmp.Compare(a.port, b.port))
 	}
 	return compareEnds(a.so, b.so)
 }
