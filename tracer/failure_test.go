@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
+	"strings"
 	"testing"
 	"unsafe"
 
@@ -178,6 +180,33 @@ func TestKernelConnectUnreachable(t *testing.T) {
 			fmt.Sprintf("connect udp 0.0.0.0:%d > 192.0.2.1:443 ENETUNREACH", port),
 			fmt.Sprintf("close udp 0.0.0.0:%d", port))
 	}
+}
+
+// Nobody answers on the link: a non-blocking connect fails after it returned.
+func TestKernelConnectFailsLater(t *testing.T) {
+	r := record(t, Config{})
+	for _, args := range []string{
+		"link add left type veth peer name right", "addr add 10.9.9.1/24 dev left", "link set left up", "link set right up",
+	} {
+		if out, err := exec.Command("ip", strings.Fields(args)...).CombinedOutput(); err != nil {
+			t.Fatalf("ip %s: %v: %s", args, err, out)
+		}
+	}
+	testutil.WriteSysctl(t, "ipv4/neigh/left/mcast_solicit", "1")
+	testutil.WriteSysctl(t, "ipv4/neigh/left/retrans_time_ms", "50")
+	to := netip.MustParseAddrPort("10.9.9.2:80")
+	fd := r.socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK)
+	r.fails(unix.Connect(fd, sockaddr(unix.AF_INET, to.String())), unix.EINPROGRESS)
+	from := r.local(fd)
+	r.expect(os.Getpid(), fmt.Sprintf("connect tcp %s > %s", from, to)) // at once, not when it has failed
+	if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, 20000); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR); err != nil || unix.Errno(got) != unix.EHOSTUNREACH {
+		t.Fatalf("the connection ended with %v (%v), want EHOSTUNREACH", unix.Errno(got), err)
+	}
+	r.close(fd)
+	r.expect(os.Getpid(), fmt.Sprintf("close tcp %s > %s EHOSTUNREACH", from, to))
 }
 
 // A bound socket whose connection exists already.

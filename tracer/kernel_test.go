@@ -363,6 +363,7 @@ func (r *recorder) child(name string, fds ...int) *exec.Cmd {
 	if err := cmd.Start(); err != nil {
 		r.Fatalf("start %s: %v", filepath.Base(exe), err)
 	}
+	r.Cleanup(func() { _ = cmd.Process.Kill() }) // of a test that failed; else it has ended
 	return cmd
 }
 
