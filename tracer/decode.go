@@ -13,6 +13,7 @@ import (
 // names it has seen, so that a name costs memory once.
 type decoder struct {
 	comms map[[16]byte]string
+	raw   bpfEvent // the record being decoded; of a short one the tail is an older one's
 }
 
 const maxComms = 4096
@@ -64,7 +65,8 @@ func (d *decoder) event(record []byte, booted time.Time, ev *Event) error {
 	if len(record) != shortEvent && len(record) != fullEvent {
 		return fmt.Errorf("decode event: %d bytes, want %d or %d", len(record), shortEvent, fullEvent)
 	}
-	raw := (*bpfEvent)(unsafe.Pointer(unsafe.SliceData(record)))
+	raw := &d.raw // a short record is not a bpfEvent, and need not be aligned like one
+	copy(unsafe.Slice((*byte)(unsafe.Pointer(raw)), fullEvent), record)
 	if raw.Type < uint8(EventBind) || raw.Type > uint8(eventUnpeer) {
 		return fmt.Errorf("decode event: unknown type %d", raw.Type)
 	}
