@@ -91,7 +91,7 @@ func tail(ctx context.Context, e *env, o *tailOptions) error {
 		defer timer.Stop()
 	}
 	if err == nil {
-		err = p.follow(sub)
+		err = p.follow(t, sub)
 	}
 	stop()
 	return errors.Join(err, <-ended, p.end(t, sub))
@@ -105,6 +105,9 @@ type eventPrinter struct {
 	names   *render.Names
 	out     *bufio.Writer
 	written uint64
+	looked  time.Time // when tellLost last looked
+	lost    uint64    // told of: lost in the kernel
+	late    uint64    // told of: lost for want of room in the queue
 }
 
 // start tells that the hooks are attached, and with --sockets what there is.
@@ -135,10 +138,9 @@ func (p *eventPrinter) start(t *tracer.Tracer, snap *tracer.Snapshot) error {
 
 // follow writes events until the tracer ends, --count is reached or nobody
 // reads.
-func (p *eventPrinter) follow(sub *tracer.Subscription) error {
+func (p *eventPrinter) follow(t *tracer.Tracer, sub *tracer.Subscription) error {
 	var events []tracer.Event
 	var line []byte
-	var told uint64
 	for {
 		var err error
 		if events, err = sub.Next(context.Background(), events); errors.Is(err, io.EOF) {
@@ -168,11 +170,31 @@ func (p *eventPrinter) follow(sub *tracer.Subscription) error {
 		if err := p.out.Flush(); err != nil {
 			return err
 		}
-		if lost := sub.Lost(); lost > told {
-			fmt.Fprintf(p.e.stderr, "lost %d events: output is too slow\n", lost-told)
-			told = lost
+		if err := p.tellLost(t, sub); err != nil {
+			return err
 		}
 	}
+}
+
+// tellLost says at most every second what was lost since it last did.
+func (p *eventPrinter) tellLost(t *tracer.Tracer, sub *tracer.Subscription) error {
+	if time.Since(p.looked) < time.Second {
+		return nil
+	}
+	p.looked = time.Now()
+	stats, err := t.Stats()
+	if err != nil {
+		return err
+	}
+	if lost := stats.Lost() + stats.Bad; lost > p.lost {
+		fmt.Fprintf(p.e.stderr, "lost %d events in the kernel\n", lost-p.lost)
+		p.lost = lost
+	}
+	if late := sub.Lost(); late > p.late {
+		fmt.Fprintf(p.e.stderr, "lost %d events: the output is too slow\n", late-p.late)
+		p.late = late
+	}
+	return nil
 }
 
 // end tells how much was written and how much was lost.
