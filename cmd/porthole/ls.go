@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"fmt"
 	"runtime/debug"
 	"slices"
 
@@ -64,7 +65,7 @@ func ls(e *env, o *lsOptions) error {
 	if len(f.lport) == 1 {
 		port = f.lport[0]
 	}
-	snap, err := takeSnapshot(port)
+	snap, err := takeSnapshot(e, port)
 	if err != nil {
 		return err
 	}
@@ -86,7 +87,7 @@ func ls(e *env, o *lsOptions) error {
 }
 
 // takeSnapshot reads the kernel's sockets once; port 0 means all.
-func takeSnapshot(port uint16) (*tracer.Snapshot, error) {
+func takeSnapshot(e *env, port uint16) (*tracer.Snapshot, error) {
 	if err := tracer.CheckSnapshot(); err != nil {
 		return nil, err
 	}
@@ -99,5 +100,9 @@ func takeSnapshot(port uint16) (*tracer.Snapshot, error) {
 		return nil, err
 	}
 	defer s.Close()
-	return s.Take(port)
+	snap, err := s.Take(port)
+	if err == nil && snap.Unfinished > 0 {
+		fmt.Fprintf(e.stderr, "%d slots of the kernel's tables did not hold still: sockets may be missing\n", snap.Unfinished)
+	}
+	return snap, err
 }

@@ -83,7 +83,7 @@ func who(e *env, arg string, jsonRow bool) error {
 	if err != nil {
 		return err
 	}
-	snap, err := takeSnapshot(q.port)
+	snap, err := takeSnapshot(e, q.port)
 	if err != nil {
 		return err
 	}
