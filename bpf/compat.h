@@ -12,7 +12,7 @@
 /*
  * READ(p, field) is p->field for any address p of a kernel structure. Since 6.2
  * bpf_rdonly_cast() makes that one checked load; before, it is a call of
- * bpf_probe_read_kernel(), which takes ten times as long. READ_INTO copies an
+ * bpf_probe_read_kernel(), several times as slow. READ_INTO copies an
  * array, READ_BITS reads a bit field.
  */
 extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
