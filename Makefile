@@ -61,7 +61,7 @@ test: deps build
 	$(GO) test -count=1 -v -exec '$(SUDO)' ./... 2>&1 | tee "$$log" | sed '/^=== /d' || rc=$$?; \
 	echo; grep -E '^ *--- (FAIL|SKIP)' "$$log"; grep -E '^(ok|FAIL)\b.' "$$log"; exit $$rc
 
-## bench: measure what porthole costs, beside ss and lsof (asks for root; three minutes)
+## bench: measure what porthole costs, beside ss and lsof (asks for root; a minute)
 .PHONY: bench
 bench: deps build
 	@$(GO) run -exec '$(SUDO)' ./test/bench -porthole ./porthole

@@ -12,9 +12,6 @@ static __always_inline bool proto_is_ours(const struct sock *sk)
 	return proto == IPPROTO_TCP || proto == IPPROTO_UDP;
 }
 
-/* The note of a socket, made when there is none. NULL: no memory, or no socket. */
-#define note_of(sk) ((sk) ? bpf_sk_storage_get(&notes, sk, 0, BPF_SK_STORAGE_GET_F_CREATE) : NULL)
-
 static __always_inline struct pending *pending_of(const struct sock *sk, __u64 kind)
 {
 	__u64 key = bpf_get_current_task();

@@ -63,6 +63,9 @@ struct {
 	__type(value, struct sock_note);
 } notes SEC(".maps");
 
+/* The note of a socket, made when there is none. NULL: no memory, or no socket. */
+#define note_of(sk) ((sk) ? bpf_sk_storage_get(&notes, sk, 0, BPF_SK_STORAGE_GET_F_CREATE) : NULL)
+
 enum pending_kind {
 	PENDING_NO_PORT = 1, /* failed connect already reported by the state hook */
 	PENDING_AUTOBIND,    /* UDP connect, or listen, entered without a port */

@@ -83,7 +83,7 @@ static __always_inline void handle_mark(struct bpf_iter__task_file *ctx)
 	port = sock_port(sk);
 	if (!port)
 		return;
-	note = bpf_sk_storage_get(&notes, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	note = note_of(sk);
 	if (note)
 		note->known_port = port;
 	else

@@ -63,6 +63,7 @@ var blindSpots = map[Tier][]string{
 		"the same calls, and accepts, of 32-bit programs on a 64-bit kernel",
 		"closes of UDP sockets the kernel itself owns",
 		"a connect that fails with ENOMEM is reported as EADDRNOTAVAIL",
+		"holders that are outside the pid namespace porthole runs in",
 	},
 }
 

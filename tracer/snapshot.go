@@ -34,7 +34,8 @@ type Snapshotter struct {
 	rows    *ebpf.Memory
 	fds     *ebpf.Memory
 	dec     *decoder
-	kernel  *btf.Cache // the kernel's types, to load more programs with
+	kernel  *btf.Cache           // the kernel's types, to load more programs with
+	spec    *ebpf.CollectionSpec // every program there is
 }
 
 type tableObjects struct {
@@ -57,18 +58,18 @@ func NewSnapshotter() (*Snapshotter, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Snapshotter{dec: newDecoder(), kernel: kernel()}
-	if err := s.load(spec); err != nil {
+	s := &Snapshotter{dec: newDecoder(), kernel: kernel(), spec: spec}
+	if err := s.load(); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
 }
 
-func (s *Snapshotter) load(spec *ebpf.CollectionSpec) error {
+func (s *Snapshotter) load() error {
 	opts := ebpf.CollectionOptions{Cache: s.kernel}
 	done := make(chan error)
-	go func() { done <- spec.Copy().LoadAndAssign(&s.holders, &opts) }()
-	err := spec.LoadAndAssign(&s.tables, &opts)
+	go func() { done <- s.spec.Copy().LoadAndAssign(&s.holders, &opts) }()
+	err := s.spec.Copy().LoadAndAssign(&s.tables, &opts)
 	if err := errors.Join(err, <-done); err != nil {
 		return explain("load snapshot programs", err)
 	}
@@ -136,7 +137,6 @@ func (s *Snapshotter) Take(port uint16) (*Snapshot, error) {
 // collection is sockets on their way into a snapshot. They do not move while
 // others point to them.
 type collection struct {
-	parts  [][]Socket
 	keys   []sortKey
 	byFile map[uint64]*Socket  // by the address of the file that refers to them
 	next   map[*Socket]*Socket // MPTCP: subflows share a file
@@ -166,7 +166,6 @@ func (c *collection) add(dec *decoder, rows []bpfRow) {
 			c.byFile[so.file] = so
 		}
 	}
-	c.parts = append(c.parts, part)
 }
 
 func (c *collection) sort() { slices.SortFunc(c.keys, compareKeys) }
@@ -189,7 +188,7 @@ func (s *Snapshotter) readTables(w *bpfWalk, port uint16, each func([]bpfRow)) e
 		if table == bpfWalkTableWALK_TCP_REQUEST && !backlog {
 			break // no listener has a half-open connection
 		}
-		err := s.walk(w, table, port, func(rows []bpfRow) {
+		err := s.walk(w, bpfWalk{Table: uint32(table), Port: port}, func(rows []bpfRow) {
 			backlog = backlog || slices.ContainsFunc(rows, func(r bpfRow) bool {
 				return r.Flags&uint16(bpfRowFlagROW_BACKLOG) != 0
 			})
@@ -236,9 +235,9 @@ func (s *Snapshotter) settle(w *bpfWalk, snap *Snapshot) error {
 
 // again reads one socket as it is now. The zero Socket: it has no port any more.
 func (s *Snapshotter) again(w *bpfWalk, so *Socket) (Socket, error) {
-	w.Node = so.id
 	var now Socket
-	err := s.walk(w, bpfWalkTableWALK_SOCK, so.Local.Port(), func(rows []bpfRow) {
+	one := bpfWalk{Table: uint32(bpfWalkTableWALK_SOCK), Port: so.Local.Port(), Node: so.id}
+	err := s.walk(w, one, func(rows []bpfRow) {
 		for i := range rows {
 			now = s.dec.socket(&rows[i])
 		}
@@ -249,12 +248,11 @@ func (s *Snapshotter) again(w *bpfWalk, so *Socket) (Socket, error) {
 	return now, nil
 }
 
-// walk reads one table to its end and hands each its rows.
-func (s *Snapshotter) walk(w *bpfWalk, table bpfWalkTable, port uint16, each func([]bpfRow)) error {
-	*w = bpfWalk{Table: uint32(table), Port: port, Restarts: w.Restarts, GaveUp: w.GaveUp, Node: w.Node}
-	if table != bpfWalkTableWALK_SOCK {
-		w.Node = 0
-	}
+// walk reads what is asked for to its end and hands each its rows. The restarts of w
+// go on counting.
+func (s *Snapshotter) walk(w *bpfWalk, what bpfWalk, each func([]bpfRow)) error {
+	what.Restarts, what.GaveUp = w.Restarts, w.GaveUp
+	*w = what
 	for w.Done == 0 {
 		if err := s.tables.Walk.Set(w); err != nil {
 			return fmt.Errorf("prepare walk: %w", err)
@@ -266,7 +264,7 @@ func (s *Snapshotter) walk(w *bpfWalk, table bpfWalkTable, port uint16, each fun
 			return fmt.Errorf("read walk: %w", err)
 		}
 		if w.Buckets == 0 {
-			return fmt.Errorf("walk the kernel's port tables: %w: table %d not found", ErrNotSupported, table)
+			return fmt.Errorf("walk the kernel's port tables: %w: table %d not found", ErrNotSupported, what.Table)
 		}
 		rows, err := s.readRows(int(w.Rows))
 		if err != nil {
@@ -335,12 +333,13 @@ func (s *Snapshotter) join(c *collection, chunks [][]bpfFds) {
 	for _, tables := range chunks {
 		for i := range tables {
 			table := &tables[i]
+			process := s.dec.process(&table.Process)
 			for fd, file := range table.Files {
 				if file == 0 {
 					continue
 				}
 				for so := c.byFile[file]; so != nil; so = c.next[so] {
-					h := Holder{Process: s.dec.process(&table.Process), FD: table.First + uint32(fd)}
+					h := Holder{Process: process, FD: table.First + uint32(fd)}
 					if so.Holders == nil && len(all) < cap(all) {
 						all = append(all, h)
 						so.Holders = all[len(all)-1 : len(all) : len(all)]

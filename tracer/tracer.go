@@ -98,10 +98,10 @@ func (t *Tracer) open(cfg Config) error {
 	if t.snap, err = NewSnapshotter(); err != nil {
 		return err
 	}
-	spec, err := loadSpec()
-	if err != nil {
-		return err
-	}
+	spec := t.snap.spec.Copy()
+	// The snapshotter has its own; no hook uses them.
+	delete(spec.Maps, bpfMapRows)
+	delete(spec.Maps, bpfMapFds)
 	if err := t.openMaps(spec, cfg); err != nil {
 		return err
 	}
@@ -113,8 +113,6 @@ func (t *Tracer) open(cfg Config) error {
 
 func (t *Tracer) openMaps(spec *ebpf.CollectionSpec, cfg Config) error {
 	spec.Maps[bpfMapEvents].MaxEntries = uint32(cfg.RingBytes)
-	// The walk has a copy of its own.
-	spec.Maps[bpfMapRows].MaxEntries = 1
 	for name, value := range map[string]any{
 		bpfVarWantEstablished: cfg.Established,
 		bpfVarSyscallHooks:    !cfg.NoSyscallHooks,
@@ -226,8 +224,8 @@ func (t *Tracer) Stats() (Stats, error) {
 }
 
 // Run reads events until ctx ends, and calls ready, if not nil, with the first
-// snapshot, which is ready's to keep, once it is in the table: an event older than it is not published, for the
-// snapshot tells it. When ctx ends Run hands on what the kernel has collected,
+// snapshot, which is ready's to keep, once it is in the table: an event older
+// than it is not published, for the snapshot tells it. When ctx ends Run hands on what the kernel has collected,
 // ends every subscription and returns nil.
 func (t *Tracer) Run(ctx context.Context, ready func(*Snapshot)) error {
 	defer t.out.close()

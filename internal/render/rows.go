@@ -125,9 +125,7 @@ func (n *Names) socket(s *tracer.Socket, holders []Holder) Socket {
 	if s.Owner.PID != 0 {
 		row.Owner = &Owner{PID: s.Owner.PID, Comm: s.Owner.Comm}
 	}
-	if len(s.Holders) > 0 {
-		row.Container = n.Cgroups.Resolve(s.Holders[0].Cgroup).Container
-	}
+	row.Container = n.containerOf(s)
 	return row
 }
 
@@ -141,6 +139,21 @@ func (n *Names) service(s *tracer.Socket) string {
 	return n.Services.Name(port, s.Proto == tracer.UDP)
 }
 
+// containerOf is the container of a socket's first holder, nil when there is
+// none.
+func (n *Names) containerOf(s *tracer.Socket) *container.Container {
+	if len(s.Holders) == 0 {
+		return nil
+	}
+	return n.Cgroups.Resolve(s.Holders[0].Cgroup).Container
+}
+
+// hasLocal: a socket without a port has no local end worth telling, unless it
+// was asked for.
+func hasLocal(ev *tracer.Event) bool {
+	return ev.Local.Port() != 0 || ev.Type == tracer.EventBind && !ev.Implicit
+}
+
 // Event makes the row of an event.
 func (n *Names) Event(ev *tracer.Event) Event {
 	row := Event{
@@ -149,8 +162,7 @@ func (n *Names) Event(ev *tracer.Event) Event {
 		Implicit: ev.Implicit, Error: ev.Error(), NetNS: ev.NetNS, MPTCP: ev.MPTCP,
 		DurationNS: ev.Duration.Nanoseconds(), TimeWait: ev.TimeWait,
 	}
-	// A socket without a port has no local end worth telling, unless it was asked for.
-	if ev.Local.Port() != 0 || ev.Type == tracer.EventBind && !ev.Implicit {
+	if hasLocal(ev) {
 		row.LocalIP, row.LocalPort = ev.Local.Addr(), ev.Local.Port()
 	}
 	if ev.Type == tracer.EventBind && !ev.Implicit {

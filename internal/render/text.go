@@ -108,7 +108,7 @@ func (n *Names) Sockets(w io.Writer, style Style, sockets []tracer.Socket) error
 	withNS, withContainer := false, false
 	for i := range sockets {
 		withNS = withNS || sockets[i].NetNS != n.HostNS
-		withContainer = withContainer || n.containerOf(&sockets[i]) != ""
+		withContainer = withContainer || n.containerOf(&sockets[i]) != nil
 	}
 	if withNS {
 		head = append(head, "NETNS")
@@ -129,7 +129,11 @@ func (n *Names) Sockets(w io.Writer, style Style, sockets []tracer.Socket) error
 			line = append(line, n.NetNSName(s.NetNS))
 		}
 		if withContainer {
-			line = append(line, n.containerOf(s))
+			label := ""
+			if c := n.containerOf(s); c != nil {
+				label = Safe(c.Label())
+			}
+			line = append(line, label)
 		}
 		lines = append(lines, line)
 	}
@@ -163,17 +167,6 @@ func (n *Names) NetNSName(inode uint32) string {
 	return strconv.Itoa(int(inode))
 }
 
-func (n *Names) containerOf(s *tracer.Socket) string {
-	if len(s.Holders) == 0 {
-		return ""
-	}
-	c := n.Cgroups.Resolve(s.Holders[0].Cgroup).Container
-	if c == nil {
-		return ""
-	}
-	return Safe(c.Label())
-}
-
 // EventHead is the heading above lines of EventLine.
 const EventHead = "TIME         EVENT   PRO LOCAL             REMOTE            PID COMM"
 
@@ -183,7 +176,7 @@ const eventPIDEnd = len(EventHead) - len(" COMM")
 // EventLine is one event as tail shows it, without the newline.
 func (n *Names) EventLine(style Style, ev *tracer.Event) string {
 	local := "-"
-	if ev.Local.Port() != 0 || ev.Type == tracer.EventBind && !ev.Implicit {
+	if hasLocal(ev) {
 		local = AddrPort(ev.Local)
 	}
 	remote := "-"
