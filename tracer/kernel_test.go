@@ -134,13 +134,19 @@ func (r *recorder) fence(ctx context.Context) {
 // that this process, or the one given, is behind each.
 func (r *recorder) expect(pid int, want ...string) []Event {
 	r.Helper()
+	return r.expectBy(slices.Repeat([]int{pid}, len(want)), want...)
+}
+
+// expectBy is expect with a process for each event.
+func (r *recorder) expectBy(pids []int, want ...string) []Event {
+	r.Helper()
 	got := r.events(len(want))
 	if diff := cmp.Diff(strings.Join(want, "\n"), lines(got)); diff != "" {
 		r.Fatalf("events (-want +got):\n%s", diff)
 	}
 	for i, ev := range got {
-		if int(ev.Process.PID) != pid || ev.Process.Comm == "" || int(ev.Process.UID) != os.Getuid() {
-			r.Errorf("%s: by %+v, want pid %d", line(&ev), ev.Process, pid)
+		if int(ev.Process.PID) != pids[i] || ev.Process.Comm == "" || int(ev.Process.UID) != os.Getuid() {
+			r.Errorf("%s: by %+v, want pid %d", line(&ev), ev.Process, pids[i])
 		}
 		if i > 0 && ev.Time.Before(got[i-1].Time.Add(-time.Millisecond)) {
 			r.Errorf("%s: earlier than the event before it", line(&ev))
