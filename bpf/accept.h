@@ -41,3 +41,19 @@ static __always_inline bool peer_name_wanted(void)
 {
 	return !syscall_hooks || task_uses_io_uring(task_current());
 }
+
+/*
+ * accept() gives a connection the struct socket that its descriptor will refer
+ * to. Not at the end of inet_csk_accept(): a server that waits in there since
+ * before the hook was attached would leave unseen.
+ */
+static __always_inline void handle_graft(struct sock *sk)
+{
+	__u16 family = READ(sk, __sk_common.skc_family);
+
+	if (family != AF_INET && family != AF_INET6)
+		return;
+	sk = sock_tcp(sk);
+	if (sk && sock_protocol(sk) == IPPROTO_TCP)
+		handle_accept(sk, 0);
+}

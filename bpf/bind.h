@@ -57,21 +57,25 @@ static __always_inline void event_sockopts(struct event *e, const struct sock *s
 }
 
 /* bind() took a port. */
-static __always_inline void handle_bind_done(struct sock *sk, struct sock_note *note)
+static __always_inline void bind_done(struct sock *sk, __u16 requested_port)
 {
-	struct event *e;
+	struct event *e = event_by_task(EVENT_BIND, sk);
 
-	if (!proto_is_ours(sk))
-		return;
-	e = event_by_task(EVENT_BIND, sk);
 	if (!e)
 		return;
-	if (note) {
-		e->requested_port = note->requested_port;
-		note->known_port = e->flow.local_port;
-	}
+	e->requested_port = requested_port;
 	event_sockopts(e, sk);
 	event_submit(e);
+}
+
+/* The same, told by the hook after bind(). note may be NULL. */
+static __always_inline void handle_bind_done(struct sock *sk, struct sock_note *note)
+{
+	if (!proto_is_ours(sk))
+		return;
+	if (note)
+		note->known_port = sock_port(sk);
+	bind_done(sk, note ? note->requested_port : 0);
 }
 
 /* The kernel chose a port for a socket that never called bind(). error 0: it found one. */
@@ -106,14 +110,26 @@ static __always_inline void handle_send(struct sock *sk, struct sock_note *note)
 	handle_implicit_bind(sk, 0);
 }
 
-static __always_inline bool read_sockaddr(struct sockaddr_any *sa, const void *user)
+/* The address a call was given: user memory as a system call sees it, kernel memory inside. */
+struct address {
+	const void *at;
+	bool user;
+};
+
+static __always_inline long read_address(void *to, __u32 size, const struct address *from, __u32 skip)
+{
+	return from->user ? bpf_probe_read_user(to, size, from->at + skip)
+			  : bpf_probe_read_kernel(to, size, from->at + skip);
+}
+
+static __always_inline bool read_sockaddr(struct sockaddr_any *sa, struct address from)
 {
 	__builtin_memset(sa, 0, sizeof(*sa));
 	/* struct sockaddr_in is 16 bytes, sockaddr_in6 28: ask for the longer only where it is one. */
-	if (bpf_probe_read_user(sa, 8, user))
+	if (read_address(sa, 8, &from, 0))
 		return false;
 	if (sa->family == AF_INET6)
-		return bpf_probe_read_user(sa->v6, 16, user + 8) == 0;
+		return read_address(sa->v6, 16, &from, 8) == 0;
 	return sa->family == AF_INET;
 }
 
@@ -126,12 +142,12 @@ static __always_inline void sockaddr_ip(__u8 ip[16], const struct sockaddr_any *
 }
 
 /* bind() was refused. The socket has no address any more: take it from the caller. */
-static __always_inline void handle_bind_failed(struct sock *sk, const void *user, __u16 error)
+static __always_inline void handle_bind_failed(struct sock *sk, struct address addr, __u16 error)
 {
 	struct sockaddr_any sa;
 	struct event *e;
 
-	if (!read_sockaddr(&sa, user))
+	if (!read_sockaddr(&sa, addr))
 		return;
 	e = event_by_task(EVENT_BIND, sk);
 	if (!e)
@@ -142,6 +158,27 @@ static __always_inline void handle_bind_failed(struct sock *sk, const void *user
 	sockaddr_ip(e->flow.local_ip, &sa);
 	event_sockopts(e, sk);
 	event_submit(e);
+}
+
+/* __inet_bind() or __inet6_bind() is done. */
+static __always_inline void handle_bind_exit(struct sock *sk, const void *address, int ret)
+{
+	struct address addr = { .at = address };
+	struct sockaddr_any sa;
+
+	if (!proto_is_ours(sk))
+		return;
+	if (ret < 0)
+		handle_bind_failed(sk, addr, -ret);
+	else if (sock_port(sk) && read_sockaddr(&sa, addr)) /* no port yet: IP_BIND_ADDRESS_NO_PORT */
+		bind_done(sk, bpf_ntohs(sa.port));
+}
+
+/* inet_autobind() is done: a UDP socket that never called bind() sends or connects. */
+static __always_inline void handle_autobind(struct sock *sk, int ret)
+{
+	if (sock_protocol(sk) == IPPROTO_UDP)
+		handle_implicit_bind(sk, -ret);
 }
 
 /* listen() entered the LISTEN state; without a port the kernel is about to choose one. */
@@ -171,11 +208,32 @@ static __always_inline void handle_listen_done(struct sock *sk)
 
 static __always_inline void handle_listen_failed(struct sock *sk, __u16 error)
 {
-	struct event *e = event_by_task(EVENT_LISTEN, sk);
+	struct event *e;
 
+	if (sock_protocol(sk) != IPPROTO_TCP)
+		return;
+	e = event_by_task(EVENT_LISTEN, sk);
 	if (!e)
 		return;
 	e->error = error;
 	event_sockopts(e, sk);
 	event_submit(e);
+}
+
+/* inet_csk_listen_start() is done. */
+static __always_inline void handle_listen_start(struct sock *sk, int ret)
+{
+	if (ret)
+		handle_listen_failed(sk, -ret);
+	else
+		handle_listen_done(sk);
+}
+
+/* inet_listen() is done. What inet_csk_listen_start() refused has been reported. */
+static __always_inline void handle_listen_exit(const struct socket *socket, int ret)
+{
+	struct sock *sk = READ(socket, sk);
+
+	if (ret == -EINVAL && !READ((const struct inet_connection_sock *)sk, icsk_ulp_ops))
+		handle_listen_failed(sk, EINVAL);
 }

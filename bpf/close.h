@@ -27,14 +27,14 @@ static __always_inline void handle_tcp_closed(struct sock *sk, int old)
 	__u64 tw = 0;
 
 	if (!last) {
-		if (old == TCP_SYN_SENT)
+		if (old == TCP_SYN_SENT && by_tracepoint(PART_CONNECT))
 			handle_connect_no_port(sk, false);
 		return; /* else a listen() that found no port */
 	}
 	if (port && old == TCP_LISTEN)
 		return;
 	if (port && old == TCP_SYN_SENT && !READ(sk, sk_err)) {
-		if (READ(sk, sk_shutdown) != SHUTDOWN_MASK)
+		if (READ(sk, sk_shutdown) != SHUTDOWN_MASK && by_tracepoint(PART_CONNECT))
 			handle_connect_no_port(sk, true);
 		return;
 	}
@@ -77,7 +77,7 @@ static __always_inline void handle_tcp_destroy(struct sock *sk)
 		emit_close(sk, EVENT_CLOSE, 0);
 }
 
-/* The last file descriptor of a socket was closed; UDP gives its port back here. */
+/* The last file descriptor of a socket was closed, or the socket is destroyed: UDP gives its port back. */
 static __always_inline void handle_release(struct sock *sk)
 {
 	__u16 port = sock_port(sk);

@@ -19,9 +19,16 @@ extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
 
 #define HAVE_CAST (bpf_rdonly_cast != NULL)
 #define CAST(p) ((typeof(p))bpf_rdonly_cast(p, bpf_core_type_id_kernel(__typeof_unqual__(*(p)))))
+/* p, but nothing computed from it moves above: an offset must stay below the check that the field exists. */
+#define FROM(p)                                                                                                        \
+	({                                                                                                             \
+		typeof(p) __p = (p);                                                                                   \
+		asm volatile("" : "+r"(__p));                                                                          \
+		__p;                                                                                                   \
+	})
 #define READ_INTO(dst, p, field)                                                                                       \
 	({                                                                                                             \
-		typeof(p) __from = (p);                                                                                \
+		typeof(p) __from = FROM(p);                                                                            \
 		if (HAVE_CAST)                                                                                         \
 			__builtin_memcpy(dst, (const void *)&CAST(__from)->field, sizeof(__from->field));              \
 		else                                                                                                   \
@@ -29,7 +36,7 @@ extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
 	})
 #define READ(p, field)                                                                                                 \
 	({                                                                                                             \
-		typeof(p) __from = (p);                                                                                \
+		typeof(p) __from = FROM(p);                                                                            \
 		__typeof_unqual__(__from->field) __value = {};                                                         \
 		if (HAVE_CAST)                                                                                         \
 			__value = CAST(__from)->field;                                                                 \
@@ -66,12 +73,12 @@ static __always_inline struct inet_hashinfo *tcp_hashinfo(const struct net *net)
 	return READ(net, ipv4.tcp_death_row.hashinfo);
 }
 
-/* The UDP table hangs off the namespace since 6.2; before, it is one global symbol. */
-static __always_inline struct udp_table *udp_table_of(const struct net *net)
+/* The UDP table hangs off the namespace since 6.2; before, off the protocol of every UDP socket (udp). */
+static __always_inline struct udp_table *udp_table_of(const struct net *net, const struct sock *udp)
 {
 	if (bpf_core_field_exists(net->ipv4.udp_table))
 		return READ(net, ipv4.udp_table);
-	return NULL;
+	return udp ? READ(READ(udp, __sk_common.skc_prot), h.udp_table) : NULL;
 }
 
 /* Since 6.8 the owners of a port hang off per-address buckets (bhash2), before off the port's. */
@@ -86,7 +93,6 @@ static __always_inline struct hlist_node *bucket_owners(const struct inet_bind_b
 
 	if (!bpf_core_field_exists(old->owners))
 		return NULL;
-	asm volatile("" : "+r"(old)); /* or clang moves the relocated offset above the check */
 	return READ(old, owners.first);
 }
 

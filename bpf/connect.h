@@ -23,9 +23,10 @@ static __always_inline void handle_connect_tcp(struct sock *sk)
  */
 static __always_inline void handle_connect_no_port(struct sock *sk, bool bound)
 {
-	struct event *e = event_by_task(EVENT_CONNECT, sk);
+	struct event *e;
 
-	pending_set(sk, PENDING_NO_PORT);
+	pending_set(sk, PENDING_NO_PORT); /* before there is an e: old verifiers forget that it was found not NULL */
+	e = event_by_task(EVENT_CONNECT, sk);
 	if (!e)
 		return;
 	e->error = EADDRNOTAVAIL;
@@ -41,12 +42,12 @@ static __always_inline void handle_connect_udp_enter(struct sock *sk)
 		pending_set(sk, PENDING_AUTOBIND);
 }
 
-static __always_inline void connect_failed(struct sock *sk, const void *user, __u16 error)
+static __always_inline void connect_failed(struct sock *sk, struct address addr, __u16 error)
 {
 	struct sockaddr_any sa;
 	struct event *e;
 
-	if (!read_sockaddr(&sa, user))
+	if (!read_sockaddr(&sa, addr))
 		return;
 	e = event_by_task(EVENT_CONNECT, sk);
 	if (!e)
@@ -54,15 +55,41 @@ static __always_inline void connect_failed(struct sock *sk, const void *user, __
 	e->error = error;
 	e->flow.remote_port = bpf_ntohs(sa.port);
 	sockaddr_ip(e->flow.remote_ip, &sa);
-	if (e->flow.local_port)
+	if (addr.user && e->proto == IPPROTO_TCP && e->flow.local_port)
 		e->flags |= EVENT_MAYBE; /* a bound socket: a handshake that failed is no refused connect */
 	event_submit(e);
 }
 
-static __always_inline void connect_exit_udp(struct sock *sk, const void *user, long ret)
+/* connect(AF_UNSPEC) took the peer from a UDP socket, and the port unless it was bound. */
+static __always_inline void handle_udp_disconnect(struct sock *sk)
 {
 	struct event *e;
 
+	if (sock_protocol(sk) != IPPROTO_UDP)
+		return;
+	e = event_short(sock_port(sk) ? EVENT_UNPEER : EVENT_CLOSE, sk);
+	if (e)
+		event_submit(e);
+}
+
+/* UDP connect() is done, and the port it may have needed has been reported. */
+static __always_inline void handle_connect_udp(struct sock *sk, struct address addr, int ret)
+{
+	struct event *e;
+
+	if (sock_protocol(sk) != IPPROTO_UDP)
+		return;
+	if (ret < 0) {
+		connect_failed(sk, addr, -ret);
+		return;
+	}
+	e = event_by_task(EVENT_CONNECT, sk);
+	if (e)
+		event_submit(e);
+}
+
+static __always_inline void connect_exit_udp(struct sock *sk, struct address addr, long ret)
+{
 	if (pending_of(sk, PENDING_AUTOBIND)) {
 		pending_clear();
 		if (!sock_port(sk)) {
@@ -71,28 +98,21 @@ static __always_inline void connect_exit_udp(struct sock *sk, const void *user, 
 		}
 		handle_implicit_bind(sk, 0);
 	}
-	if (ret < 0) {
-		connect_failed(sk, user, -ret);
+	if (!by_tracepoint(PART_PEER))
 		return;
-	}
-	if (READ(sk, __sk_common.skc_dport))
-		e = event_by_task(EVENT_CONNECT, sk);
-	else /* connect(AF_UNSPEC) */
-		e = event_short(sock_port(sk) ? EVENT_UNPEER : EVENT_CLOSE, sk);
-	if (e)
-		event_submit(e);
+	if (ret >= 0 && !READ(sk, __sk_common.skc_dport))
+		handle_udp_disconnect(sk);
+	else
+		handle_connect_udp(sk, addr, ret);
 }
 
 /*
- * connect() returned. TCP successes and failed handshakes are seen elsewhere;
- * here only what was refused before a SYN could leave.
+ * TCP connect() returned, or what of it comes before the handshake. Successes
+ * and failed handshakes are seen elsewhere; here only what was refused before a
+ * SYN could leave.
  */
-static __always_inline void handle_connect_exit(struct sock *sk, const void *user, long ret)
+static __always_inline void handle_connect_refused(struct sock *sk, struct address addr, long ret)
 {
-	if (sock_protocol(sk) == IPPROTO_UDP) {
-		connect_exit_udp(sk, user, ret);
-		return;
-	}
 	if (ret >= 0 || ret == -EINPROGRESS || ret == -EALREADY || ret == -EISCONN || ret == -EINTR ||
 	    (ret <= -ERESTARTSYS && ret >= -ERESTART_RESTARTBLOCK))
 		return;
@@ -103,7 +123,41 @@ static __always_inline void handle_connect_exit(struct sock *sk, const void *use
 	/* An unbound socket that got as far as a SYN still shows its old port in inet_sport. */
 	if (!sock_port(sk) && sock_last_port(sk))
 		return;
-	connect_failed(sk, user, -ret);
+	connect_failed(sk, addr, -ret);
+}
+
+/* The system call connect() returned. */
+static __always_inline void handle_connect_exit(struct sock *sk, struct address addr, long ret)
+{
+	if (sock_protocol(sk) == IPPROTO_UDP)
+		connect_exit_udp(sk, addr, ret);
+	else if (by_tracepoint(PART_CONNECT))
+		handle_connect_refused(sk, addr, ret);
+}
+
+/* inet_hash_connect() or inet6_hash_connect() is done: the port is picked, or there is none. */
+static __always_inline void handle_hash_connect(struct sock *sk, int ret)
+{
+	if (ret)
+		handle_connect_no_port(sk, false);
+	else
+		handle_connect_tcp(sk);
+}
+
+/*
+ * tcp_v4_connect(), tcp_v6_connect() or one of the datagram functions is done.
+ * Those for IPv6 call those for IPv4: only the one of the socket's family reports.
+ */
+static __always_inline void handle_connect_inner(struct sock *sk, __u16 family, const void *address, int ret)
+{
+	struct address addr = { .at = address };
+
+	if (READ(sk, __sk_common.skc_family) != family)
+		return;
+	if (sock_protocol(sk) == IPPROTO_TCP)
+		handle_connect_refused(sk, addr, ret);
+	else
+		handle_connect_udp(sk, addr, ret);
 }
 
 /* sockops runs at many moments of every connection: all but two leave at once. */
@@ -113,8 +167,8 @@ static __always_inline void handle_sockops(struct bpf_sock_ops *ctx)
 		return;
 	if (!ctx->sk)
 		return;
-	if (ctx->op == BPF_SOCK_OPS_TCP_CONNECT_CB)
-		handle_connect_tcp(plain(ctx->sk));
-	else
+	if (ctx->op == BPF_SOCK_OPS_TCP_LISTEN_CB && by_tracepoint(PART_LISTEN))
 		handle_listen_done(plain(ctx->sk));
+	if (ctx->op == BPF_SOCK_OPS_TCP_CONNECT_CB && by_tracepoint(PART_CONNECT))
+		handle_connect_tcp(plain(ctx->sk));
 }

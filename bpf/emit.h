@@ -48,20 +48,25 @@ static __always_inline struct event *event_short(__u8 type, const struct sock *s
 	return e;
 }
 
-/* An event about sk by the current task. NULL: lost, and counted. */
-static __always_inline struct event *event_by_task(__u8 type, const struct sock *sk)
+/* Fill an event about sk by the current task. Not inline, for it is most of every program. */
+static __noinline void event_fill(struct event *e, const struct sock *sk, __u8 type)
 {
-	struct event *e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
-
-	if (!e) {
-		count(STAT_LOST_RING);
-		return NULL;
-	}
 	event_head(e, type, sk);
 	sock_flow(&e->flow, sk);
 	task_process(&e->process, task_current());
 	if (e->proto == IPPROTO_TCP && sock_is_mptcp(sk))
 		e->flags |= EVENT_MPTCP;
+}
+
+/* An event about sk by the current task. NULL: lost, and counted. */
+static __always_inline struct event *event_by_task(__u8 type, const struct sock *sk)
+{
+	struct event *e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+
+	if (e)
+		event_fill(e, sk, type);
+	else
+		count(STAT_LOST_RING);
 	return e;
 }
 

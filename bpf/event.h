@@ -122,22 +122,37 @@ enum walk_table {
 /* State of the walk: what Go asks for, and where the last call stopped. */
 struct walk {
 	enum walk_table table; /* in: which table to read */
-	__u32 pad0;
-	__u64 bucket;	  /* in/out: next bucket to read */
-	__u64 tb;	  /* in/out: next bind bucket of the chain */
-	__u64 tb2;	  /* in/out: next per-address bind bucket */
-	__u64 node;	  /* in/out: next owner */
-	__u64 owner;	  /* in/out: bind bucket, or hash slot, that owner must belong to */
-	__u64 plain_prot; /* in/out: operations of TCP sockets that are no subflows of MPTCP */
-	__u64 retry;	  /* in/out: bucket of the last restart */
-	__u64 buckets;	  /* out: number of buckets of the table, 0: table not found */
-	__u32 rows;	  /* out: rows written by this call */
-	__u32 restarts;	  /* out: times a chain changed under the reader and was read again */
-	__u32 gave_up;	  /* out: chains left unfinished after too many restarts */
-	__u32 tries;	  /* in/out: restarts of the present bucket */
-	__u16 port;	  /* in: only this local port, 0 = all */
-	__u8 done;	  /* out: the table was read to its end */
+	__u32 udp_fd;	       /* in: a UDP socket of the caller: before 6.2 the way to the UDP table */
+	__u64 bucket;	       /* in/out: next bucket to read */
+	__u64 tb;	       /* in/out: next bind bucket of the chain */
+	__u64 tb2;	       /* in/out: next per-address bind bucket */
+	__u64 node;	       /* in/out: next owner */
+	__u64 owner;	       /* in/out: bind bucket, or hash slot, that owner must belong to */
+	__u64 plain_prot;      /* in/out: operations of TCP sockets that are no subflows of MPTCP */
+	__u64 retry;	       /* in/out: bucket of the last restart */
+	__u64 buckets;	       /* out: number of buckets of the table, 0: table not found */
+	__u32 rows;	       /* out: rows written by this call */
+	__u32 restarts;	       /* out: times a chain changed under the reader and was read again */
+	__u32 gave_up;	       /* out: chains left unfinished after too many restarts */
+	__u32 tries;	       /* in/out: restarts of the present bucket */
+	__u16 port;	       /* in: only this local port, 0 = all */
+	__u8 done;	       /* out: the table was read to its end */
 	__u8 pad[5];
+};
+
+/*
+ * What is reported by which hooks, a bit for each part of the job. A bit set in
+ * tracepoint_parts: the hooks of the tracepoint tier report it, for those of the
+ * fentry tier cannot here.
+ */
+enum part {
+	PART_BIND = 1 << 0,	 /* bind(), well or refused */
+	PART_LISTEN = 1 << 1,	 /* listen(), and the port it may choose */
+	PART_CONNECT = 1 << 2,	 /* port picked, or refused */
+	PART_ACCEPT = 1 << 3,	 /* who took a connection */
+	PART_IMPLICIT = 1 << 4,	 /* the port a UDP socket gets when it first sends or connects */
+	PART_PEER = 1 << 5,	 /* connect() of UDP, and its undoing */
+	PART_UDP_CLOSE = 1 << 6, /* the port of a UDP socket given back */
 };
 
 enum stat {

@@ -30,6 +30,7 @@
 
 #define EINTR 4
 #define EAGAIN 11
+#define EINVAL 22
 #define EADDRNOTAVAIL 99
 #define EISCONN 106
 #define EALREADY 114
@@ -140,7 +141,11 @@ typedef struct {
 	struct net *net;
 } possible_net_t;
 
-struct proto;
+struct proto {
+	union {
+		struct udp_table *udp_table;
+	} h;
+};
 
 struct sock_common {
 	__be32 skc_daddr;
@@ -309,13 +314,6 @@ struct bpf_iter_meta {
 struct bpf_iter__task {
 	struct bpf_iter_meta *meta;
 	struct task_struct *task;
-};
-
-struct bpf_iter__task_file {
-	struct bpf_iter_meta *meta;
-	struct task_struct *task;
-	__u32 fd;
-	struct file *file;
 };
 
 struct pt_regs {

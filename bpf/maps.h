@@ -10,8 +10,19 @@
 
 /* Set by Go before loading. */
 const volatile bool want_established; /* emit EVENT_ESTABLISHED */
-const volatile bool syscall_hooks;    /* the sys_exit hook is attached */
+const volatile bool syscall_hooks;    /* the sys_exit hook is to be attached */
 const volatile __u32 wake_bytes;      /* wake the reader early once this much waits */
+
+/*
+ * Bits of enum part. Written by Go after it has tried the hooks of the fentry
+ * tier and before it attaches those of the tracepoint tier.
+ */
+__u32 tracepoint_parts;
+
+static __always_inline bool by_tracepoint(enum part part)
+{
+	return *(volatile __u32 *)&tracepoint_parts & part;
+}
 
 /* Nothing reads this: it keeps the types in the BTF that Go's are generated from. */
 const volatile struct {
@@ -19,6 +30,7 @@ const volatile struct {
 	enum event_flag event_flag;
 	enum row_flag row_flag;
 	enum tcp_state state;
+	enum part part;
 } contract;
 
 /*
@@ -52,9 +64,9 @@ struct sock_note {
 
 /*
  * struct sock_note of a socket.
- * Written by bind.h, accept.h and snapshot.h, read by the same; the kernel
- * deletes it with the socket, so it is bounded by the sockets there are. An
- * allocation that fails is counted in STAT_LOST_STATE.
+ * Written and read by bind.h and accept.h; the kernel deletes it with
+ * the socket, so it is bounded by the sockets there are. An allocation that fails
+ * is counted in STAT_LOST_STATE. Tracepoint tier only.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);

@@ -17,6 +17,24 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 SEC("tp_btf/inet_sock_set_state") int BPF_PROG(ph_state, struct sock *sk, int old, int now) { handle_state(sk, old, now); return 0; }
 SEC("tp_btf/tcp_destroy_sock") int BPF_PROG(ph_destroy, struct sock *sk) { handle_tcp_destroy(sk); return 0; }
 
+/* fentry tier */
+SEC("fexit/__inet_bind") int BPF_PROG(ph_bind4_fx, struct sock *sk, void *addr, int len, __u32 flags, int ret) { handle_bind_exit(sk, addr, ret); return 0; }
+SEC("fexit/__inet6_bind") int BPF_PROG(ph_bind6_fx, struct sock *sk, void *addr, int len, __u32 flags, int ret) { handle_bind_exit(sk, addr, ret); return 0; }
+SEC("fexit/inet_csk_listen_start") int BPF_PROG(ph_listen_fx2, struct sock *sk, int backlog, int ret) { handle_listen_start(sk, ret); return 0; }
+SEC("fexit/inet_csk_listen_start") int BPF_PROG(ph_listen_fx1, struct sock *sk, int ret) { handle_listen_start(sk, ret); return 0; }
+SEC("fexit/inet_listen") int BPF_PROG(ph_listen_fx, struct socket *socket, int backlog, int ret) { handle_listen_exit(socket, ret); return 0; }
+SEC("fexit/inet_hash_connect") int BPF_PROG(ph_hash4_fx, void *death_row, struct sock *sk, int ret) { handle_hash_connect(sk, ret); return 0; }
+SEC("fexit/inet6_hash_connect") int BPF_PROG(ph_hash6_fx, void *death_row, struct sock *sk, int ret) { handle_hash_connect(sk, ret); return 0; }
+SEC("fexit/tcp_v4_connect") int BPF_PROG(ph_tcp4_fx, struct sock *sk, void *addr, int len, int ret) { handle_connect_inner(sk, AF_INET, addr, ret); return 0; }
+SEC("fexit/tcp_v6_connect") int BPF_PROG(ph_tcp6_fx, struct sock *sk, void *addr, int len, int ret) { handle_connect_inner(sk, AF_INET6, addr, ret); return 0; }
+SEC("fentry/security_sock_graft") int BPF_PROG(ph_accept_fe, struct sock *sk) { handle_graft(sk); return 0; }
+SEC("fexit/inet_autobind") int BPF_PROG(ph_autobind_fx, struct sock *sk, int ret) { handle_autobind(sk, ret); return 0; }
+SEC("fexit/__ip4_datagram_connect") int BPF_PROG(ph_udp4_fx, struct sock *sk, void *addr, int len, int ret) { handle_connect_inner(sk, AF_INET, addr, ret); return 0; }
+SEC("fexit/__ip6_datagram_connect") int BPF_PROG(ph_udp6_fx, struct sock *sk, void *addr, int len, int ret) { handle_connect_inner(sk, AF_INET6, addr, ret); return 0; }
+SEC("fexit/__udp_disconnect") int BPF_PROG(ph_unpeer_fx, struct sock *sk, int flags, int ret) { handle_udp_disconnect(sk); return 0; }
+SEC("fentry/udp_destroy_sock") int BPF_PROG(ph_close4_fe, struct sock *sk) { handle_release(sk); return 0; }
+SEC("fentry/udpv6_destroy_sock") int BPF_PROG(ph_close6_fe, struct sock *sk) { handle_release(sk); return 0; }
+
 /* tracepoint tier; a cgroup program that returns 1 lets the call go on */
 SEC("cgroup/bind4") int ph_bind4_e(struct bpf_sock_addr *ctx) { handle_bind_enter(note_of(ctx->sk), ctx->user_port); return 1; }
 SEC("cgroup/bind6") int ph_bind6_e(struct bpf_sock_addr *ctx) { handle_bind_enter(note_of(ctx->sk), ctx->user_port); return 1; }
@@ -34,5 +52,5 @@ SEC("tp_btf/sys_exit") int BPF_PROG(ph_sys_x, struct pt_regs *regs, long ret) { 
 
 /* snapshot */
 SEC("iter/task") int ph_files(struct bpf_iter__task *ctx) { return handle_task(ctx); }
-SEC("iter/task_file") int ph_mark_udp(struct bpf_iter__task_file *ctx) { handle_mark(ctx); return 0; }
 SEC("syscall") int ph_walk(void *ctx) { handle_walk(); return 0; }
+SEC("iter/task") int ph_walk_burst(struct bpf_iter__task *ctx) { handle_walk_burst(); return 1; /* be called again */ }

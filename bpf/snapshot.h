@@ -7,13 +7,21 @@
 
 /* Steps of one call; each reads one pointer further. bpf_loop allows 8 Mi. */
 #define WALK_STEPS (4 << 20)
+/* The same for plain loops, whose every round the verifier follows. */
+#define WALK_BURST 1024
+#define FDS_BURST 64 /* chunks */
 
 /* ---- file descriptors ---- */
 
-/* Copy the next FDS_CHUNK descriptors of the cursor's task. 1: at the end, or no room. */
-static long fds_step(__u32 i, struct task_struct **task)
+/*
+ * Copy the next FDS_CHUNK descriptors of a task. 1: at the end, or no room. A
+ * global function, for the verifier goes through those once and not in every
+ * round of a loop; it takes only numbers.
+ */
+__noinline int fds_step(__u64 address)
 {
-	struct fdtable *fdt = READ(READ(*task, files), fdt);
+	struct task_struct *task = (void *)address;
+	struct fdtable *fdt = READ(READ(task, files), fdt);
 	__u32 first = fds_cursor.next, row = fds_cursor.rows;
 	unsigned long *open = READ(fdt, open_fds), some = 0;
 	struct file **table = READ(fdt, fd);
@@ -28,7 +36,7 @@ static long fds_step(__u32 i, struct task_struct **task)
 		to = bpf_map_lookup_elem(&fds, &row);
 		if (!to)
 			return 1;
-		task_process(&to->process, *task);
+		task_process(&to->process, task);
 		to->first = first;
 		if (bpf_probe_read_kernel(to->files, sizeof(to->files), table + first) == 0)
 			fds_cursor.rows = row + 1;
@@ -56,38 +64,10 @@ static __always_inline int handle_task(struct bpf_iter__task *ctx)
 		fds_cursor.task = (__u64)task;
 		fds_cursor.next = 0;
 	}
-	bpf_loop(WALK_STEPS, fds_step, &task, 0);
+	for (int i = 0; i < FDS_BURST; i++)
+		if (fds_step((__u64)task))
+			break;
 	return fds_cursor.task != 0;
-}
-
-/*
- * Remember which UDP sockets had a port before the send hook was attached, so
- * that their next datagram is not taken for an implicit bind.
- */
-static __always_inline void handle_mark(struct bpf_iter__task_file *ctx)
-{
-	struct file *file = ctx->file;
-	struct socket *socket;
-	struct sock_note *note;
-	struct sock *sk;
-	__u16 port;
-
-	if (!file)
-		return;
-	socket = bpf_sock_from_file(file);
-	if (!socket)
-		return;
-	sk = socket->sk;
-	if (!sk || sock_protocol(sk) != IPPROTO_UDP)
-		return;
-	port = sock_port(sk);
-	if (!port)
-		return;
-	note = note_of(sk);
-	if (note)
-		note->known_port = port;
-	else
-		count(STAT_LOST_STATE);
 }
 
 /* ---- walk of the kernel's tables ---- */
@@ -241,7 +221,7 @@ static __always_inline bool node_wanted(const struct sock *sk)
 /* The TCP bind buckets of a port: their owners, or since 6.8 the per-address buckets that have them. */
 static __always_inline void walk_bind_bucket(void)
 {
-	if (walk.tb2) {
+	if (owners_by_address() && walk.tb2) {
 		struct inet_bind2_bucket *tb2 =
 			(void *)walk.tb2 - bpf_core_field_offset(struct inet_bind2_bucket, bhash_node);
 
@@ -265,6 +245,7 @@ static __always_inline void walk_bind_bucket(void)
 struct walk_tables {
 	void *heads; /* first of the chain heads */
 	__u64 size;  /* from one to the next */
+	__u32 steps; /* most steps of one call */
 };
 
 /* The next slot of the table. A chain head is one pointer, in every table. */
@@ -285,7 +266,7 @@ static __always_inline void walk_slot(const struct walk_tables *tables)
  * for all tables, as the verifier goes through it once and that takes longer than
  * to walk.
  */
-static long walk_step(__u32 i, struct walk_tables *tables)
+static __always_inline long walk_on(const struct walk_tables *tables)
 {
 	if (!node_ends(walk.node)) {
 		struct sock *sk = node_sock(walk.node);
@@ -310,13 +291,26 @@ static long walk_step(__u32 i, struct walk_tables *tables)
 	return 0;
 }
 
-/* Read on where the last call stopped, until the table ends or rows is full. */
-static __always_inline void handle_walk(void)
+static long walk_step(__u32 i, struct walk_tables *tables)
+{
+	return walk_on(tables);
+}
+
+/* walk_step as a global function: see fds_step. */
+__noinline int walk_step_once(__u64 heads, __u64 size)
+{
+	struct walk_tables tables = { .heads = (void *)heads, .size = size };
+
+	return walk_on(&tables);
+}
+
+/* Find the table to walk. */
+static __always_inline struct walk_tables walk_begin(void)
 {
 	struct net *net = READ(READ(task_current(), nsproxy), net_ns);
 	struct inet_hashinfo *info = tcp_hashinfo(net);
-	struct udp_table *udp = udp_table_of(net);
-	struct walk_tables tables = {};
+	struct walk_tables tables = { .steps = WALK_STEPS };
+	struct udp_table *udp;
 
 	walk.rows = 0;
 	walk.done = 0;
@@ -327,21 +321,39 @@ static __always_inline void handle_walk(void)
 		tables.size = bpf_core_type_size(struct inet_bind_hashbucket);
 		break;
 	case WALK_UDP:
+		udp = udp_table_of(net, task_sock(task_current(), walk.udp_fd));
 		if (!udp)
-			return;
+			break;
 		walk.buckets = (__u64)READ(udp, mask) + 1;
 		tables.heads = plain(READ(udp, hash)) + bpf_core_field_offset(struct udp_hslot, head);
 		tables.size = bpf_core_type_size(struct udp_hslot);
 		break;
 	case WALK_SOCK:
-		walk.buckets = walk.done = 1;
-		bpf_loop(1, walk_step, &tables, 0);
-		return;
+		walk.buckets = walk.done = tables.steps = 1;
+		break;
 	case WALK_TCP_REQUEST:
 		walk.buckets = (__u64)READ(info, ehash_mask) + 1;
 		tables.heads = plain(READ(info, ehash)) + bpf_core_field_offset(struct inet_ehash_bucket, chain);
 		tables.size = bpf_core_type_size(struct inet_ehash_bucket);
 		break;
 	}
-	bpf_loop(WALK_STEPS, walk_step, &tables, 0);
+	return tables;
+}
+
+/* Read on where the last call stopped, until the table ends or rows is full. */
+static __always_inline void handle_walk(void)
+{
+	struct walk_tables tables = walk_begin();
+
+	bpf_loop(tables.steps, walk_step, &tables, 0);
+}
+
+/* The same for kernels without bpf_loop() or programs of type syscall: WALK_BURST steps. */
+static __always_inline void handle_walk_burst(void)
+{
+	struct walk_tables tables = walk_begin();
+
+	for (__u32 i = 0; i < WALK_BURST && i < tables.steps; i++)
+		if (walk_step_once((__u64)tables.heads, tables.size))
+			break;
 }

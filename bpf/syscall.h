@@ -9,17 +9,21 @@ static __always_inline void handle_sys_exit(const struct pt_regs *regs, long ret
 {
 	int nr = SYS_NR(regs);
 	struct task_struct *task;
+	struct address addr;
 	struct sock *sk;
 
 	switch (nr) {
 	case NR_accept:
 	case NR_accept4:
-		if (ret < 0)
+		if (ret < 0 || !by_tracepoint(PART_ACCEPT))
 			return;
 		break;
 	case NR_bind:
+		if (ret >= 0 || !by_tracepoint(PART_BIND))
+			return;
+		break;
 	case NR_listen:
-		if (ret >= 0)
+		if (ret >= 0 || !by_tracepoint(PART_LISTEN))
 			return;
 		break;
 	case NR_connect:
@@ -27,7 +31,7 @@ static __always_inline void handle_sys_exit(const struct pt_regs *regs, long ret
 	case NR_sendto:
 	case NR_sendmsg:
 	case NR_sendmmsg:
-		if (ret != -EAGAIN)
+		if (ret != -EAGAIN || !by_tracepoint(PART_IMPLICIT))
 			return;
 		break;
 	default:
@@ -42,19 +46,20 @@ static __always_inline void handle_sys_exit(const struct pt_regs *regs, long ret
 		sk = task_sock(task, SYS_ARG0(regs));
 	if (!sk)
 		return;
+	addr = (struct address){ .at = (const void *)SYS_ARG1(regs), .user = true };
 	switch (nr) {
 	case NR_accept:
 	case NR_accept4:
 		handle_accept(sk, 0);
 		return;
 	case NR_bind:
-		handle_bind_failed(sk, (const void *)SYS_ARG1(regs), -ret);
+		handle_bind_failed(sk, addr, -ret);
 		return;
 	case NR_listen:
 		handle_listen_failed(sk, -ret);
 		return;
 	case NR_connect:
-		handle_connect_exit(sk, (const void *)SYS_ARG1(regs), ret);
+		handle_connect_exit(sk, addr, ret);
 		return;
 	default: /* a datagram that could not leave because the socket found no port */
 		if (sock_protocol(sk) == IPPROTO_UDP && !sock_port(sk))

@@ -76,6 +76,18 @@ type bpfFlow struct {
 	Netns      uint32
 }
 
+type bpfPart uint32
+
+const (
+	bpfPartPART_BIND      bpfPart = 1
+	bpfPartPART_LISTEN    bpfPart = 2
+	bpfPartPART_CONNECT   bpfPart = 4
+	bpfPartPART_ACCEPT    bpfPart = 8
+	bpfPartPART_IMPLICIT  bpfPart = 16
+	bpfPartPART_PEER      bpfPart = 32
+	bpfPartPART_UDP_CLOSE bpfPart = 64
+)
+
 type bpfPending struct {
 	_    structs.HostLayout
 	Sock uint64
@@ -154,7 +166,7 @@ const (
 type bpfWalk struct {
 	_         structs.HostLayout
 	Table     uint32
-	Pad0      uint32
+	UdpFd     uint32
 	Bucket    uint64
 	Tb        uint64
 	Tb2       uint64
@@ -191,15 +203,25 @@ const (
 	bpfMapPendings        = "pendings"
 	bpfMapRows            = "rows"
 	bpfMapStats           = "stats"
+	bpfProgPhAcceptFe     = "ph_accept_fe"
+	bpfProgPhAutobindFx   = "ph_autobind_fx"
 	bpfProgPhBind4E       = "ph_bind4_e"
+	bpfProgPhBind4Fx      = "ph_bind4_fx"
 	bpfProgPhBind4X       = "ph_bind4_x"
 	bpfProgPhBind6E       = "ph_bind6_e"
+	bpfProgPhBind6Fx      = "ph_bind6_fx"
 	bpfProgPhBind6X       = "ph_bind6_x"
+	bpfProgPhClose4Fe     = "ph_close4_fe"
+	bpfProgPhClose6Fe     = "ph_close6_fe"
 	bpfProgPhConnect4E    = "ph_connect4_e"
 	bpfProgPhConnect6E    = "ph_connect6_e"
 	bpfProgPhDestroy      = "ph_destroy"
 	bpfProgPhFiles        = "ph_files"
-	bpfProgPhMarkUdp      = "ph_mark_udp"
+	bpfProgPhHash4Fx      = "ph_hash4_fx"
+	bpfProgPhHash6Fx      = "ph_hash6_fx"
+	bpfProgPhListenFx     = "ph_listen_fx"
+	bpfProgPhListenFx1    = "ph_listen_fx1"
+	bpfProgPhListenFx2    = "ph_listen_fx2"
 	bpfProgPhPeername4X   = "ph_peername4_x"
 	bpfProgPhPeername6X   = "ph_peername6_x"
 	bpfProgPhReleaseE     = "ph_release_e"
@@ -208,10 +230,17 @@ const (
 	bpfProgPhSockops      = "ph_sockops"
 	bpfProgPhState        = "ph_state"
 	bpfProgPhSysX         = "ph_sys_x"
+	bpfProgPhTcp4Fx       = "ph_tcp4_fx"
+	bpfProgPhTcp6Fx       = "ph_tcp6_fx"
+	bpfProgPhUdp4Fx       = "ph_udp4_fx"
+	bpfProgPhUdp6Fx       = "ph_udp6_fx"
+	bpfProgPhUnpeerFx     = "ph_unpeer_fx"
 	bpfProgPhWalk         = "ph_walk"
+	bpfProgPhWalkBurst    = "ph_walk_burst"
 	bpfVarContract        = "contract"
 	bpfVarFdsCursor       = "fds_cursor"
 	bpfVarSyscallHooks    = "syscall_hooks"
+	bpfVarTracepointParts = "tracepoint_parts"
 	bpfVarWakeBytes       = "wake_bytes"
 	bpfVarWalk            = "walk"
 	bpfVarWantEstablished = "want_established"
@@ -259,15 +288,25 @@ type bpfSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfProgramSpecs struct {
+	PhAcceptFe   *ebpf.ProgramSpec `ebpf:"ph_accept_fe"`
+	PhAutobindFx *ebpf.ProgramSpec `ebpf:"ph_autobind_fx"`
 	PhBind4E     *ebpf.ProgramSpec `ebpf:"ph_bind4_e"`
+	PhBind4Fx    *ebpf.ProgramSpec `ebpf:"ph_bind4_fx"`
 	PhBind4X     *ebpf.ProgramSpec `ebpf:"ph_bind4_x"`
 	PhBind6E     *ebpf.ProgramSpec `ebpf:"ph_bind6_e"`
+	PhBind6Fx    *ebpf.ProgramSpec `ebpf:"ph_bind6_fx"`
 	PhBind6X     *ebpf.ProgramSpec `ebpf:"ph_bind6_x"`
+	PhClose4Fe   *ebpf.ProgramSpec `ebpf:"ph_close4_fe"`
+	PhClose6Fe   *ebpf.ProgramSpec `ebpf:"ph_close6_fe"`
 	PhConnect4E  *ebpf.ProgramSpec `ebpf:"ph_connect4_e"`
 	PhConnect6E  *ebpf.ProgramSpec `ebpf:"ph_connect6_e"`
 	PhDestroy    *ebpf.ProgramSpec `ebpf:"ph_destroy"`
 	PhFiles      *ebpf.ProgramSpec `ebpf:"ph_files"`
-	PhMarkUdp    *ebpf.ProgramSpec `ebpf:"ph_mark_udp"`
+	PhHash4Fx    *ebpf.ProgramSpec `ebpf:"ph_hash4_fx"`
+	PhHash6Fx    *ebpf.ProgramSpec `ebpf:"ph_hash6_fx"`
+	PhListenFx   *ebpf.ProgramSpec `ebpf:"ph_listen_fx"`
+	PhListenFx1  *ebpf.ProgramSpec `ebpf:"ph_listen_fx1"`
+	PhListenFx2  *ebpf.ProgramSpec `ebpf:"ph_listen_fx2"`
 	PhPeername4X *ebpf.ProgramSpec `ebpf:"ph_peername4_x"`
 	PhPeername6X *ebpf.ProgramSpec `ebpf:"ph_peername6_x"`
 	PhReleaseE   *ebpf.ProgramSpec `ebpf:"ph_release_e"`
@@ -276,7 +315,13 @@ type bpfProgramSpecs struct {
 	PhSockops    *ebpf.ProgramSpec `ebpf:"ph_sockops"`
 	PhState      *ebpf.ProgramSpec `ebpf:"ph_state"`
 	PhSysX       *ebpf.ProgramSpec `ebpf:"ph_sys_x"`
+	PhTcp4Fx     *ebpf.ProgramSpec `ebpf:"ph_tcp4_fx"`
+	PhTcp6Fx     *ebpf.ProgramSpec `ebpf:"ph_tcp6_fx"`
+	PhUdp4Fx     *ebpf.ProgramSpec `ebpf:"ph_udp4_fx"`
+	PhUdp6Fx     *ebpf.ProgramSpec `ebpf:"ph_udp6_fx"`
+	PhUnpeerFx   *ebpf.ProgramSpec `ebpf:"ph_unpeer_fx"`
 	PhWalk       *ebpf.ProgramSpec `ebpf:"ph_walk"`
+	PhWalkBurst  *ebpf.ProgramSpec `ebpf:"ph_walk_burst"`
 }
 
 // bpfMapSpecs contains maps before they are loaded into the kernel.
@@ -298,6 +343,7 @@ type bpfVariableSpecs struct {
 	Contract        *ebpf.VariableSpec `ebpf:"contract"`
 	FdsCursor       *ebpf.VariableSpec `ebpf:"fds_cursor"`
 	SyscallHooks    *ebpf.VariableSpec `ebpf:"syscall_hooks"`
+	TracepointParts *ebpf.VariableSpec `ebpf:"tracepoint_parts"`
 	WakeBytes       *ebpf.VariableSpec `ebpf:"wake_bytes"`
 	Walk            *ebpf.VariableSpec `ebpf:"walk"`
 	WantEstablished *ebpf.VariableSpec `ebpf:"want_established"`
@@ -349,6 +395,7 @@ type bpfVariables struct {
 	Contract        *ebpf.Variable `ebpf:"contract"`
 	FdsCursor       *ebpf.Variable `ebpf:"fds_cursor"`
 	SyscallHooks    *ebpf.Variable `ebpf:"syscall_hooks"`
+	TracepointParts *ebpf.Variable `ebpf:"tracepoint_parts"`
 	WakeBytes       *ebpf.Variable `ebpf:"wake_bytes"`
 	Walk            *ebpf.Variable `ebpf:"walk"`
 	WantEstablished *ebpf.Variable `ebpf:"want_established"`
@@ -358,15 +405,25 @@ type bpfVariables struct {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfPrograms struct {
+	PhAcceptFe   *ebpf.Program `ebpf:"ph_accept_fe"`
+	PhAutobindFx *ebpf.Program `ebpf:"ph_autobind_fx"`
 	PhBind4E     *ebpf.Program `ebpf:"ph_bind4_e"`
+	PhBind4Fx    *ebpf.Program `ebpf:"ph_bind4_fx"`
 	PhBind4X     *ebpf.Program `ebpf:"ph_bind4_x"`
 	PhBind6E     *ebpf.Program `ebpf:"ph_bind6_e"`
+	PhBind6Fx    *ebpf.Program `ebpf:"ph_bind6_fx"`
 	PhBind6X     *ebpf.Program `ebpf:"ph_bind6_x"`
+	PhClose4Fe   *ebpf.Program `ebpf:"ph_close4_fe"`
+	PhClose6Fe   *ebpf.Program `ebpf:"ph_close6_fe"`
 	PhConnect4E  *ebpf.Program `ebpf:"ph_connect4_e"`
 	PhConnect6E  *ebpf.Program `ebpf:"ph_connect6_e"`
 	PhDestroy    *ebpf.Program `ebpf:"ph_destroy"`
 	PhFiles      *ebpf.Program `ebpf:"ph_files"`
-	PhMarkUdp    *ebpf.Program `ebpf:"ph_mark_udp"`
+	PhHash4Fx    *ebpf.Program `ebpf:"ph_hash4_fx"`
+	PhHash6Fx    *ebpf.Program `ebpf:"ph_hash6_fx"`
+	PhListenFx   *ebpf.Program `ebpf:"ph_listen_fx"`
+	PhListenFx1  *ebpf.Program `ebpf:"ph_listen_fx1"`
+	PhListenFx2  *ebpf.Program `ebpf:"ph_listen_fx2"`
 	PhPeername4X *ebpf.Program `ebpf:"ph_peername4_x"`
 	PhPeername6X *ebpf.Program `ebpf:"ph_peername6_x"`
 	PhReleaseE   *ebpf.Program `ebpf:"ph_release_e"`
@@ -375,20 +432,36 @@ type bpfPrograms struct {
 	PhSockops    *ebpf.Program `ebpf:"ph_sockops"`
 	PhState      *ebpf.Program `ebpf:"ph_state"`
 	PhSysX       *ebpf.Program `ebpf:"ph_sys_x"`
+	PhTcp4Fx     *ebpf.Program `ebpf:"ph_tcp4_fx"`
+	PhTcp6Fx     *ebpf.Program `ebpf:"ph_tcp6_fx"`
+	PhUdp4Fx     *ebpf.Program `ebpf:"ph_udp4_fx"`
+	PhUdp6Fx     *ebpf.Program `ebpf:"ph_udp6_fx"`
+	PhUnpeerFx   *ebpf.Program `ebpf:"ph_unpeer_fx"`
 	PhWalk       *ebpf.Program `ebpf:"ph_walk"`
+	PhWalkBurst  *ebpf.Program `ebpf:"ph_walk_burst"`
 }
 
 func (p *bpfPrograms) Close() error {
 	return _BpfClose(
+		p.PhAcceptFe,
+		p.PhAutobindFx,
 		p.PhBind4E,
+		p.PhBind4Fx,
 		p.PhBind4X,
 		p.PhBind6E,
+		p.PhBind6Fx,
 		p.PhBind6X,
+		p.PhClose4Fe,
+		p.PhClose6Fe,
 		p.PhConnect4E,
 		p.PhConnect6E,
 		p.PhDestroy,
 		p.PhFiles,
-		p.PhMarkUdp,
+		p.PhHash4Fx,
+		p.PhHash6Fx,
+		p.PhListenFx,
+		p.PhListenFx1,
+		p.PhListenFx2,
 		p.PhPeername4X,
 		p.PhPeername6X,
 		p.PhReleaseE,
@@ -397,7 +470,13 @@ func (p *bpfPrograms) Close() error {
 		p.PhSockops,
 		p.PhState,
 		p.PhSysX,
+		p.PhTcp4Fx,
+		p.PhTcp6Fx,
+		p.PhUdp4Fx,
+		p.PhUdp6Fx,
+		p.PhUnpeerFx,
 		p.PhWalk,
+		p.PhWalkBurst,
 	)
 }
 

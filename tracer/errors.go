@@ -7,6 +7,7 @@ import (
 	"syscall"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
 )
 
@@ -38,10 +39,11 @@ type capability struct {
 	bit  int
 }
 
-// capsSnapshot are needed to read sockets and holders, capsTrace to attach hooks.
+// capsSnapshot are needed to read sockets and holders, and for the hooks of the
+// fentry tier; capsTracepoint for the cgroup programs of the tracepoint tier.
 var (
-	capsSnapshot = []capability{{"CAP_BPF", unix.CAP_BPF}, {"CAP_PERFMON", unix.CAP_PERFMON}}
-	capsTrace    = append([]capability{{"CAP_NET_ADMIN", unix.CAP_NET_ADMIN}}, capsSnapshot...)
+	capsSnapshot   = []capability{{"CAP_BPF", unix.CAP_BPF}, {"CAP_PERFMON", unix.CAP_PERFMON}}
+	capsTracepoint = append([]capability{{"CAP_NET_ADMIN", unix.CAP_NET_ADMIN}}, capsSnapshot...)
 )
 
 // missingCaps returns the names of those capabilities the process does not have
@@ -77,7 +79,7 @@ func checkCaps(need []capability) error {
 // has it in effect.
 func Capabilities() map[string]bool {
 	out := make(map[string]bool)
-	for _, c := range capsTrace {
+	for _, c := range capsTracepoint {
 		missing, err := missingCaps([]capability{c})
 		out[c.name] = err == nil && len(missing) == 0
 	}
@@ -88,8 +90,25 @@ func Capabilities() map[string]bool {
 // error wraps ErrNotPermitted and names the missing capabilities.
 func CheckSnapshot() error { return checkCaps(capsSnapshot) }
 
-// CheckTrace tells the same of Open.
-func CheckTrace() error { return checkCaps(capsTrace) }
+// CheckTrace tells the same of Open with this Config.Tier. Where the kernel refuses
+// the hooks of the fentry tier, Open needs more, and says so.
+func CheckTrace(tier Tier) error {
+	if tier == TierTracepoint {
+		return checkCaps(capsTracepoint)
+	}
+	return checkCaps(capsSnapshot)
+}
+
+// reason is why a hook could not be attached, in a few words.
+func reason(err error) string {
+	switch {
+	case errors.Is(err, ErrNotPermitted):
+		return "BPF trampolines are refused"
+	case errors.Is(err, ErrNotSupported), errors.Is(err, btf.ErrNotFound):
+		return "not in this kernel"
+	}
+	return err.Error()
+}
 
 // errnoName returns the symbol of an errno, as "EADDRINUSE".
 func errnoName(e syscall.Errno) string {

@@ -2,6 +2,7 @@ package tracer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -25,6 +26,10 @@ import (
 // rounds is prime, so that a count that is right by accident is unlikely.
 const rounds = 23
 
+// testTier is the tier to test, "" the one Open chooses here. The kernel matrix
+// runs the tests once with each.
+var testTier = Tier(os.Getenv("PORTHOLE_TEST_TIER"))
+
 // recorder traces while a test works.
 type recorder struct {
 	*testing.T
@@ -35,15 +40,16 @@ type recorder struct {
 	fds    []int // open descriptors, closed when the test ends
 }
 
-// record puts the test into a namespace of its own and starts a tracer.
+// record puts the test into a namespace of its own and follows it with a tracer
+// that other tests use too.
 func record(t *testing.T, cfg Config) *recorder {
 	t.Helper()
 	r := idle(t)
-	r.start(cfg)
+	r.follow(cfg)
 	return r
 }
 
-// idle is a recorder whose tracer has not been started.
+// idle is a recorder without a tracer.
 func idle(t *testing.T) *recorder {
 	t.Helper()
 	r := &recorder{T: t, netns: testutil.NewNetNS(t)}
@@ -51,36 +57,99 @@ func idle(t *testing.T) *recorder {
 	return r
 }
 
-// start starts the tracer: what was done before is older than it.
+// start starts a tracer of the test's own: what was done before is older than
+// it.
 func (r *recorder) start(cfg Config) {
 	r.Helper()
-	var err error
-	if r.tracer, err = Open(cfg); err != nil {
-		r.Fatal(err)
-	}
-	r.sub = r.tracer.Subscribe(1 << 16)
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	ready := make(chan struct{})
-	go func() { ended <- r.tracer.Run(ctx, func(*Snapshot) { close(ready) }) }()
-	select {
-	case <-ready:
-	case err := <-ended:
+	running, err := newRunning(cfg)
+	if err != nil {
 		r.Fatal(err)
 	}
 	r.Cleanup(func() {
-		cancel()
-		if err := <-ended; err != nil {
-			r.Error(err)
-		}
-		stats, err := r.tracer.Stats()
-		if err != nil || stats.Lost() != 0 || stats.Bad != 0 || r.sub.Lost() != 0 || stats.Decoded > stats.Submitted {
-			r.Errorf("stats %+v, subscriber lost %d, error %v: want nothing lost", stats, r.sub.Lost(), err)
-		}
-		if err := r.tracer.Close(); err != nil {
+		if err := running.stop(); err != nil {
 			r.Error(err)
 		}
 	})
+	r.use(running.tracer)
+}
+
+// follow uses the tracer that tests share.
+func (r *recorder) follow(cfg Config) {
+	r.Helper()
+	running, err := share(cfg)
+	if err != nil {
+		r.Fatal(err)
+	}
+	r.use(running.tracer)
+}
+
+// use subscribes to a tracer, and demands that it loses nothing until the test
+// ends.
+func (r *recorder) use(tr *Tracer) {
+	r.Helper()
+	r.tracer, r.sub = tr, tr.Subscribe(1<<16)
+	before, err := tr.Stats()
+	if err != nil {
+		r.Fatal(err)
+	}
+	r.Cleanup(func() {
+		r.sub.Close()
+		stats, err := tr.Stats()
+		if err != nil || stats.Lost() != before.Lost() || stats.Bad != 0 || r.sub.Lost() != 0 || stats.Decoded > stats.Submitted {
+			r.Errorf("stats %+v, subscriber lost %d, error %v: want nothing lost", stats, r.sub.Lost(), err)
+		}
+	})
+}
+
+// running is a tracer at work.
+type running struct {
+	tracer *Tracer
+	cancel context.CancelFunc
+	ended  chan error
+}
+
+// shared are the tracers that tests share, one for each Config: to load one takes
+// longer than most tests do. TestMain stops them.
+var shared = make(map[Config]*running)
+
+func share(cfg Config) (*running, error) {
+	if cfg.Tier == "" {
+		cfg.Tier = testTier
+	}
+	if shared[cfg] == nil {
+		running, err := newRunning(cfg)
+		if err != nil {
+			return nil, err
+		}
+		shared[cfg] = running
+	}
+	return shared[cfg], nil
+}
+
+func newRunning(cfg Config) (*running, error) {
+	if cfg.Tier == "" {
+		cfg.Tier = testTier
+	}
+	tr, err := Open(cfg)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	run := &running{tracer: tr, cancel: cancel, ended: make(chan error, 1)}
+	ready := make(chan struct{})
+	go func() { run.ended <- tr.Run(ctx, func(*Snapshot) { close(ready) }) }()
+	select {
+	case <-ready:
+		return run, nil
+	case err := <-run.ended:
+		cancel()
+		return nil, errors.Join(err, tr.Close())
+	}
+}
+
+func (r *running) stop() error {
+	r.cancel()
+	return errors.Join(<-r.ended, r.tracer.Close())
 }
 
 // events returns the events of the namespace since the last call, at least n. It
@@ -343,7 +412,14 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	for cfg, running := range shared {
+		if err := running.stop(); err != nil {
+			fmt.Fprintf(os.Stderr, "stop tracer %+v: %v\n", cfg, err)
+			code = 1
+		}
+	}
+	os.Exit(code)
 }
 
 // child starts a helper in the test's namespace, with files from descriptor 3

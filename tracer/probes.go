@@ -2,88 +2,136 @@ package tracer
 
 import (
 	"bufio"
-	"errors"
 	"fmt"
-	"io"
 	"os"
+	"path"
 	"strings"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
 )
 
 // Tier is a set of hooks that together see everything porthole reports.
 type Tier string
 
-// TierTracepoint uses tracepoints and cgroup programs, and no BPF trampolines.
-const TierTracepoint Tier = "tracepoint"
+const (
+	// TierFentry uses BPF trampolines at the entry and exit of kernel functions.
+	TierFentry Tier = "fentry"
+	// TierTracepoint uses tracepoints and cgroup programs, for kernels that refuse
+	// trampolines.
+	TierTracepoint Tier = "tracepoint"
+)
 
 // probe is one hook of the kernel.
 type probe struct {
-	prog    string // the program's generated name
-	hook    string // what the kernel calls the hook
-	tier    Tier   // "" belongs to every tier
-	syscall bool   // a system call hook, off with Config.NoSyscallHooks
-	marked  bool   // attach only after older UDP sockets were marked
-	lost    string // what is not seen without it
+	// progs are the program's generated names: one, or one for each number of
+	// arguments the kernel's function has had, from the least.
+	progs   []string
+	hook    string  // what the kernel calls the hook
+	tier    Tier    // "" belongs to every tier
+	parts   bpfPart // what it reports, in its tier
+	syscall bool    // a system call hook, off with Config.NoSyscallHooks
+	lost    string  // what is not seen without it
 }
+
+const (
+	partBind     = bpfPartPART_BIND
+	partListen   = bpfPartPART_LISTEN
+	partConnect  = bpfPartPART_CONNECT
+	partAccept   = bpfPartPART_ACCEPT
+	partImplicit = bpfPartPART_IMPLICIT
+	partPeer     = bpfPartPART_PEER
+	partUDPClose = bpfPartPART_UDP_CLOSE
+)
+
+// parts is all that a tier reports by hooks of its own. Where the kernel refuses
+// one hook of the fentry tier, the whole part is left to the tracepoint tier.
+var parts = []bpfPart{partBind, partListen, partConnect, partAccept, partImplicit, partPeer, partUDPClose}
 
 // probes lists every hook, in the order they are attached.
 var probes = []probe{
-	{prog: bpfProgPhState, hook: "tp_btf/inet_sock_set_state", lost: "TCP closes, failed connects"},
-	{prog: bpfProgPhDestroy, hook: "tp_btf/tcp_destroy_sock", lost: "closes of bound TCP sockets"},
-	{prog: bpfProgPhReleaseE, hook: "cgroup/sock_release", tier: TierTracepoint, lost: "UDP closes"},
-	{prog: bpfProgPhBind4E, hook: "cgroup/bind4", tier: TierTracepoint, lost: "requested port of an IPv4 bind"},
-	{prog: bpfProgPhBind6E, hook: "cgroup/bind6", tier: TierTracepoint, lost: "requested port of an IPv6 bind"},
-	{prog: bpfProgPhBind4X, hook: "cgroup/post_bind4", tier: TierTracepoint, lost: "IPv4 binds"},
-	{prog: bpfProgPhBind6X, hook: "cgroup/post_bind6", tier: TierTracepoint, lost: "IPv6 binds"},
-	{prog: bpfProgPhSockops, hook: "sockops", tier: TierTracepoint, lost: "TCP connects, listens"},
-	{prog: bpfProgPhConnect4E, hook: "cgroup/connect4", tier: TierTracepoint, lost: "implicit binds by IPv4 UDP connect"},
-	{prog: bpfProgPhConnect6E, hook: "cgroup/connect6", tier: TierTracepoint, lost: "implicit binds by IPv6 UDP connect"},
-	{prog: bpfProgPhPeername4X, hook: "cgroup/getpeername4", tier: TierTracepoint, lost: "IPv4 accepts by io_uring with an address"},
-	{prog: bpfProgPhPeername6X, hook: "cgroup/getpeername6", tier: TierTracepoint, lost: "IPv6 accepts by io_uring with an address"},
+	{progs: []string{bpfProgPhState}, hook: "tp_btf/inet_sock_set_state", lost: "TCP closes, failed connects"},
+	{progs: []string{bpfProgPhDestroy}, hook: "tp_btf/tcp_destroy_sock", lost: "closes of bound TCP sockets"},
+
+	fentry(partBind, "fexit/__inet_bind", "IPv4 binds", bpfProgPhBind4Fx),
+	fentry(partBind, "fexit/__inet6_bind", "IPv6 binds", bpfProgPhBind6Fx),
+	fentry(partListen, "fexit/inet_csk_listen_start", "listens", bpfProgPhListenFx1, bpfProgPhListenFx2),
+	fentry(partListen, "fexit/inet_listen", "listens of sockets that cannot", bpfProgPhListenFx),
+	fentry(partConnect, "fexit/inet_hash_connect", "IPv4 TCP connects", bpfProgPhHash4Fx),
+	fentry(partConnect, "fexit/inet6_hash_connect", "IPv6 TCP connects", bpfProgPhHash6Fx),
+	fentry(partConnect, "fexit/tcp_v4_connect", "IPv4 TCP connects refused for want of a route", bpfProgPhTcp4Fx),
+	fentry(partConnect, "fexit/tcp_v6_connect", "IPv6 TCP connects refused for want of a route", bpfProgPhTcp6Fx),
+	fentry(partAccept, "fentry/security_sock_graft", "accepts", bpfProgPhAcceptFe),
+	fentry(partImplicit, "fexit/inet_autobind", "implicit binds by UDP", bpfProgPhAutobindFx),
+	fentry(partPeer, "fexit/__ip4_datagram_connect", "IPv4 UDP connects", bpfProgPhUdp4Fx),
+	fentry(partPeer, "fexit/__ip6_datagram_connect", "IPv6 UDP connects", bpfProgPhUdp6Fx),
+	fentry(partPeer, "fexit/__udp_disconnect", "UDP sockets that leave their peer", bpfProgPhUnpeerFx),
+	fentry(partUDPClose, "fentry/udp_destroy_sock", "closes of IPv4 UDP sockets", bpfProgPhClose4Fe),
+	fentry(partUDPClose, "fentry/udpv6_destroy_sock", "closes of IPv6 UDP sockets", bpfProgPhClose6Fe),
+
+	tracepoint(partUDPClose, "cgroup/sock_release", "UDP closes", bpfProgPhReleaseE),
+	tracepoint(partBind, "cgroup/bind4", "requested port of an IPv4 bind", bpfProgPhBind4E),
+	tracepoint(partBind, "cgroup/bind6", "requested port of an IPv6 bind", bpfProgPhBind6E),
+	tracepoint(partBind, "cgroup/post_bind4", "IPv4 binds", bpfProgPhBind4X),
+	tracepoint(partBind, "cgroup/post_bind6", "IPv6 binds", bpfProgPhBind6X),
+	tracepoint(partConnect|partListen, "sockops", "TCP connects, listens", bpfProgPhSockops),
+	tracepoint(partImplicit, "cgroup/connect4", "implicit binds by IPv4 UDP connect", bpfProgPhConnect4E),
+	tracepoint(partImplicit, "cgroup/connect6", "implicit binds by IPv6 UDP connect", bpfProgPhConnect6E),
+	tracepoint(partAccept, "cgroup/getpeername4", "IPv4 accepts by io_uring with an address", bpfProgPhPeername4X),
+	tracepoint(partAccept, "cgroup/getpeername6", "IPv6 accepts by io_uring with an address", bpfProgPhPeername6X),
+	tracepoint(partImplicit, "cgroup/sendmsg4", "implicit binds by IPv4 datagrams", bpfProgPhSendmsg4E),
+	tracepoint(partImplicit, "cgroup/sendmsg6", "implicit binds by IPv6 datagrams", bpfProgPhSendmsg6E),
 	{
-		prog: bpfProgPhSysX, hook: "tp_btf/sys_exit", tier: TierTracepoint, syscall: true,
-		lost: "accepts without an address, refused binds and listens, UDP connects, TCP connects refused before a SYN",
+		progs: []string{bpfProgPhSysX}, hook: "tp_btf/sys_exit", tier: TierTracepoint, syscall: true,
+		parts: partBind | partListen | partConnect | partAccept | partImplicit | partPeer,
+		lost:  "accepts without an address, refused binds and listens, UDP connects, TCP connects refused before a SYN",
 	},
-	{prog: bpfProgPhSendmsg4E, hook: "cgroup/sendmsg4", tier: TierTracepoint, marked: true, lost: "implicit binds by IPv4 datagrams"},
-	{prog: bpfProgPhSendmsg6E, hook: "cgroup/sendmsg6", tier: TierTracepoint, marked: true, lost: "implicit binds by IPv6 datagrams"},
 }
 
-// markProbe is the iterator of markUDP.
-var markProbe = probe{prog: bpfProgPhMarkUdp, hook: "iter/task_file"}
+func fentry(part bpfPart, hook, lost string, progs ...string) probe {
+	return probe{progs: progs, hook: hook, tier: TierFentry, parts: part, lost: lost}
+}
 
-// blindSpots is what a tier cannot see even with every hook attached.
-var blindSpots = map[Tier][]string{
-	TierTracepoint: {
-		"accepts by io_uring without an address (the socket shows at the next snapshot)",
-		"binds, listens and UDP connects refused to io_uring, and UDP connects by it",
-		"the same calls, and accepts, of 32-bit programs on a 64-bit kernel",
-		"closes of UDP sockets the kernel itself owns",
-		"a connect that fails with ENOMEM is reported as EADDRNOTAVAIL",
-		"holders that are outside the pid namespace porthole runs in",
-	},
+func tracepoint(parts bpfPart, hook, lost, prog string) probe {
+	return probe{progs: []string{prog}, hook: hook, tier: TierTracepoint, parts: parts, lost: lost}
+}
+
+// blindSpots is what cannot be seen even with every hook attached: parts are
+// those it concerns, of a tier ("": both).
+var blindSpots = []struct {
+	tier  Tier
+	parts bpfPart
+	what  string
+}{
+	{TierFentry, partBind | partConnect, "binds and connects refused by a security module or a cgroup program, before TCP and UDP know of them"},
+	{TierTracepoint, partAccept, "accepts by io_uring without an address (the socket shows at the next snapshot)"},
+	{TierTracepoint, partBind | partListen | partPeer, "binds, listens and UDP connects refused to io_uring, and UDP connects by it"},
+	{TierTracepoint, partBind | partListen | partPeer | partAccept, "the same calls, and accepts, of 32-bit programs on a 64-bit kernel"},
+	{TierTracepoint, partUDPClose, "closes of UDP sockets the kernel itself owns"},
+	{TierTracepoint, partConnect, "a connect that fails with ENOMEM is reported as EADDRNOTAVAIL"},
+	{"", 0, "holders that are outside the pid namespace porthole runs in"},
 }
 
 // HookStatus is what became of one hook.
 type HookStatus struct {
 	Hook     string // the kernel's name
+	Tier     Tier   // "" belongs to every tier
 	Attached bool
 	Reason   string // why not, "" when attached
-	Lost     string // what is not seen without it
+	Lost     string // what is not seen without it, "" when other hooks see it
 }
-
-// BlindSpots returns what a tier cannot see even with every hook attached, one
-// sentence each.
-func BlindSpots(t Tier) []string { return blindSpots[t] }
 
 // KernelBTF is the file in which the kernel describes its types.
 const KernelBTF = "/sys/kernel/btf/vmlinux"
 
 // loadSpec reads the BPF object and checks what every program needs.
 func loadSpec() (*ebpf.CollectionSpec, error) {
+	if err := CheckKernel(); err != nil {
+		return nil, err
+	}
 	if _, err := os.Stat(KernelBTF); err != nil {
 		return nil, fmt.Errorf("%w: the kernel has no BTF (CONFIG_DEBUG_INFO_BTF): %w", ErrNotSupported, err)
 	}
@@ -91,7 +139,35 @@ func loadSpec() (*ebpf.CollectionSpec, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read BPF object: %w", err)
 	}
+	// Before 5.11 maps and programs count as locked memory.
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return nil, fmt.Errorf("lift the limit of locked memory, which takes CAP_SYS_RESOURCE before Linux 5.11: %w: %w", ErrNotPermitted, err)
+	}
 	return spec, nil
+}
+
+// The oldest kernel that has every program type, map and helper used here.
+const minMajor, minMinor = 5, 10
+
+// CheckKernel tells whether the kernel is new enough. The error wraps
+// ErrNotSupported.
+func CheckKernel() error {
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err != nil {
+		return fmt.Errorf("read kernel version: %w", err)
+	}
+	return checkRelease(unix.ByteSliceToString(uts.Release[:]))
+}
+
+func checkRelease(release string) error {
+	var major, minor int
+	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil {
+		return fmt.Errorf("kernel version %q: %w", release, err)
+	}
+	if major < minMajor || major == minMajor && minor < minMinor {
+		return fmt.Errorf("%w: Linux %d.%d or newer is needed, this is %s", ErrNotSupported, minMajor, minMinor, release)
+	}
+	return nil
 }
 
 // kernelTypes starts to decode the kernel's BTF and returns a function that waits
@@ -137,17 +213,42 @@ func unescapeMount(s string) string {
 
 // load loads the program of one hook. opts has the maps all programs share.
 func (p *probe) load(spec *ebpf.CollectionSpec, opts ebpf.CollectionOptions) (*ebpf.Program, error) {
-	one := spec.Copy()
-	if one.Programs[p.prog] == nil {
-		return nil, fmt.Errorf("load %s: no program %s", p.hook, p.prog)
+	name, err := p.pick(opts.Cache)
+	if err != nil {
+		return nil, fmt.Errorf("load %s: %w", p.hook, err)
 	}
-	one.Programs = map[string]*ebpf.ProgramSpec{p.prog: one.Programs[p.prog]}
+	one := spec.Copy()
+	if one.Programs[name] == nil {
+		return nil, fmt.Errorf("load %s: no program %s", p.hook, name)
+	}
+	one.Programs = map[string]*ebpf.ProgramSpec{name: one.Programs[name]}
 	coll, err := ebpf.NewCollectionWithOptions(one, opts)
 	if err != nil {
 		return nil, explain("load "+p.hook, err)
 	}
 	defer coll.Close()
-	return coll.DetachProgram(p.prog), nil
+	return coll.DetachProgram(name), nil
+}
+
+// pick names the program for the number of arguments that the function has in
+// this kernel.
+func (p *probe) pick(types *btf.Cache) (string, error) {
+	if len(p.progs) == 1 {
+		return p.progs[0], nil
+	}
+	kernel, err := types.Kernel()
+	if err != nil {
+		return "", err
+	}
+	var fn *btf.Func
+	if err := kernel.TypeByName(path.Base(p.hook), &fn); err != nil {
+		return "", err
+	}
+	proto, ok := fn.Type.(*btf.FuncProto)
+	if !ok || len(proto.Params) == 0 || len(proto.Params) > len(p.progs) {
+		return "", fmt.Errorf("%w: %s has an unknown signature", ErrNotSupported, p.hook)
+	}
+	return p.progs[len(proto.Params)-1], nil
 }
 
 // attach attaches a loaded program; the link keeps it.
@@ -175,26 +276,3 @@ func clockNow(clock int32) int64 {
 
 // boottime is the present CLOCK_BOOTTIME, nanoseconds.
 func boottime() uint64 { return uint64(clockNow(unix.CLOCK_BOOTTIME)) }
-
-// markUDP runs the iterator that marks UDP sockets which have a port already.
-func markUDP(prog *ebpf.Program) error {
-	it, err := link.AttachIter(link.IterOptions{Program: prog})
-	if err != nil {
-		return explain("attach "+markProbe.hook, err)
-	}
-	defer it.Close()
-	r, err := it.Open()
-	if err != nil {
-		return explain("open "+markProbe.hook, err)
-	}
-	defer r.Close()
-	for {
-		_, err := r.Read(make([]byte, 1))
-		switch {
-		case err == io.EOF: // every descriptor was seen
-			return nil
-		case err != nil && !errors.Is(err, unix.EAGAIN): // EAGAIN: a million of them, and more to come
-			return fmt.Errorf("read %s: %w", markProbe.hook, err)
-		}
-	}
-}

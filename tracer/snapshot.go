@@ -11,6 +11,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 )
 
 // Snapshot is the kernel's sockets with a port, in every network namespace, and
@@ -29,8 +30,11 @@ type Snapshot struct {
 // for concurrent use.
 type Snapshotter struct {
 	tables  tableObjects
+	step    *ebpf.Program // goes on with the walk
+	burst   *link.Iter    // the same for old kernels, instead
 	holders holderObjects
 	files   *link.Iter
+	udp     int // a UDP socket, for struct walk
 	rows    *ebpf.Memory
 	fds     *ebpf.Memory
 	dec     *decoder
@@ -41,7 +45,6 @@ type Snapshotter struct {
 type tableObjects struct {
 	Walk *ebpf.Variable `ebpf:"walk"`
 	Rows *ebpf.Map      `ebpf:"rows"`
-	Step *ebpf.Program  `ebpf:"ph_walk"`
 }
 
 type holderObjects struct {
@@ -52,26 +55,32 @@ type holderObjects struct {
 
 // NewSnapshotter loads the programs. The error wraps ErrNotPermitted or
 // ErrNotSupported where one of these is the reason.
-func NewSnapshotter() (*Snapshotter, error) {
+func NewSnapshotter() (*Snapshotter, error) { return newSnapshotter(false) }
+
+// newSnapshotter with oldKernel does as on a kernel before 5.17.
+func newSnapshotter(oldKernel bool) (*Snapshotter, error) {
 	kernel := kernelTypes() // decoded while loadSpec decodes ours
 	spec, err := loadSpec()
 	if err != nil {
 		return nil, err
 	}
-	s := &Snapshotter{dec: newDecoder(), kernel: kernel(), spec: spec}
-	if err := s.load(); err != nil {
+	s := &Snapshotter{dec: newDecoder(), kernel: kernel(), spec: spec, udp: -1}
+	if err := s.load(oldKernel); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
 }
 
-func (s *Snapshotter) load() error {
+func (s *Snapshotter) load(oldKernel bool) error {
 	opts := ebpf.CollectionOptions{Cache: s.kernel}
 	done := make(chan error)
 	go func() { done <- s.spec.Copy().LoadAndAssign(&s.holders, &opts) }()
-	err := s.spec.Copy().LoadAndAssign(&s.tables, &opts)
+	err := s.loadWalk(opts, oldKernel)
 	if err := errors.Join(err, <-done); err != nil {
 		return explain("load snapshot programs", err)
+	}
+	if s.udp, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
+		return fmt.Errorf("open a UDP socket: %w", err)
 	}
 	if s.rows, err = s.tables.Rows.Memory(); err != nil {
 		return fmt.Errorf("map rows: %w", err)
@@ -86,13 +95,45 @@ func (s *Snapshotter) load() error {
 	return nil
 }
 
+// loadWalk loads the program that walks, and where the kernel has no bpf_loop()
+// (5.17) or programs of type syscall (5.14) the one that does it in short bursts.
+func (s *Snapshotter) loadWalk(opts ebpf.CollectionOptions, oldKernel bool) error {
+	var walk struct {
+		tableObjects
+		Step *ebpf.Program `ebpf:"ph_walk"`
+	}
+	var burst struct {
+		tableObjects
+		Step *ebpf.Program `ebpf:"ph_walk_burst"`
+	}
+	var err error
+	if !oldKernel {
+		if err = s.spec.Copy().LoadAndAssign(&walk, &opts); err == nil {
+			s.tables, s.step = walk.tableObjects, walk.Step
+			return nil
+		}
+	}
+	if burstErr := s.spec.Copy().LoadAndAssign(&burst, &opts); burstErr != nil {
+		return errors.Join(err, burstErr)
+	}
+	defer burst.Step.Close() // the link keeps it
+	s.tables = burst.tableObjects
+	s.burst, err = link.AttachIter(link.IterOptions{Program: burst.Step})
+	return err
+}
+
 // Close unloads the programs.
 func (s *Snapshotter) Close() error {
 	var errs []error
-	if s.files != nil {
-		errs = append(errs, s.files.Close())
+	for _, it := range []*link.Iter{s.files, s.burst} {
+		if it != nil {
+			errs = append(errs, it.Close())
+		}
 	}
-	return errors.Join(append(errs, s.tables.Rows.Close(), s.tables.Step.Close(),
+	if s.udp >= 0 {
+		errs = append(errs, unix.Close(s.udp))
+	}
+	return errors.Join(append(errs, s.tables.Rows.Close(), s.step.Close(),
 		s.holders.Chunks.Close(), s.holders.Files.Close())...)
 }
 
@@ -251,13 +292,18 @@ func (s *Snapshotter) again(w *bpfWalk, so *Socket) (Socket, error) {
 // walk reads what is asked for to its end and hands each its rows. The restarts of w
 // go on counting.
 func (s *Snapshotter) walk(w *bpfWalk, what bpfWalk, each func([]bpfRow)) error {
-	what.Restarts, what.GaveUp = w.Restarts, w.GaveUp
+	what.Restarts, what.GaveUp, what.UdpFd = w.Restarts, w.GaveUp, uint32(s.udp)
 	*w = what
+	step, err := s.stepper()
+	if err != nil {
+		return err
+	}
+	defer step.Close()
 	for w.Done == 0 {
 		if err := s.tables.Walk.Set(w); err != nil {
 			return fmt.Errorf("prepare walk: %w", err)
 		}
-		if _, err := s.tables.Step.Run(&ebpf.RunOptions{}); err != nil {
+		if err := step.run(); err != nil {
 			return explain("walk the kernel's port tables", err)
 		}
 		if err := s.tables.Walk.Get(w); err != nil {
@@ -273,6 +319,42 @@ func (s *Snapshotter) walk(w *bpfWalk, what bpfWalk, each func([]bpfRow)) error 
 		each(rows)
 	}
 	return nil
+}
+
+// stepper goes on with the walk at each call of run.
+type stepper struct {
+	prog *ebpf.Program
+	it   io.ReadCloser // instead
+}
+
+func (s *Snapshotter) stepper() (*stepper, error) {
+	if s.burst == nil {
+		return &stepper{prog: s.step}, nil
+	}
+	it, err := s.burst.Open()
+	if err != nil {
+		return nil, explain("open iter/task", err)
+	}
+	return &stepper{it: it}, nil
+}
+
+func (s *stepper) run() error {
+	if s.it == nil {
+		_, err := s.prog.Run(&ebpf.RunOptions{})
+		return err
+	}
+	// The program asks to be called again, so the iterator stays where it is.
+	if _, err := s.it.Read(make([]byte, 1)); !errors.Is(err, syscall.EAGAIN) {
+		return fmt.Errorf("iter/task: %w, want %w", err, syscall.EAGAIN)
+	}
+	return nil
+}
+
+// Close ends the iterator.
+func (s *stepper) Close() {
+	if s.it != nil {
+		s.it.Close()
+	}
 }
 
 func (s *Snapshotter) readRows(n int) ([]bpfRow, error) {

@@ -421,3 +421,35 @@ func awaitState(t *testing.T, pid int, state string) {
 	}
 	t.Fatalf("process %d did not come to state %s", pid, state)
 }
+
+// Kernels before 5.17 walk in short bursts: the rows are the same.
+func TestKernelSnapshotBurst(t *testing.T) {
+	r := idle(t)
+	r.fullHouse()
+	var got [2]string
+	for i, old := range []bool{false, true} {
+		s, err := newSnapshotter(old)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		if old && s.burst == nil {
+			t.Fatal("the walk is not in bursts")
+		}
+		snap, err := s.Take(0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var b strings.Builder
+		for _, so := range snap.Sockets {
+			if so.NetNS == r.netns {
+				so.stamp = 0
+				fmt.Fprintf(&b, "%+v\n", so)
+			}
+		}
+		got[i] = b.String()
+	}
+	if diff := cmp.Diff(got[0], got[1]); diff != "" || len(got[0]) == 0 {
+		t.Errorf("-in one go +in bursts:\n%s", diff)
+	}
+}

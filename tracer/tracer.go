@@ -12,7 +12,6 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/ringbuf"
-	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
 )
 
@@ -26,6 +25,9 @@ type Config struct {
 	RingBytes int
 	// Established adds EventEstablished.
 	Established bool
+	// Tier forces the hooks of one tier; "" means those of TierFentry, and where the
+	// kernel refuses one of them, those of TierTracepoint that see the same.
+	Tier Tier
 	// NoSyscallHooks leaves out the hooks that cost every system call of the
 	// machine; what is then not seen is in Hooks.
 	NoSyscallHooks bool
@@ -38,10 +40,14 @@ type Tracer struct {
 	links   []link.Link
 	tracing []*ebpf.Program // attached to tracepoints
 	hooks   []HookStatus
-	reader  *ringbuf.Reader
-	snap    *Snapshotter
-	table   *Table
-	out     fanout
+	// byTracepoint are the parts that hooks of the tracepoint tier report; the
+	// programs read them from partsVar.
+	byTracepoint bpfPart
+	partsVar     *ebpf.Variable
+	reader       *ringbuf.Reader
+	snap         *Snapshotter
+	table        *Table
+	out          fanout
 
 	mu    sync.Mutex
 	stats Stats
@@ -71,7 +77,7 @@ const (
 // buffer from then on. On error nothing stays attached. The error wraps
 // ErrNotPermitted or ErrNotSupported where one of these is the reason.
 func Open(cfg Config) (*Tracer, error) {
-	if err := CheckTrace(); err != nil {
+	if err := CheckTrace(cfg.Tier); err != nil {
 		return nil, err
 	}
 	if cfg.RingBytes == 0 {
@@ -88,13 +94,7 @@ func Open(cfg Config) (*Tracer, error) {
 }
 
 func (t *Tracer) open(cfg Config) error {
-	cgroup, err := CgroupRoot()
-	if err != nil {
-		return err
-	}
-	if err := rlimit.RemoveMemlock(); err != nil {
-		return explain("lift the limit of locked memory", err)
-	}
+	var err error
 	if t.snap, err = NewSnapshotter(); err != nil {
 		return err
 	}
@@ -108,7 +108,7 @@ func (t *Tracer) open(cfg Config) error {
 	if t.reader, err = ringbuf.NewReader(t.maps[bpfMapEvents]); err != nil {
 		return explain("open ring buffer", err)
 	}
-	return t.attach(spec, cgroup, cfg)
+	return t.attach(spec, cfg)
 }
 
 func (t *Tracer) openMaps(spec *ebpf.CollectionSpec, cfg Config) error {
@@ -128,54 +128,106 @@ func (t *Tracer) openMaps(spec *ebpf.CollectionSpec, cfg Config) error {
 	if err != nil {
 		return explain("create maps", err)
 	}
-	t.maps = coll.Maps
+	t.maps, t.partsVar = coll.Maps, coll.Variables[bpfVarTracepointParts]
 	return nil
 }
 
-// attach attaches every hook of the tier, or none. Loading takes long and
-// attaching does not, so everything is loaded first: the first hook must not wait
-// for the last while events collect.
-func (t *Tracer) attach(spec *ebpf.CollectionSpec, cgroup string, cfg Config) error {
-	opts := ebpf.CollectionOptions{MapReplacements: t.maps, Cache: t.snap.kernel}
-	programs := make(map[*probe]*ebpf.Program)
-	defer func() {
-		for _, prog := range programs {
-			prog.Close() // the links keep them
+// attach attaches every hook of the tier, or none.
+func (t *Tracer) attach(spec *ebpf.CollectionSpec, cfg Config) error {
+	l := loader{t: t, spec: spec, opts: ebpf.CollectionOptions{MapReplacements: t.maps, Cache: t.snap.kernel}}
+	for _, part := range parts {
+		if cfg.Tier == TierTracepoint {
+			t.byTracepoint |= part
+			continue
 		}
-	}()
-	use := []*probe{&markProbe}
-	for i := range probes {
-		if p := &probes[i]; p.syscall && cfg.NoSyscallHooks {
-			t.hooks = append(t.hooks, HookStatus{Hook: p.hook, Reason: "switched off", Lost: p.lost})
-		} else {
-			use = append(use, p)
-		}
-	}
-	for _, p := range use {
-		prog, err := p.load(spec, opts)
-		if err != nil {
-			return err
-		}
-		programs[p] = prog
-	}
-	marked := false
-	for _, p := range use[1:] {
-		if p.marked && !marked {
-			if err := markUDP(programs[&markProbe]); err != nil {
+		hooks := hooksOf(func(p *probe) bool { return p.tier == TierFentry && p.parts == part })
+		if err := l.attach(hooks); err != nil {
+			if cfg.Tier == TierFentry {
 				return err
 			}
-			marked = true
+			t.byTracepoint |= part
+			for _, p := range hooks {
+				t.hooks = append(t.hooks, HookStatus{Hook: p.hook, Tier: p.tier, Reason: reason(err)})
+			}
 		}
-		l, err := p.attach(programs[p], spec.Programs[p.prog].AttachType, cgroup)
+	}
+	if err := t.partsVar.Set(uint32(t.byTracepoint)); err != nil {
+		return fmt.Errorf("set %s: %w", bpfVarTracepointParts, err)
+	}
+	return l.attach(hooksOf(func(p *probe) bool {
+		if p.tier == TierFentry || p.tier == TierTracepoint && p.parts&t.byTracepoint == 0 {
+			return false
+		}
+		if p.syscall && cfg.NoSyscallHooks {
+			t.hooks = append(t.hooks, HookStatus{Hook: p.hook, Tier: p.tier, Reason: "switched off", Lost: p.lost})
+			return false
+		}
+		return true
+	}))
+}
+
+// hooksOf picks hooks.
+func hooksOf(want func(*probe) bool) []*probe {
+	var out []*probe
+	for i := range probes {
+		if want(&probes[i]) {
+			out = append(out, &probes[i])
+		}
+	}
+	return out
+}
+
+// loader puts programs into the kernel for a Tracer.
+type loader struct {
+	t    *Tracer
+	spec *ebpf.CollectionSpec
+	opts ebpf.CollectionOptions
+}
+
+// attach attaches all of these hooks, or none. Loading takes long and attaching
+// does not, so everything is loaded first: the first hook must not wait for the
+// last while events collect.
+func (l *loader) attach(hooks []*probe) (err error) {
+	var progs []*ebpf.Program
+	var links []link.Link
+	defer func() {
+		for i, prog := range progs {
+			if err != nil || prog.Type() != ebpf.Tracing {
+				prog.Close() // else kept for its counters; the link keeps the others
+			} else {
+				l.t.tracing = append(l.t.tracing, progs[i])
+			}
+		}
+		if err == nil {
+			l.t.links = append(l.t.links, links...)
+			return
+		}
+		for _, link := range links {
+			link.Close()
+		}
+	}()
+	for _, p := range hooks {
+		prog, err := p.load(l.spec, l.opts)
 		if err != nil {
 			return err
 		}
-		t.links = append(t.links, l)
-		if programs[p].Type() == ebpf.Tracing {
-			t.tracing = append(t.tracing, programs[p])
-			delete(programs, p)
+		progs = append(progs, prog)
+	}
+	cgroup := ""
+	for i, p := range hooks {
+		if progs[i].Type() != ebpf.Tracing && cgroup == "" {
+			if cgroup, err = CgroupRoot(); err != nil {
+				return err
+			}
 		}
-		t.hooks = append(t.hooks, HookStatus{Hook: p.hook, Attached: true, Lost: p.lost})
+		link, err := p.attach(progs[i], l.spec.Programs[p.progs[0]].AttachType, cgroup)
+		if err != nil {
+			return err
+		}
+		links = append(links, link)
+	}
+	for _, p := range hooks {
+		l.t.hooks = append(l.t.hooks, HookStatus{Hook: p.hook, Tier: p.tier, Attached: true, Lost: p.lost})
 	}
 	return nil
 }
@@ -203,11 +255,34 @@ func (t *Tracer) Close() error {
 	return errors.Join(errs...)
 }
 
-// Tier is the set of hooks in use.
-func (t *Tracer) Tier() Tier { return TierTracepoint }
+// Tier is the set of hooks in use: TierFentry if it has any part of the job.
+func (t *Tracer) Tier() Tier {
+	for _, part := range parts {
+		if t.byTracepoint&part == 0 {
+			return TierFentry
+		}
+	}
+	return TierTracepoint
+}
 
-// Hooks tells of every hook of the tier what became of it.
+// Hooks tells of every hook that was tried what became of it.
 func (t *Tracer) Hooks() []HookStatus { return t.hooks }
+
+// NotSeen tells what the hooks in use cannot see, one sentence each.
+func (t *Tracer) NotSeen() []string {
+	var out []string
+	for _, h := range t.hooks {
+		if !h.Attached && h.Lost != "" {
+			out = append(out, h.Lost)
+		}
+	}
+	for _, b := range blindSpots {
+		if b.tier == "" || b.tier == TierTracepoint && t.byTracepoint&b.parts != 0 || b.tier == TierFentry && b.parts&^t.byTracepoint != 0 {
+			out = append(out, b.what)
+		}
+	}
+	return out
+}
 
 // Table is the live map. It is empty until Run has taken the first snapshot.
 func (t *Tracer) Table() *Table { return t.table }
@@ -239,13 +314,18 @@ func (t *Tracer) Run(ctx context.Context, ready func(*Snapshot)) error {
 	stop := context.AfterFunc(ctx, func() { _ = t.reader.Flush() }) // fails only on a closed reader
 	defer stop()
 	var rec ringbuf.Record
+	var idleFrom time.Time // when the last event was handed on
 	for {
 		err = t.reader.ReadInto(&rec)
 		if err != nil {
 			t.handOn()
 			switch {
 			case errors.Is(err, os.ErrDeadlineExceeded):
-				t.reader.SetDeadline(time.Time{}) // quiet: the next event will wake us
+				if time.Since(idleFrom) >= readerIdle {
+					t.reader.SetDeadline(time.Time{}) // quiet: the next event will wake us
+				} else { // an event came as the time ran out; those after it are unannounced
+					t.reader.SetDeadline(idleFrom.Add(readerIdle))
+				}
 				if err := t.checkLoss(); err != nil {
 					return err
 				}
@@ -260,9 +340,9 @@ func (t *Tracer) Run(ctx context.Context, ready func(*Snapshot)) error {
 			continue
 		}
 		t.handOn()
-		now := time.Now()
-		t.reader.SetDeadline(now.Add(readerIdle))
-		if now.Sub(t.checked) > checkEvery {
+		idleFrom = time.Now()
+		t.reader.SetDeadline(idleFrom.Add(readerIdle))
+		if idleFrom.Sub(t.checked) > checkEvery {
 			if err := t.checkLoss(); err != nil {
 				return err
 			}

@@ -30,28 +30,31 @@ type report struct {
 }
 
 type hookRow struct {
-	Hook     string `json:"hook"`
-	Attached bool   `json:"attached"`
-	Reason   string `json:"reason,omitempty"`
-	Lost     string `json:"lost_without_it"`
+	Hook     string      `json:"hook"`
+	Tier     tracer.Tier `json:"tier,omitempty"`
+	Attached bool        `json:"attached"`
+	Reason   string      `json:"reason,omitempty"`
+	Lost     string      `json:"lost_without_it,omitempty"`
 }
 
 func newDoctor(e *env) *cobra.Command {
-	var jsonRow, noSyscallHooks bool
+	var jsonRow bool
+	var cfg tracer.Config
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Tell what porthole can see on this machine, and why not more",
 		Long: "Attach every hook once and tell which could be, and what is not seen without\n" +
 			"the others. Exits with 3 when porthole cannot trace here.",
 		Args: noArgs,
-		RunE: func(*cobra.Command, []string) error { return doctor(e, jsonRow, noSyscallHooks) },
+		RunE: func(*cobra.Command, []string) error { return doctor(e, jsonRow, cfg) },
 	}
 	cmd.Flags().BoolVar(&jsonRow, "json", false, "one JSON object")
-	cmd.Flags().BoolVar(&noSyscallHooks, "no-syscall-hooks", false, "as tail with this flag would see")
+	addTier(cmd, &cfg.Tier)
+	cmd.Flags().BoolVar(&cfg.NoSyscallHooks, "no-syscall-hooks", false, "as tail with this flag would see")
 	return cmd
 }
 
-func doctor(e *env, jsonRow, noSyscallHooks bool) error {
+func doctor(e *env, jsonRow bool, cfg tracer.Config) error {
 	r := report{MissingCaps: []string{}, Hooks: []hookRow{}, NotSeen: []string{}, Capabilities: tracer.Capabilities()}
 	var uts unix.Utsname
 	if err := unix.Uname(&uts); err != nil {
@@ -69,7 +72,7 @@ func doctor(e *env, jsonRow, noSyscallHooks bool) error {
 		}
 	}
 	slices.Sort(r.MissingCaps)
-	failed := r.try(noSyscallHooks)
+	failed := r.try(cfg)
 	if failed != nil {
 		r.Error = failed.Error()
 	}
@@ -84,20 +87,17 @@ func doctor(e *env, jsonRow, noSyscallHooks bool) error {
 }
 
 // try attaches every hook and detaches it again.
-func (r *report) try(noSyscallHooks bool) error {
-	t, err := tracer.Open(tracer.Config{NoSyscallHooks: noSyscallHooks})
+func (r *report) try(cfg tracer.Config) error {
+	t, err := tracer.Open(cfg)
 	if err != nil {
 		return err
 	}
 	defer t.Close()
 	r.OK, r.Tier = true, t.Tier()
 	for _, h := range t.Hooks() {
-		r.Hooks = append(r.Hooks, hookRow{h.Hook, h.Attached, h.Reason, h.Lost})
-		if !h.Attached {
-			r.NotSeen = append(r.NotSeen, h.Lost)
-		}
+		r.Hooks = append(r.Hooks, hookRow{h.Hook, h.Tier, h.Attached, h.Reason, h.Lost})
 	}
-	r.NotSeen = append(r.NotSeen, tracer.BlindSpots(t.Tier())...)
+	r.NotSeen = append(r.NotSeen, t.NotSeen()...)
 	return nil
 }
 

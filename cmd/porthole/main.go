@@ -134,6 +134,7 @@ func flagError(cmd *cobra.Command, err error) error {
 	}
 	want := map[string]string{
 		"uint64": "a number from 0 up", "duration": "a time, as 90s or 5m", "bool": "true or false",
+		"tier": "one of fentry, tracepoint, auto",
 	}[invalid.GetFlag().Value.Type()]
 	if want == "" {
 		want = "another value"

@@ -18,13 +18,12 @@ import (
 )
 
 type tailOptions struct {
-	filters        filterFlags
-	duration       time.Duration
-	count          uint64
-	jsonRows       bool
-	verbose        bool
-	sockets        bool
-	noSyscallHooks bool
+	filters  filterFlags
+	duration time.Duration
+	count    uint64
+	jsonRows bool
+	sockets  bool
+	cfg      tracer.Config
 }
 
 // tailQueue is how many events may wait for a slow terminal.
@@ -48,9 +47,10 @@ func newTail(e *env) *cobra.Command {
 	flags.DurationVar(&o.duration, "duration", 0, "stop after this time, as 90s or 5m")
 	flags.Uint64Var(&o.count, "count", 0, "stop after this many events")
 	flags.BoolVar(&o.jsonRows, "json", false, "one JSON object a line")
-	flags.BoolVarP(&o.verbose, "verbose", "v", false, "also TCP handshakes that ended well (established)")
+	flags.BoolVarP(&o.cfg.Established, "verbose", "v", false, "also TCP handshakes that ended well (established)")
 	flags.BoolVar(&o.sockets, "sockets", false, "first the sockets there are, as ls; then events, without a gap or a double")
-	flags.BoolVar(&o.noSyscallHooks, "no-syscall-hooks", false, "leave out the hooks that cost every system call; see doctor")
+	addTier(cmd, &o.cfg.Tier)
+	flags.BoolVar(&o.cfg.NoSyscallHooks, "no-syscall-hooks", false, "leave out the hooks that cost every system call; see doctor")
 	o.filters.add(cmd)
 	o.filters.addEvent(cmd)
 	return cmd
@@ -64,7 +64,7 @@ func tail(ctx context.Context, e *env, o *tailOptions) error {
 	if o.duration < 0 {
 		return usagef("--duration: %v: want a positive time", o.duration)
 	}
-	t, err := tracer.Open(tracer.Config{Established: o.verbose, NoSyscallHooks: o.noSyscallHooks})
+	t, err := tracer.Open(o.cfg)
 	if err != nil {
 		return err
 	}

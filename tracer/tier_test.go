@@ -1,0 +1,233 @@
+package tracer
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"unsafe"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+)
+
+// workloads is what both tiers are shown, at the same time. more is what only
+// the fentry tier sees of it: the differences the kernel forces, as docs/kernels.md
+// lists them.
+var workloads = []struct {
+	name string
+	run  func(r *recorder)
+	n    int // events of the fentry tier
+	more []EventType
+}{
+	{name: "bind", n: 4 * len(ends), run: func(r *recorder) {
+		for _, end := range ends {
+			for _, kind := range []int{unix.SOCK_STREAM, unix.SOCK_DGRAM} {
+				fd := r.socket(end.family, kind)
+				r.bind(fd, end.ip+":7001")
+				r.close(fd)
+			}
+		}
+	}},
+	{name: "bind refused", n: 8, run: func(r *recorder) {
+		for _, kind := range []int{unix.SOCK_STREAM, unix.SOCK_DGRAM} {
+			holder, fd := r.socket(unix.AF_INET, kind), r.socket(unix.AF_INET, kind)
+			r.bind(holder, "127.0.0.1:7001")
+			r.fails(unix.Bind(fd, sockaddr(unix.AF_INET, "127.0.0.1:7001")), unix.EADDRINUSE)
+			r.fails(unix.Bind(fd, sockaddr(unix.AF_INET, "192.0.2.1:7002")), unix.EADDRNOTAVAIL)
+			r.close(holder, fd)
+		}
+	}},
+	{name: "listen", n: 9, run: func(r *recorder) {
+		l, _ := r.listener(unix.AF_INET6, "[::1]:7001")
+		r.listen(l) // again: news to nobody
+		auto := r.socket(unix.AF_INET, unix.SOCK_STREAM)
+		r.listen(auto)
+		client := r.socket(unix.AF_INET6, unix.SOCK_STREAM)
+		r.connect(client, r.local(l))
+		r.fails(unix.Listen(client, 1), unix.EINVAL)
+		r.resetOnClose(client)
+		r.close(client, auto, l)
+	}},
+	{name: "TCP connection", n: 7 * len(ends), run: func(r *recorder) {
+		for i, end := range ends {
+			l, to := r.listener(end.family, fmt.Sprintf("%s:%d", end.ip, 7001+i))
+			client := r.socket(end.family, unix.SOCK_STREAM)
+			r.connect(client, to)
+			server := r.accept(l)
+			r.close(client)
+			r.awaitClosed(server)
+			r.close(server, l)
+		}
+	}},
+	{name: "port picked by connect after bind", n: 5, run: func(r *recorder) {
+		l, to := r.listener(unix.AF_INET, "127.0.0.1:7001")
+		client := r.socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK)
+		r.setsockopt(client, unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
+		r.bind(client, "127.0.0.2:0")
+		if err := unix.Connect(client, sockaddr(unix.AF_INET, to.String())); err != unix.EINPROGRESS && err != nil {
+			r.Fatal(err)
+		}
+		r.close(client, l)
+	}},
+	{name: "MPTCP", n: 4, run: func(r *recorder) {
+		l := r.socketOf(unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_MPTCP)
+		r.bind(l, "127.0.0.1:7001")
+		r.listen(l)
+		client := r.socketOf(unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_MPTCP)
+		r.connect(client, r.local(l))
+		r.accept(l)
+	}},
+	{name: "connect refused", n: 5, run: func(r *recorder) {
+		fd := r.socket(unix.AF_INET, unix.SOCK_STREAM)
+		r.fails(unix.Connect(fd, sockaddr(unix.AF_INET, "127.0.0.1:1")), unix.ECONNREFUSED)
+		r.close(fd)
+		for _, to := range []struct {
+			family int
+			addr   string
+		}{{unix.AF_INET, "192.0.2.1:443"}, {unix.AF_INET6, "[2001:db8::1]:443"}, {unix.AF_INET6, "[::ffff:192.0.2.1]:443"}} {
+			fd := r.socket(to.family, unix.SOCK_STREAM)
+			r.fails(unix.Connect(fd, sockaddr(to.family, to.addr)), unix.ENETUNREACH)
+			r.close(fd)
+		}
+	}},
+	{name: "no port left", n: 2*rounds + 4, run: func(r *recorder) {
+		r.fill(unix.SOCK_STREAM)
+		fd := r.socket(unix.AF_INET, unix.SOCK_STREAM)
+		r.fails(unix.Connect(fd, sockaddr(unix.AF_INET, "127.0.0.1:9")), unix.EADDRNOTAVAIL)
+		r.fails(unix.Listen(fd, 1), unix.EADDRINUSE)
+		r.close(r.fds...)
+	}},
+	{name: "UDP", n: 5 * len(ends), run: func(r *recorder) {
+		for _, end := range ends {
+			sender := r.socket(end.family, unix.SOCK_DGRAM)
+			for range 2 {
+				if err := unix.Sendto(sender, []byte("x"), 0, sockaddr(end.family, end.ip+":9")); err != nil {
+					r.Fatal(err)
+				}
+			}
+			client := r.socket(end.family, unix.SOCK_DGRAM)
+			r.connect(client, netip.MustParseAddrPort(end.ip+":9"))
+			r.close(sender, client)
+		}
+	}},
+	{name: "UDP leaves its peer", n: 6, run: func(r *recorder) {
+		for i := range 2 {
+			fd := r.socket(unix.AF_INET, unix.SOCK_DGRAM)
+			if i == 1 {
+				r.bind(fd, "127.0.0.1:7001")
+			}
+			r.connect(fd, netip.MustParseAddrPort("127.0.0.1:9"))
+			var sa unix.RawSockaddrAny
+			if err := connectRaw(fd, &sa, unix.SizeofSockaddrInet4); err != nil {
+				r.Fatal(err)
+			}
+			r.close(fd)
+		}
+	}},
+	{name: "io_uring", n: 6, more: []EventType{EventAccept, EventClose}, run: func(r *recorder) {
+		u := newRing(r.T)
+		l, to := r.listener(unix.AF_INET, "127.0.0.1:9000")
+		client := r.socket(unix.AF_INET, unix.SOCK_STREAM)
+		sa := unix.RawSockaddrInet4{Family: unix.AF_INET, Port: 0x2823 /* 9000, network order */, Addr: [4]byte{127, 0, 0, 1}}
+		if res := u.do(r.T, uringConnect, client, unsafe.Pointer(&sa), unix.SizeofSockaddrInet4); res != 0 {
+			r.Fatalf("connect %s: %v", to, unix.Errno(-res))
+		}
+		server := u.do(r.T, uringAccept, l, nil, 0)
+		if server < 0 {
+			r.Fatalf("accept: %v", unix.Errno(-server))
+		}
+		r.fds = append(r.fds, int(server))
+		r.resetOnClose(int(server))
+		r.close(int(server))
+		r.awaitClosed(client)
+		r.close(client)
+	}},
+}
+
+// Both tiers report the same of the same work, but for what the kernel hides from
+// one of them.
+func TestKernelTiersAgree(t *testing.T) {
+	if _, err := share(Config{Tier: TierFentry}); errors.Is(err, ErrNotPermitted) || errors.Is(err, ErrNotSupported) {
+		t.Skip("this kernel refuses the fentry tier; make test-kernels has kernels that do not")
+	}
+	for _, w := range workloads {
+		t.Run(w.name, func(t *testing.T) {
+			r := idle(t)
+			r.follow(Config{Tier: TierFentry})
+			other := &recorder{T: t, netns: r.netns}
+			other.follow(Config{Tier: TierTracepoint})
+			w.run(r)
+			all := r.events(w.n)
+			if len(all) != w.n {
+				t.Errorf("fentry tier: %d events, want %d:\n%s", len(all), w.n, lines(all))
+			}
+			want := all[:0:0]
+			missing := w.more
+			for _, ev := range all {
+				if len(missing) > 0 && ev.Type == missing[0] {
+					missing = missing[1:]
+				} else {
+					want = append(want, ev)
+				}
+			}
+			if len(missing) > 0 {
+				t.Errorf("fentry tier has no %v", missing)
+			}
+			if diff := cmp.Diff(wholeLines(want), wholeLines(other.events(len(want)))); diff != "" {
+				t.Errorf("-fentry +tracepoint:\n%s", diff)
+			}
+		})
+	}
+}
+
+// wholeLines is what both tiers must say of each event.
+func wholeLines(events []Event) string {
+	var b strings.Builder
+	for i := range events {
+		ev := &events[i]
+		fmt.Fprintf(&b, "%s by %s pid %d uid %d, socket %x, %d in the way\n",
+			line(ev), ev.Process.Comm, ev.Process.PID, ev.Process.UID, ev.sock, len(ev.HeldBy))
+	}
+	return b.String()
+}
+
+// A forced tier has no hook of the other.
+func TestKernelTierForced(t *testing.T) {
+	tr, err := Open(Config{Tier: TierTracepoint})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tr.Close()
+	if tr.Tier() != TierTracepoint {
+		t.Errorf("tier %s, want %s", tr.Tier(), TierTracepoint)
+	}
+	for _, h := range tr.Hooks() {
+		if h.Tier == TierFentry || !h.Attached {
+			t.Errorf("hook %+v in the tracepoint tier", h)
+		}
+	}
+}
+
+func TestCheckRelease(t *testing.T) {
+	for release, want := range map[string]string{
+		"5.10.0-30-cloud-amd64": "", "6.18.44": "", "10.0": "",
+		"5.9.16":  "not supported: Linux 5.10 or newer is needed, this is 5.9.16",
+		"4.19.0+": "not supported: Linux 5.10 or newer is needed, this is 4.19.0+",
+	} {
+		got := ""
+		if err := checkRelease(release); err != nil {
+			got = err.Error()
+			if !errors.Is(err, ErrNotSupported) {
+				t.Errorf("%s: %v, want ErrNotSupported", release, err)
+			}
+		}
+		if got != want {
+			t.Errorf("%s: %q, want %q", release, got, want)
+		}
+	}
+	if err := checkRelease("linux"); err == nil {
+		t.Error("no error for a release without a number")
+	}
+}
