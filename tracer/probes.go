@@ -48,10 +48,11 @@ const (
 )
 
 // parts is all that a tier reports by hooks of its own. Where the kernel refuses
-// one hook of the fentry tier, the whole part is left to the tracepoint tier.
-var parts = []bpfPart{partBind, partListen, partConnect, partAccept, partImplicit, partPeer, partUDPClose}
+// one hook of the fentry tier, the whole part is left to the tracepoint tier. In
+// the order they are attached.
+var parts = []bpfPart{partUDPClose, partBind, partListen, partConnect, partAccept, partImplicit, partPeer}
 
-// probes lists every hook, in the order they are attached.
+// probes lists every hook.
 var probes = []probe{
 	{progs: []string{bpfProgPhState}, hook: "tp_btf/inet_sock_set_state", lost: "TCP closes, failed connects"},
 	{progs: []string{bpfProgPhDestroy}, hook: "tp_btf/tcp_destroy_sock", lost: "closes of bound TCP sockets"},

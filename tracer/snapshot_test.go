@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 	"unsafe"
@@ -34,14 +35,16 @@ func awaitBlocked(t *testing.T, pid int) {
 	t.Fatal("the child did not come to accept")
 }
 
+// snapshotter is for every test; its programs go with the process.
+var snapshotter = sync.OnceValues(NewSnapshotter)
+
 // snapshot takes one.
 func snapshot(t testing.TB, port uint16) *Snapshot {
 	t.Helper()
-	s, err := NewSnapshotter()
+	s, err := snapshotter()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer s.Close()
 	snap, err := s.Take(port)
 	if err != nil {
 		t.Fatal(err)
@@ -340,7 +343,7 @@ func TestKernelStartUnderLoad(t *testing.T) {
 		r.events(0)
 	})
 	for range 5 {
-		r.awaitEvents(1000)
+		r.awaitEvents(300)
 		if err := cmd.Process.Signal(unix.SIGSTOP); err != nil {
 			t.Fatal(err)
 		}

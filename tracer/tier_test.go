@@ -4,12 +4,15 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"unsafe"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/porthole-dev/porthole/internal/testutil"
 )
 
 // workloads is what both tiers are shown, at the same time. more is what only
@@ -97,7 +100,7 @@ var workloads = []struct {
 		fd := r.socket(unix.AF_INET, unix.SOCK_STREAM)
 		r.fails(unix.Connect(fd, sockaddr(unix.AF_INET, "127.0.0.1:9")), unix.EADDRNOTAVAIL)
 		r.fails(unix.Listen(fd, 1), unix.EADDRINUSE)
-		r.close(r.fds...)
+		r.close(slices.Clone(r.fds)...)
 	}},
 	{name: "UDP", n: 5 * len(ends), run: func(r *recorder) {
 		for _, end := range ends {
@@ -195,11 +198,12 @@ func wholeLines(events []Event) string {
 
 // A forced tier has no hook of the other.
 func TestKernelTierForced(t *testing.T) {
-	tr, err := Open(Config{Tier: TierTracepoint})
+	testutil.RequireRoot(t)
+	run, err := share(Config{Tier: TierTracepoint})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer tr.Close()
+	tr := run.tracer
 	if tr.Tier() != TierTracepoint {
 		t.Errorf("tier %s, want %s", tr.Tier(), TierTracepoint)
 	}

@@ -54,7 +54,7 @@ type Tracer struct {
 
 	// Used by Run alone.
 	dec      *decoder
-	booted   time.Time // wall-clock time of CLOCK_BOOTTIME zero
+	clock    wallClock
 	batch    []Event
 	decoded  uint64        // events since the last handOn
 	lookedAt time.Time     // last look at who is in the way of a bind
@@ -132,37 +132,42 @@ func (t *Tracer) openMaps(spec *ebpf.CollectionSpec, cfg Config) error {
 	return nil
 }
 
-// attach attaches every hook of the tier, or none.
+// attach attaches every hook of the tier, or none. Hooks that see the end of
+// sockets come first: of a socket whose beginning is seen the end must be too.
 func (t *Tracer) attach(spec *ebpf.CollectionSpec, cfg Config) error {
 	l := loader{t: t, spec: spec, opts: ebpf.CollectionOptions{MapReplacements: t.maps, Cache: t.snap.kernel}}
+	if err := l.attach(hooksOf(func(p *probe) bool { return p.tier == "" })); err != nil {
+		return err
+	}
 	for _, part := range parts {
-		if cfg.Tier == TierTracepoint {
-			t.byTracepoint |= part
-			continue
-		}
-		hooks := hooksOf(func(p *probe) bool { return p.tier == TierFentry && p.parts == part })
-		if err := l.attach(hooks); err != nil {
+		if cfg.Tier != TierTracepoint {
+			hooks := hooksOf(func(p *probe) bool { return p.tier == TierFentry && p.parts == part })
+			err := l.attach(hooks)
+			if err == nil {
+				continue
+			}
 			if cfg.Tier == TierFentry {
 				return err
 			}
-			t.byTracepoint |= part
 			for _, p := range hooks {
 				t.hooks = append(t.hooks, HookStatus{Hook: p.hook, Tier: p.tier, Reason: reason(err)})
 			}
+		}
+		t.byTracepoint |= part
+		if err := l.attach(hooksOf(func(p *probe) bool { return p.tier == TierTracepoint && p.parts == part })); err != nil {
+			return err
 		}
 	}
 	if err := t.partsVar.Set(uint32(t.byTracepoint)); err != nil {
 		return fmt.Errorf("set %s: %w", bpfVarTracepointParts, err)
 	}
 	return l.attach(hooksOf(func(p *probe) bool {
-		if p.tier == TierFentry || p.tier == TierTracepoint && p.parts&t.byTracepoint == 0 {
-			return false
-		}
-		if p.syscall && cfg.NoSyscallHooks {
+		several := p.tier == TierTracepoint && p.parts&(p.parts-1) != 0
+		if several && p.parts&t.byTracepoint != 0 && p.syscall && cfg.NoSyscallHooks {
 			t.hooks = append(t.hooks, HookStatus{Hook: p.hook, Tier: p.tier, Reason: "switched off", Lost: p.lost})
 			return false
 		}
-		return true
+		return several && p.parts&t.byTracepoint != 0
 	}))
 }
 
@@ -354,7 +359,7 @@ func (t *Tracer) Run(ctx context.Context, ready func(*Snapshot)) error {
 func (t *Tracer) take(record []byte) {
 	t.batch = t.batch[:len(t.batch)+1]
 	ev := &t.batch[len(t.batch)-1]
-	if err := t.dec.event(record, t.booted, ev); err != nil {
+	if err := t.dec.event(record, t.clock.zero, ev); err != nil {
 		t.batch = t.batch[:len(t.batch)-1]
 		t.count(&t.stats.Bad, 1)
 		return
@@ -373,7 +378,7 @@ func (t *Tracer) handOn() {
 	t.batch = t.batch[:0]
 	t.count(&t.stats.Decoded, t.decoded)
 	t.decoded = 0
-	t.booted = time.Unix(0, clockNow(unix.CLOCK_REALTIME)-clockNow(unix.CLOCK_BOOTTIME))
+	t.clock.read()
 }
 
 func (t *Tracer) count(to *uint64, n uint64) {
@@ -438,4 +443,23 @@ func (t *Tracer) resync() (*Snapshot, error) {
 	}
 	t.table.Reconcile(snap)
 	return snap, nil
+}
+
+// wallClock tells the wall-clock time of CLOCK_BOOTTIME zero. That changes only
+// when somebody sets the clock; but to read it takes two clocks, one after the
+// other, and what comes in between is doubt.
+type wallClock struct {
+	zero  time.Time
+	doubt time.Duration
+}
+
+// read keeps what is known, unless the clock was set or is now read better.
+func (c *wallClock) read() {
+	before := clockNow(unix.CLOCK_BOOTTIME)
+	wall := clockNow(unix.CLOCK_REALTIME)
+	doubt := time.Duration(clockNow(unix.CLOCK_BOOTTIME) - before)
+	zero := time.Unix(0, wall-before-int64(doubt/2))
+	if c.zero.IsZero() || doubt < c.doubt || zero.Sub(c.zero).Abs() > doubt+c.doubt {
+		c.zero, c.doubt = zero, doubt
+	}
 }

@@ -64,6 +64,7 @@ func TestKernelUDPConnect(t *testing.T) {
 		t.Run(end.name, func(t *testing.T) {
 			r := record(t, Config{})
 			to := netip.MustParseAddrPort(end.ip + ":9")
+			any := map[int]string{unix.AF_INET: "0.0.0.0", unix.AF_INET6: "[::]"}[end.family]
 			var want []string
 			for i := range rounds {
 				fd := r.socket(end.family, unix.SOCK_DGRAM)
@@ -74,8 +75,8 @@ func TestKernelUDPConnect(t *testing.T) {
 				from := r.local(fd)
 				if i%2 == 1 {
 					want = append(want, fmt.Sprintf("bind udp %s asked 0", from))
-				} else {
-					want = append(want, fmt.Sprintf("bind udp %s implicit", from))
+				} else { // connect() takes the port first, for any address
+					want = append(want, fmt.Sprintf("bind udp %s:%d implicit", any, from.Port()))
 				}
 				shown := fmt.Sprintf("%s > %s:9", from, end.shown)
 				// A datagram to elsewhere from a connected socket binds nothing.
@@ -104,7 +105,7 @@ func TestKernelUDPDisconnect(t *testing.T) {
 	from := r.local(chosen)
 	unspec(chosen)
 	r.expect(os.Getpid(),
-		fmt.Sprintf("bind udp %s implicit", from),
+		fmt.Sprintf("bind udp 0.0.0.0:%d implicit", from.Port()),
 		fmt.Sprintf("connect udp %s > 127.0.0.1:9", from),
 		fmt.Sprintf("close udp %s > 127.0.0.1:9", from))
 	r.close(chosen)

@@ -98,10 +98,8 @@ func TestKernelLs(t *testing.T) {
 		args []string
 		want int
 	}{
-		{nil, 3}, {[]string{"-tulpn"}, 1}, {[]string{"-t"}, 3}, {[]string{"-u"}, 0}, {[]string{"-6"}, 0}, {[]string{"-4"}, 3},
-		{[]string{"--role", "client"}, 1}, {[]string{"--state", "LISTEN"}, 1}, {[]string{"--lport", fmt.Sprint(addr.Port)}, 2},
-		{[]string{"--rport", fmt.Sprint(addr.Port)}, 1}, {[]string{"--port", fmt.Sprint(addr.Port)}, 3},
-		{[]string{"--pid", fmt.Sprint(os.Getpid())}, 2}, {[]string{"--comm", "nobody"}, 0}, {[]string{"--uid", "0"}, 3},
+		{nil, 3}, {[]string{"-tulpn"}, 1}, {[]string{"-6"}, 0}, {[]string{"--role", "client", "--uid", "0"}, 1},
+		{[]string{"--rport", fmt.Sprint(addr.Port)}, 1}, {[]string{"--pid", fmt.Sprint(os.Getpid())}, 2},
 	} {
 		if got := rows(c.args...); len(got) != c.want {
 			t.Errorf("ls %v: %d rows, want %d: %+v", c.args, len(got), c.want, got)
