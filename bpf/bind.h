@@ -191,6 +191,8 @@ static __always_inline void handle_listen_enter(struct sock *sk)
 {
 	if (!sock_port(sk))
 		pending_set(sk, PENDING_AUTOBIND);
+	else if (pending_of(sk, PENDING_AUTOBIND))
+		pending_clear(); /* of a listen() that found no port, at the same address */
 }
 
 /* listen() has its port. */

@@ -17,7 +17,9 @@
  */
 extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
 
-#define HAVE_CAST (bpf_rdonly_cast != NULL)
+const volatile bool have_cast; /* set by Go before loading: the kernel has bpf_rdonly_cast() */
+
+#define HAVE_CAST have_cast
 #define CAST(p) ((typeof(p))bpf_rdonly_cast(p, bpf_core_type_id_kernel(__typeof_unqual__(*(p)))))
 /* p, but nothing computed from it moves above: an offset must stay below the check that the field exists. */
 #define FROM(p)                                                                                                        \

@@ -38,8 +38,12 @@ static __always_inline void handle_connect_no_port(struct sock *sk, bool bound)
 /* UDP connect() was entered: will the kernel have to choose a port? */
 static __always_inline void handle_connect_udp_enter(struct sock *sk)
 {
-	if (sock_protocol(sk) == IPPROTO_UDP && !sock_port(sk))
+	if (sock_protocol(sk) != IPPROTO_UDP)
+		return;
+	if (!sock_port(sk))
 		pending_set(sk, PENDING_AUTOBIND);
+	else if (pending_of(sk, PENDING_AUTOBIND))
+		pending_clear(); /* of a connect() that went no further, at the same address */
 }
 
 static __always_inline void connect_failed(struct sock *sk, struct address addr, __u16 error)

@@ -239,6 +239,7 @@ const (
 	bpfProgPhWalkBurst    = "ph_walk_burst"
 	bpfVarContract        = "contract"
 	bpfVarFdsCursor       = "fds_cursor"
+	bpfVarHaveCast        = "have_cast"
 	bpfVarSyscallHooks    = "syscall_hooks"
 	bpfVarTracepointParts = "tracepoint_parts"
 	bpfVarWakeBytes       = "wake_bytes"
@@ -342,6 +343,7 @@ type bpfMapSpecs struct {
 type bpfVariableSpecs struct {
 	Contract        *ebpf.VariableSpec `ebpf:"contract"`
 	FdsCursor       *ebpf.VariableSpec `ebpf:"fds_cursor"`
+	HaveCast        *ebpf.VariableSpec `ebpf:"have_cast"`
 	SyscallHooks    *ebpf.VariableSpec `ebpf:"syscall_hooks"`
 	TracepointParts *ebpf.VariableSpec `ebpf:"tracepoint_parts"`
 	WakeBytes       *ebpf.VariableSpec `ebpf:"wake_bytes"`
@@ -394,6 +396,7 @@ func (m *bpfMaps) Close() error {
 type bpfVariables struct {
 	Contract        *ebpf.Variable `ebpf:"contract"`
 	FdsCursor       *ebpf.Variable `ebpf:"fds_cursor"`
+	HaveCast        *ebpf.Variable `ebpf:"have_cast"`
 	SyscallHooks    *ebpf.Variable `ebpf:"syscall_hooks"`
 	TracepointParts *ebpf.Variable `ebpf:"tracepoint_parts"`
 	WakeBytes       *ebpf.Variable `ebpf:"wake_bytes"`

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/rlimit"
@@ -145,6 +146,32 @@ func loadSpec() (*ebpf.CollectionSpec, error) {
 		return nil, fmt.Errorf("lift the limit of locked memory, which takes CAP_SYS_RESOURCE before Linux 5.11: %w: %w", ErrNotPermitted, err)
 	}
 	return spec, nil
+}
+
+// setCast tells the programs whether the kernel has bpf_rdonly_cast(), new in 6.2.
+// Where it has not, the calls of it, which are never reached then, become calls
+// of something else: the library would search every module for each of them.
+func setCast(spec *ebpf.CollectionSpec, types *btf.Cache) error {
+	kernel, err := types.Kernel()
+	if err != nil {
+		return explain("read the kernel's BTF", err)
+	}
+	var fn *btf.Func
+	err = kernel.TypeByName("bpf_rdonly_cast", &fn)
+	if err := spec.Variables[bpfVarHaveCast].Set(err == nil); err != nil {
+		return fmt.Errorf("set %s: %w", bpfVarHaveCast, err)
+	}
+	if err == nil {
+		return nil
+	}
+	for _, prog := range spec.Programs {
+		for i := range prog.Instructions {
+			if ins := &prog.Instructions[i]; ins.IsKfuncCall() {
+				*ins = asm.FnKtimeGetNs.Call().WithSymbol(ins.Symbol()).WithSource(ins.Source())
+			}
+		}
+	}
+	return nil
 }
 
 // The oldest kernel that has every program type, map and helper used here.

@@ -65,6 +65,9 @@ func newSnapshotter(oldKernel bool) (*Snapshotter, error) {
 		return nil, err
 	}
 	s := &Snapshotter{dec: newDecoder(), kernel: kernel(), spec: spec, udp: -1}
+	if err := setCast(spec, s.kernel); err != nil {
+		return nil, err
+	}
 	if err := s.load(oldKernel); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}

@@ -110,7 +110,7 @@ func TestKernelTCPConnection(t *testing.T) {
 		for _, e := range enders {
 			t.Run(end.name+"/"+e.name, func(t *testing.T) {
 				r := record(t, Config{})
-				l, to := r.listener(end.family, end.ip+":0")
+				l, to := r.listener(end.family, end.ip+":9000")
 				r.events(0)
 				var want []string
 				for i := range rounds {
@@ -128,7 +128,7 @@ func TestKernelTCPConnection(t *testing.T) {
 						fmt.Sprintf("accept tcp %s > %s", to, from),
 						closeLine(first, from, to), closeLine(second, from, to))
 				}
-				got := r.expect(os.Getpid(), want...)
+				got := r.expectConnections(want...)
 				for i := range got {
 					if ev := &got[i]; ev.Type == EventClose && (ev.Duration <= 0 || ev.Duration > got[i].Time.Sub(got[0].Time)) {
 						t.Errorf("%s: held for %v", line(ev), ev.Duration)
@@ -179,7 +179,7 @@ func TestKernelTCPBoundClient(t *testing.T) {
 // IP_BIND_ADDRESS_NO_PORT: bind() takes no port, connect() does.
 func TestKernelTCPBindNoPort(t *testing.T) {
 	r := record(t, Config{})
-	l, to := r.listener(unix.AF_INET, "127.0.0.1:0")
+	l, to := r.listener(unix.AF_INET, "127.0.0.1:9000")
 	r.events(0)
 	var want []string
 	for range rounds {
@@ -197,7 +197,7 @@ func TestKernelTCPBindNoPort(t *testing.T) {
 			fmt.Sprintf("accept tcp %s > %s", to, from),
 			closeLine("server time_wait", from, to), closeLine("client", from, to))
 	}
-	r.expect(os.Getpid(), want...)
+	r.expectConnections(want...)
 }
 
 // Every socket of an SO_REUSEPORT group is reported and held.

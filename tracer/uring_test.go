@@ -115,7 +115,7 @@ func TestKernelIOUring(t *testing.T) {
 			fmt.Sprintf("connect tcp %s > %s", from, to), fmt.Sprintf("accept tcp %s > %s", to, from),
 			closeLine("client time_wait", from, to), closeLine("server", from, to))
 	}
-	r.expect(os.Getpid(), want...)
+	r.expectConnections(want...)
 }
 
 // A process that uses io_uring and plain system calls is reported once for each
