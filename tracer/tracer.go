@@ -154,6 +154,9 @@ func (t *Tracer) attach(spec *ebpf.CollectionSpec, cfg Config) error {
 			}
 		}
 		t.byTracepoint |= part
+		if err := CheckTrace(TierTracepoint); err != nil {
+			return fmt.Errorf("without BPF trampolines, which the kernel refuses: %w", err)
+		}
 		if err := l.attach(hooksOf(func(p *probe) bool { return p.tier == TierTracepoint && p.parts == part })); err != nil {
 			return err
 		}

@@ -69,7 +69,7 @@ func ls(e *env, o *lsOptions) error {
 	if err != nil {
 		return err
 	}
-	names := newNames()
+	names := newNames(e)
 	defer names.Cgroups.Close()
 	sockets := slices.DeleteFunc(snap.Sockets, func(s tracer.Socket) bool {
 		return !o.match(&s) || !f.matchSocket(names, &s)

@@ -176,9 +176,9 @@ func noArgs(cmd *cobra.Command, args []string) error {
 	return nil
 }
 
-// newNames collects what output needs to name numbers. The caller closes
-// Cgroups.
-func newNames() *render.Names {
+// newNames collects what output needs to name numbers, and tells on stderr what
+// cannot be named. The caller closes Cgroups.
+func newNames(e *env) *render.Names {
 	root, err := tracer.CgroupRoot()
 	if err != nil {
 		root = "" // then nothing is said of cgroups
@@ -186,6 +186,9 @@ func newNames() *render.Names {
 	n := &render.Names{Services: services.Load(), Cgroups: container.NewResolver(root), NetNS: netns.Names()}
 	if host, err := netns.Host(); err == nil {
 		n.HostNS = host
+	}
+	if err := n.Cgroups.Check(); err != nil {
+		fmt.Fprintf(e.stderr, "porthole: %v\n", err)
 	}
 	return n
 }

@@ -72,7 +72,7 @@ func tail(ctx context.Context, e *env, o *tailOptions) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	stopWhenUnread(ctx, e.stdout, stop)
-	names := newNames()
+	names := newNames(e)
 	defer names.Cgroups.Close()
 	p := &eventPrinter{e: e, o: o, f: f, names: names, out: bufio.NewWriterSize(e.stdout, 1<<16)}
 

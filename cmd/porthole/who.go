@@ -87,7 +87,7 @@ func who(e *env, arg string, jsonRow bool) error {
 	if err != nil {
 		return err
 	}
-	names := newNames()
+	names := newNames(e)
 	defer names.Cgroups.Close()
 	sockets := slices.DeleteFunc(snap.Sockets, func(s tracer.Socket) bool { return !pass(q.protos, s.Proto) })
 	out := bufio.NewWriter(e.stdout)

@@ -65,6 +65,23 @@ func NewResolver(root string) *Resolver {
 	return r
 }
 
+// Check tells whether cgroups can be named; if not, with the capability that this
+// takes.
+func (r *Resolver) Check() error {
+	if r.fd < 0 {
+		return nil
+	}
+	handle, _, err := unix.NameToHandleAt(r.fd, "", unix.AT_EMPTY_PATH)
+	if err != nil {
+		return fmt.Errorf("handle of %s: %w", r.root, err)
+	}
+	fd, err := unix.OpenByHandleAt(r.fd, handle, unix.O_PATH|unix.O_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("cgroups and containers are not named, that takes CAP_DAC_READ_SEARCH: %w", err)
+	}
+	return unix.Close(fd)
+}
+
 // Close frees the resolver.
 func (r *Resolver) Close() error {
 	if r.fd < 0 {

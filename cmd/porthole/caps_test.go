@@ -1,0 +1,115 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/porthole-dev/porthole/internal/testutil"
+	"github.com/porthole-dev/porthole/tracer"
+)
+
+// argsEnv makes this binary porthole itself, with the arguments in it.
+const argsEnv = "PORTHOLE_TEST_ARGS"
+
+func TestMain(m *testing.M) {
+	var args []string
+	if text := os.Getenv(argsEnv); text != "" {
+		if err := json.Unmarshal([]byte(text), &args); err != nil {
+			panic(err)
+		}
+		os.Exit(run(context.Background(), &env{stdout: os.Stdout, stderr: os.Stderr}, args))
+	}
+	os.Exit(m.Run())
+}
+
+// asNobody runs porthole as user 65534 with these capabilities and no others.
+func asNobody(t *testing.T, caps []string, args ...string) (stderr string, code int) {
+	t.Helper()
+	text, err := json.Marshal(args)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var errs bytes.Buffer
+	cmd := exec.Command("/proc/self/exe") // in a directory that nobody may enter
+	cmd.Env = append(os.Environ(), argsEnv+"="+string(text))
+	cmd.Stderr = &errs
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	for _, name := range caps {
+		cmd.SysProcAttr.AmbientCaps = append(cmd.SysProcAttr.AmbientCaps, map[string]uintptr{
+			"CAP_BPF": unix.CAP_BPF, "CAP_PERFMON": unix.CAP_PERFMON, "CAP_NET_ADMIN": unix.CAP_NET_ADMIN,
+			"CAP_SYS_RESOURCE": unix.CAP_SYS_RESOURCE, "CAP_DAC_READ_SEARCH": unix.CAP_DAC_READ_SEARCH,
+		}[name])
+	}
+	var exit *exec.ExitError
+	if err := cmd.Run(); err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	return errs.String(), cmd.ProcessState.ExitCode()
+}
+
+// With exactly the capabilities that the README names every command works; with
+// one less it fails, or says what it cannot tell, and names the one.
+func TestKernelLeastPrivilege(t *testing.T) {
+	testutil.NewNetNS(t)
+	port := fmt.Sprint(listen(t, "127.0.0.1:0").Port)
+	snapshot := []string{"CAP_BPF", "CAP_PERFMON"}
+	if oldMemlock(t) {
+		snapshot = append(snapshot, "CAP_SYS_RESOURCE")
+	}
+	trace := snapshot
+	var r report
+	out, _, _ := command(t, "doctor", "--json", "--tier", testTier())
+	if err := json.Unmarshal([]byte(out), &r); err != nil {
+		t.Fatalf("doctor: %v in %q", err, out)
+	}
+	if r.Tier != tracer.TierFentry {
+		trace = append(slices.Clone(snapshot), "CAP_NET_ADMIN")
+	}
+	for _, c := range []struct {
+		need []string
+		args []string
+	}{
+		{snapshot, []string{"ls", "--port", port}},
+		{snapshot, []string{"who", port}},
+		{trace, []string{"tail", "--tier", testTier(), "--duration", "10ms"}},
+		{trace, []string{"doctor", "--tier", testTier()}},
+	} {
+		all := append(slices.Clone(c.need), "CAP_DAC_READ_SEARCH")
+		if errs, code := asNobody(t, all, c.args...); code != exitDone || strings.Contains(errs, "CAP_") {
+			t.Errorf("%v with %v: exit code %d, %s", c.args, all, code, errs)
+		}
+		for _, less := range all {
+			some := slices.DeleteFunc(slices.Clone(all), func(name string) bool { return name == less })
+			want := exitCant
+			if less == "CAP_DAC_READ_SEARCH" {
+				want = exitDone
+			}
+			if errs, code := asNobody(t, some, c.args...); code != want || !strings.Contains(errs, less) && (c.args[0] != "doctor" || code != exitDone) {
+				t.Errorf("%v without %s: exit code %d, want %d: %s", c.args, less, code, want, errs)
+			}
+		}
+	}
+}
+
+// oldMemlock tells whether BPF maps count as locked memory, as before Linux 5.11,
+// and the limit is not lifted.
+func oldMemlock(t *testing.T) bool {
+	t.Helper()
+	var uts unix.Utsname
+	var limit unix.Rlimit
+	if err := errors.Join(unix.Uname(&uts), unix.Getrlimit(unix.RLIMIT_MEMLOCK, &limit)); err != nil {
+		t.Fatal(err)
+	}
+	return strings.HasPrefix(unix.ByteSliceToString(uts.Release[:]), "5.10.") && limit.Max != unix.RLIM_INFINITY
+}
