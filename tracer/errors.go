@@ -7,7 +7,6 @@ import (
 	"syscall"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
 )
 
@@ -99,12 +98,28 @@ func CheckTrace(tier Tier) error {
 	return checkCaps(capsSnapshot)
 }
 
-// reason is why a hook could not be attached, in a few words.
-func reason(err error) string {
+// hookError is why a hook could not be attached.
+type hookError struct {
+	hook    string
+	refused bool // its function is there, but the kernel does not allow it
+	err     error
+}
+
+func (e *hookError) Error() string { return e.err.Error() }
+func (e *hookError) Unwrap() error { return e.err }
+
+// reason tells in a few words why a hook of the fentry tier is not attached, or
+// another that it is of no use without.
+func reason(hook string, err error) string {
+	var failed *hookError
 	switch {
-	case errors.Is(err, ErrNotPermitted):
+	case !errors.As(err, &failed):
+		return err.Error()
+	case failed.refused:
 		return "BPF trampolines are refused"
-	case errors.Is(err, ErrNotSupported), errors.Is(err, btf.ErrNotFound):
+	case failed.hook != hook:
+		return "of no use without " + failed.hook
+	case errors.Is(err, ErrNotSupported):
 		return "not in this kernel"
 	}
 	return err.Error()

@@ -150,7 +150,7 @@ func (t *Tracer) attach(spec *ebpf.CollectionSpec, cfg Config) error {
 				return err
 			}
 			for _, p := range hooks {
-				t.hooks = append(t.hooks, HookStatus{Hook: p.hook, Tier: p.tier, Reason: reason(err)})
+				t.hooks = append(t.hooks, HookStatus{Hook: p.hook, Tier: p.tier, Reason: reason(p.hook, err)})
 			}
 		}
 		t.byTracepoint |= part
@@ -217,7 +217,7 @@ func (l *loader) attach(hooks []*probe) (err error) {
 	for _, p := range hooks {
 		prog, err := p.load(l.spec, l.opts)
 		if err != nil {
-			return err
+			return &hookError{p.hook, errors.Is(err, ErrNotPermitted), err}
 		}
 		progs = append(progs, prog)
 	}
@@ -230,7 +230,7 @@ func (l *loader) attach(hooks []*probe) (err error) {
 		}
 		link, err := p.attach(progs[i], l.spec.Programs[p.progs[0]].AttachType, cgroup)
 		if err != nil {
-			return err
+			return &hookError{p.hook, true, err}
 		}
 		links = append(links, link)
 	}

@@ -83,7 +83,6 @@ func TestKernelLeastPrivilege(t *testing.T) {
 		{snapshot, []string{"ls", "--port", port}},
 		{snapshot, []string{"who", port}},
 		{trace, []string{"tail", "--tier", testTier(), "--duration", "10ms"}},
-		{trace, []string{"doctor", "--tier", testTier()}},
 	} {
 		all := append(slices.Clone(c.need), "CAP_DAC_READ_SEARCH")
 		if errs, code := asNobody(t, all, c.args...); code != exitDone || strings.Contains(errs, "CAP_") {
@@ -95,7 +94,7 @@ func TestKernelLeastPrivilege(t *testing.T) {
 			if less == "CAP_DAC_READ_SEARCH" {
 				want = exitDone
 			}
-			if errs, code := asNobody(t, some, c.args...); code != want || !strings.Contains(errs, less) && (c.args[0] != "doctor" || code != exitDone) {
+			if errs, code := asNobody(t, some, c.args...); code != want || !strings.Contains(errs, less) {
 				t.Errorf("%v without %s: exit code %d, want %d: %s", c.args, less, code, want, errs)
 			}
 		}

@@ -101,6 +101,22 @@ func (r *report) try(cfg tracer.Config) error {
 	return nil
 }
 
+// refused is why the kernel refuses the fentry tier, if it refuses every hook of
+// it for the same reason.
+func (r *report) refused() string {
+	why := ""
+	for _, h := range r.Hooks {
+		if h.Tier != tracer.TierFentry {
+			continue
+		}
+		if h.Attached || why != "" && h.Reason != why {
+			return ""
+		}
+		why = h.Reason
+	}
+	return why
+}
+
 func (r *report) text(e *env) error {
 	var b strings.Builder
 	yes := func(ok bool, good, bad string) string {
@@ -113,7 +129,11 @@ func (r *report) text(e *env) error {
 	fmt.Fprintf(&b, "BTF           %s\n", yes(r.BTF, "yes", "no"))
 	fmt.Fprintf(&b, "cgroup2       %s\n", yes(r.Cgroup2 != "", r.Cgroup2, "not mounted"))
 	fmt.Fprintf(&b, "capabilities  %s\n", yes(len(r.MissingCaps) == 0, "all that are needed", "missing "+strings.Join(r.MissingCaps, ", ")))
-	fmt.Fprintf(&b, "tier          %s\n", yes(r.OK, string(r.Tier), "none: porthole cannot trace here"))
+	tier := string(r.Tier)
+	if why := r.refused(); why != "" {
+		tier += ", not fentry: " + why
+	}
+	fmt.Fprintf(&b, "tier          %s\n", yes(r.OK, tier, "none: porthole cannot trace here"))
 	if _, err := fmt.Fprint(e.stdout, b.String()); err != nil {
 		return err
 	}
@@ -122,6 +142,9 @@ func (r *report) text(e *env) error {
 	}
 	lines := [][]string{{"HOOK", "ATTACHED"}}
 	for _, h := range r.Hooks {
+		if r.refused() != "" && h.Tier == tracer.TierFentry {
+			continue
+		}
 		lines = append(lines, []string{h.Hook, yes(h.Attached, "yes", "no: "+h.Reason)})
 	}
 	fmt.Fprintln(e.stdout)
