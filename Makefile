@@ -18,7 +18,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 # What is needed besides Go: command or file = Debian package.
-TEST_NEEDS := ss=iproute2 lsof=lsof
+TEST_NEEDS := ss=iproute2 lsof=lsof qemu-system-x86_64=qemu-system-x86 qemu-system-aarch64=qemu-system-arm xz=xz-utils
 GENERATE_NEEDS := $(CLANG)=clang-19 $(CLANG_FORMAT)=clang-format-19 llvm-strip-19=llvm-19 \
 	/usr/include/bpf/bpf_helpers.h=libbpf-dev /usr/include/linux/bpf.h=linux-libc-dev
 
@@ -54,12 +54,38 @@ deps:
 		echo "missing, by the names of Debian's packages:" $$all >&2; [ -z "$$required" ]; \
 	fi
 
-## test: run every test, in the kernel too (asks for root)
+## test: run every test, here (asks for root) and on other kernels; KERNEL=6.1 on that one alone
 .PHONY: test
-test: deps build
+ifdef KERNEL
+test: test-kernels
+else
+test: test-here test-kernels
+endif
+
+## test-here: the tests on this machine's kernel alone
+.PHONY: test-here
+test-here: deps build
 	@log=$$(mktemp); trap 'rm -f "$$log"' EXIT; set -o pipefail; rc=0; \
 	$(GO) test -count=1 -v -exec '$(SUDO)' ./... 2>&1 | tee "$$log" | sed '/^=== /d' || rc=$$?; \
 	echo; grep -E '^ *--- (FAIL|SKIP)' "$$log"; grep -E '^(ok|FAIL)\b.' "$$log"; exit $$rc
+
+## test-kernels: run the kernel tests on each kernel of a list, in VMs, without root; KERNEL=6.1,arm64/6.12 chooses
+.PHONY: test-kernels
+test-kernels: deps
+	@doc=$$(mktemp); trap 'rm -f "$$doc"' EXIT; set -e; \
+	$(GO) run ./test/vm -kernel '$(KERNEL)' -doc "$$doc"; \
+	if [ -z '$(KERNEL)' ] && ! diff -u --label docs/kernels.md --label 'these runs' docs/kernels.md "$$doc"; then \
+		echo "docs/kernels.md is not what the kernels show: run make docs" >&2; exit 1; fi
+
+## docs: run the kernel tests and write docs/kernels.md from what they show
+.PHONY: docs
+docs: deps
+	$(GO) run ./test/vm -doc docs/kernels.md
+
+## bench-kernels: measure what the hooks of both tiers cost, in VMs of two kernels
+.PHONY: bench-kernels
+bench-kernels: deps
+	@$(GO) run ./test/vm -kernel amd64/6.1,amd64/6.12 -bench
 
 ## bench: measure what porthole costs, beside ss and lsof (asks for root; a minute)
 .PHONY: bench

@@ -63,16 +63,16 @@ func asNobody(t *testing.T, caps []string, args ...string) (stderr string, code 
 func TestKernelLeastPrivilege(t *testing.T) {
 	testutil.NewNetNS(t)
 	port := fmt.Sprint(listen(t, "127.0.0.1:0").Port)
-	snapshot := []string{"CAP_BPF", "CAP_PERFMON"}
-	if oldMemlock(t) {
-		snapshot = append(snapshot, "CAP_SYS_RESOURCE")
-	}
-	trace := snapshot
 	var r report
 	out, _, _ := command(t, "doctor", "--json", "--tier", testTier())
 	if err := json.Unmarshal([]byte(out), &r); err != nil {
 		t.Fatalf("doctor: %v in %q", err, out)
 	}
+	snapshot := []string{"CAP_BPF", "CAP_PERFMON"}
+	if oldMemlock(t) {
+		snapshot = append(snapshot, "CAP_SYS_RESOURCE")
+	}
+	trace := snapshot
 	if r.Tier != tracer.TierFentry {
 		trace = append(slices.Clone(snapshot), "CAP_NET_ADMIN")
 	}
@@ -102,13 +102,26 @@ func TestKernelLeastPrivilege(t *testing.T) {
 }
 
 // oldMemlock tells whether BPF maps count as locked memory, as before Linux 5.11,
-// and the limit is not lifted.
+// and then sets the limit of it to what it is by default until the test ends:
+// children inherit it, and commands in this process have lifted it.
 func oldMemlock(t *testing.T) bool {
 	t.Helper()
 	var uts unix.Utsname
-	var limit unix.Rlimit
-	if err := errors.Join(unix.Uname(&uts), unix.Getrlimit(unix.RLIMIT_MEMLOCK, &limit)); err != nil {
+	if err := unix.Uname(&uts); err != nil {
 		t.Fatal(err)
 	}
-	return strings.HasPrefix(unix.ByteSliceToString(uts.Release[:]), "5.10.") && limit.Max != unix.RLIM_INFINITY
+	if !strings.HasPrefix(unix.ByteSliceToString(uts.Release[:]), "5.10.") {
+		return false
+	}
+	var lifted unix.Rlimit
+	usual := unix.Rlimit{Cur: 64 << 10, Max: 64 << 10}
+	if err := errors.Join(unix.Getrlimit(unix.RLIMIT_MEMLOCK, &lifted), unix.Setrlimit(unix.RLIMIT_MEMLOCK, &usual)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Setrlimit(unix.RLIMIT_MEMLOCK, &lifted); err != nil {
+			t.Error(err)
+		}
+	})
+	return true
 }

@@ -11,26 +11,76 @@ import (
 const (
 	eventsPerCycle = 4 // connect, accept, and a close of each end
 	worstPrograms  = 3 // shown one by one
+	fewCalls       = 20_000
 )
 
 // connectionCost measures what tracing costs a connection.
 func (b *bench) connectionCost() error {
-	if err := fewPorts(); err != nil {
-		return err
-	}
-	l, err := listen(netip.MustParseAddrPort("127.0.0.1:7070"))
+	l, err := b.warmListener()
 	if err != nil {
 		return err
 	}
 	defer l.close()
-	if err := l.cycles(b.cycles); err != nil { // until TIME_WAIT is full
-		return err
-	}
-	b.row(fmt.Sprintf("a connection, connect to closes, %d a run", b.cycles), "", "", "", "")
 	if err := b.readerCost(l); err != nil {
 		return err
 	}
-	return b.programCost(l)
+	return b.programCost(l, "BPF programs of tail", "<= 4 us")
+}
+
+// warmListener is a listener for connections that find TIME_WAIT full.
+func (b *bench) warmListener() (*listener, error) {
+	if err := fewPorts(); err != nil {
+		return nil, err
+	}
+	l, err := listen(netip.MustParseAddrPort("127.0.0.1:7070"))
+	if err != nil {
+		return nil, err
+	}
+	if err := l.cycles(max(b.cycles, ports)); err != nil {
+		l.close()
+		return nil, err
+	}
+	b.row(fmt.Sprintf("a connection, connect to closes, %d a run", b.cycles), "", "", "", "")
+	return l, nil
+}
+
+// hooksCost measures what the hooks of some tiers cost a connection, and a system
+// call that has nothing to do with sockets.
+func (b *bench) hooksCost(tiers []string) error {
+	l, err := b.warmListener()
+	if err != nil {
+		return err
+	}
+	defer l.close()
+	for _, tier := range tiers {
+		if err := b.programCost(l, "BPF programs, "+tier+" tier", "", "--tier", tier); err != nil {
+			return err
+		}
+	}
+	sides := map[string][]float64{"": nil}
+	for range b.runs {
+		for _, tier := range append([]string{""}, tiers...) {
+			ns, err := 0.0, error(nil)
+			load := func(*tail) error {
+				ns, err = onLastCPU(fewCalls, getppid)
+				return err
+			}
+			if tier == "" {
+				err = load(nil)
+			} else {
+				_, err = b.whileTailing(load, "--tier", tier)
+			}
+			if err != nil {
+				return err
+			}
+			sides[tier] = append(sides[tier], ns)
+		}
+	}
+	b.row("a getppid()", "", "", "", "")
+	for _, tier := range tiers {
+		b.compare(tier+" tier; other: nothing attached", sides[tier], sides[""], "ns", "")
+	}
+	return nil
 }
 
 // readerCost compares connections with and without tail, and sees what the
@@ -77,7 +127,7 @@ func (b *bench) checkCounts(what string, end tailEnd) {
 
 // programCost asks the kernel how long each BPF program of tail ran. Counting
 // that costs time of its own, so no other figure is taken from these runs.
-func (b *bench) programCost(l *listener) error {
+func (b *bench) programCost(l *listener, what, goal string, args ...string) error {
 	var total []float64
 	all := make(map[string]usage)
 	for range b.runs {
@@ -88,23 +138,23 @@ func (b *bench) programCost(l *listener) error {
 				return err
 			})
 			return err
-		})
+		}, args...)
 		if err != nil {
 			return err
 		}
 		b.checkCounts("tail with BPF statistics", end)
-		us := 0.0
+		ns := 0.0
 		for name, u := range used {
-			us += float64(u.time.Nanoseconds()) / 1e3 / float64(b.cycles)
+			ns += float64(u.time.Nanoseconds()) / float64(b.cycles)
 			all[name] = usage{all[name].time + u.time, all[name].count + u.count}
 		}
-		total = append(total, us)
+		total = append(total, ns)
 	}
-	b.row("  BPF programs of tail", fmt.Sprintf("%.3g us", median(total)), "", "", "<= 4 us")
+	b.row("  "+what, b.short(median(total)), "", "", goal)
 	names := slices.SortedFunc(maps.Keys(all), func(x, y string) int { return cmp.Compare(all[y].time, all[x].time) })
 	for _, name := range names[:min(worstPrograms, len(names))] {
 		u, n := all[name], float64(b.cycles*b.runs)
-		b.row("    "+name, fmt.Sprintf("%.2g us in %.3g runs", float64(u.time.Nanoseconds())/1e3/n, float64(u.count)/n), "", "", "")
+		b.row("    "+name, fmt.Sprintf("%s in %.3g runs", b.short(float64(u.time.Nanoseconds())/n), float64(u.count)/n), "", "", "")
 	}
 	return nil
 }

@@ -109,7 +109,9 @@ func (l *listener) cycles(n int) error {
 	return nil
 }
 
-// fewPorts bounds TIME_WAIT to 2000 sockets in this namespace.
+const ports = 2000
+
+// fewPorts bounds TIME_WAIT to as many sockets in this namespace.
 func fewPorts() error {
 	const name = "/proc/sys/net/ipv4/ip_local_port_range"
 	if err := os.WriteFile(name, []byte("32768 34767"), 0); err != nil {

@@ -29,6 +29,7 @@ import (
 type bench struct {
 	ctx      context.Context
 	porthole string // path of the binary
+	counting bool   // the clock counts instructions
 	runs     int    // of everything, interleaved; thrice as many of what is short
 	cycles   int    // connections a run
 	netns    uint32
@@ -58,6 +59,8 @@ func measure() error {
 	flag.StringVar(&b.porthole, "porthole", "./porthole", "the `binary` to measure")
 	flag.IntVar(&b.runs, "runs", 7, "runs of each side, interleaved, at least 5; thrice as many where a run is short")
 	flag.IntVar(&b.cycles, "cycles", 20000, "connections a run")
+	hooks := flag.String("hooks", "", "only what the hooks of these `tiers`, as fentry,tracepoint, cost in the kernel")
+	flag.BoolVar(&b.counting, "counting", false, "the machine is one whose clock counts instructions")
 	flag.Parse()
 	if flag.NArg() > 0 || b.runs < 5 || b.cycles < 1 {
 		return errors.New("want no arguments, at least 5 runs and 1 cycle")
@@ -77,7 +80,11 @@ func measure() error {
 	}
 	b.row("", "PORTHOLE", "OTHER", "RATIO", "GOAL")
 	var failed error
-	for _, part := range []func() error{b.manySockets, b.connectionCost, b.systemCallCost} {
+	parts := []func() error{b.manySockets, b.connectionCost, b.systemCallCost}
+	if *hooks != "" {
+		parts = []func() error{func() error { return b.hooksCost(strings.Split(*hooks, ",")) }}
+	}
+	for _, part := range parts {
 		if failed = part(); failed != nil {
 			break
 		}
@@ -156,8 +163,23 @@ func (b *bench) compare(what string, porthole, other []float64, unit, goal strin
 	for i := range porthole {
 		ratios[i] = porthole[i] / other[i]
 	}
+	if b.counting && unit == "ns" {
+		unit = "instr"
+	}
 	figure := func(v []float64) string { return fmt.Sprintf("%.4g %s", median(v), unit) }
 	b.row("  "+what, figure(porthole), figure(other), fmt.Sprintf("%.3f", median(ratios)), goal)
+}
+
+// short is a time of nanoseconds or microseconds, or what a machine whose clock
+// counts them makes of it: instructions.
+func (b *bench) short(ns float64) string {
+	switch {
+	case b.counting:
+		return fmt.Sprintf("%.0f instr", ns)
+	case ns < 1000:
+		return fmt.Sprintf("%.3g ns", ns)
+	}
+	return fmt.Sprintf("%.3g us", ns/1e3)
 }
 
 // shortRuns is how many runs there are of what takes under a second: the shorter

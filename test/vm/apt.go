@@ -1,0 +1,195 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+)
+
+// archive is one release of Debian for one architecture, read with apt's own
+// programs but with none of the machine's apt state.
+type archive struct {
+	conf string // file
+}
+
+// keyrings are where Debian has the keys of its archive.
+var keyrings = []string{"/usr/share/keyrings/debian-archive-keyring.gpg", "/usr/share/keyrings/debian-archive-keyring.pgp"}
+
+// openArchive reads the package lists of a release.
+func openArchive(ctx context.Context, dir, release, arch string) (*archive, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range []string{"state/lists/partial", "cache/archives/partial"} {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
+			return nil, err
+		}
+	}
+	sources, err := sourcesList(ctx, release)
+	if err != nil {
+		return nil, err
+	}
+	a := &archive{conf: filepath.Join(dir, "apt.conf")}
+	for name, text := range map[string]string{"sources.list": sources, "status": "", "apt.conf": aptConf(dir, arch)} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			return nil, err
+		}
+	}
+	if _, err := a.run(ctx, "", "update"); err != nil {
+		return nil, err
+	}
+	return a, nil
+}
+
+// aptConf is read after the machine's configuration, whose proxies it keeps and
+// whose hooks it clears.
+func aptConf(dir, arch string) string {
+	return fmt.Sprintf(`Dir::State %[1]q;
+Dir::State::Lists "lists";
+Dir::State::status "%[2]s/status";
+Dir::Cache "%[2]s/cache";
+Dir::Cache::Archives "archives";
+Dir::Etc::SourceList "%[2]s/sources.list";
+Dir::Etc::SourceParts "/dev/null";
+Dir::Etc::Preferences "/dev/null";
+Dir::Etc::PreferencesParts "/dev/null";
+Dir::Etc::Trusted "/dev/null";
+Dir::Etc::TrustedParts "/dev/null";
+APT::Architecture %[3]q;
+#clear APT::Architectures;
+APT::Architectures { %[3]q; };
+APT::Sandbox::User "";
+APT::Install-Recommends "false";
+APT::Update::Error-Mode "any";
+Acquire::Languages "none";
+#clear APT::Update::Pre-Invoke;
+#clear APT::Update::Post-Invoke;
+#clear APT::Update::Post-Invoke-Success;
+#clear DPkg::Pre-Invoke;
+#clear DPkg::Post-Invoke;
+#clear DPkg::Pre-Install-Pkgs;
+`, dir+"/state", dir, arch)
+}
+
+// sourcesList is the release in the machine's own mirror, or in Debian's. Its
+// signature is always verified. How old it may be is not looked at, for an
+// archived release is past that date: what comes of it runs in a VM only.
+func sourcesList(ctx context.Context, release string) (string, error) {
+	keyring := ""
+	for _, file := range keyrings {
+		if _, err := os.Stat(file); err == nil {
+			keyring = file
+			break
+		}
+	}
+	if keyring == "" {
+		return "", fmt.Errorf("no %s: install debian-archive-keyring", keyrings[0])
+	}
+	mirror := map[string]string{"Debian": "http://deb.debian.org/debian", "Debian-Security": "http://deb.debian.org/debian-security"}
+	targets, err := output(ctx, "", "apt-get", "indextargets", "--format", "$(LABEL) $(REPO_URI)", "Created-By: Packages", "Origin: Debian")
+	if err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(targets) {
+		if label, uri, ok := strings.Cut(strings.TrimSpace(line), " "); ok && mirror[label] != "" {
+			mirror[label] = uri
+		}
+	}
+	line := func(uri, suite string) string {
+		return fmt.Sprintf("deb [target=Packages check-valid-until=no signed-by=%s] %s %s main\n", keyring, uri, suite)
+	}
+	sources := line(mirror["Debian"], release)
+	if release != "sid" { // has no updates apart
+		sources += line(mirror["Debian-Security"], release+"-security")
+	}
+	return sources, nil
+}
+
+// closure is the names of the packages to install for one, with itself.
+func (a *archive) closure(ctx context.Context, name string) ([]string, error) {
+	plan, err := a.run(ctx, "", "--simulate", "install", name)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for line := range strings.Lines(plan) {
+		if f := strings.Fields(line); len(f) > 1 && f[0] == "Inst" {
+			names = append(names, f[1])
+		}
+	}
+	return names, nil
+}
+
+// unpack downloads packages and unpacks them into a directory.
+func (a *archive) unpack(ctx context.Context, dir string, names []string) error {
+	debs := filepath.Join(dir, "debs")
+	if err := os.MkdirAll(debs, 0o755); err != nil {
+		return err
+	}
+	if _, err := a.run(ctx, debs, append([]string{"download"}, names...)...); err != nil {
+		return err
+	}
+	files, err := filepath.Glob(filepath.Join(debs, "*.deb"))
+	if err != nil {
+		return err
+	}
+	if len(files) != len(names) {
+		return fmt.Errorf("apt-get download: %d files of %s", len(files), strings.Join(names, ", "))
+	}
+	for _, file := range files {
+		if _, err := output(ctx, "", "dpkg-deb", "-x", file, dir); err != nil {
+			return err
+		}
+	}
+	return os.RemoveAll(debs)
+}
+
+func (a *archive) run(ctx context.Context, dir string, args ...string) (string, error) {
+	return output(ctx, dir, "apt-get", append([]string{"-c", a.conf, "-q"}, args...)...)
+}
+
+// packages are where the commands are that this one runs.
+var packages = map[string]string{
+	"apt-get": "apt", "dpkg-deb": "dpkg", "xz": "xz-utils",
+	"qemu-system-x86_64": "qemu-system-x86", "qemu-system-aarch64": "qemu-system-arm",
+}
+
+// missing is the error of a command that could not be started, or nil.
+func missing(err error, name string) error {
+	if !errors.Is(err, exec.ErrNotFound) {
+		return nil
+	}
+	if pkg, ok := packages[name]; ok {
+		return fmt.Errorf("no %s here: install Debian's package %s", name, pkg)
+	}
+	return fmt.Errorf("no %s here", name)
+}
+
+// output runs a command in a directory, this one if empty, and returns what it
+// prints. What it says when it fails is in the error.
+func output(ctx context.Context, dir, name string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	return capture(cmd)
+}
+
+func capture(cmd *exec.Cmd) (string, error) {
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	err := cmd.Run()
+	if err == nil {
+		return out.String(), nil
+	}
+	name := filepath.Base(cmd.Path)
+	if gone := missing(err, name); gone != nil {
+		return "", gone
+	}
+	return "", fmt.Errorf("%s: %w\n%s", strings.Join(append([]string{name}, cmd.Args[1:]...), " "), err, lastLines(errs.String(), 20))
+}

@@ -1,0 +1,90 @@
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+const wantDoc = `# Kernels
+
+<!-- Written by go run ./test/vm -doc: do not edit. -->
+
+## Tier fentry
+
+Not on 6.1 arm64: not attached.
+
+| hook | 5.10 amd64 |
+| --- | --- |
+| ` + "`fexit/a`" + ` | yes |
+| ` + "`fexit/b`" + ` | no |
+
+Not attached:
+
+- ` + "`fexit/b`" + `: no such function
+
+Not seen:
+
+- what b sees
+
+## Tier tracepoint
+
+| hook | 5.10 amd64 | 6.1 arm64 |
+| --- | --- | --- |
+| ` + "`tp/a`" + ` | yes | yes |
+| ` + "`tp/c`" + ` |  | yes |
+
+Not seen:
+
+- holders elsewhere
+- io_uring (5.10 amd64)
+
+## Tests
+
+| kernel | tier | tests | passed | skipped |
+| --- | --- | --- | --- | --- |
+| 5.10 amd64 | fentry | 3 | 2 | 1 |
+| 5.10 amd64 | tracepoint | 3 | 3 | 0 |
+| 6.1 arm64 | tracepoint | 3 | 3 | 0 |
+
+Skipped:
+
+- TestKernelB: no b (5.10 amd64 fentry)
+`
+
+func TestWriteDoc(t *testing.T) {
+	read := func(text string) *doctor {
+		var d doctor
+		if err := json.Unmarshal([]byte(text), &d); err != nil {
+			t.Fatal(err)
+		}
+		return &d
+	}
+	reports := []*report{
+		{kernel: kernel{name: "5.10", arch: "amd64"}, tiers: map[tier]*tally{
+			"fentry": {run: 3, passed: 2, skipped: []string{"TestKernelB: no b"}}, "tracepoint": {run: 3, passed: 3},
+		}, doctors: map[tier]*doctor{
+			"fentry":     read(`{"hooks":[{"hook":"fexit/a","attached":true},{"hook":"fexit/b","reason":"no such function"}],"not_seen":["what b sees"]}`),
+			"tracepoint": read(`{"hooks":[{"hook":"tp/a","attached":true}],"not_seen":["holders elsewhere","io_uring"]}`),
+		}},
+		{kernel: kernel{name: "6.1", arch: "arm64", missing: map[tier]string{"fentry": "not attached"}}, tiers: map[tier]*tally{
+			"tracepoint": {run: 3, passed: 3},
+		}, doctors: map[tier]*doctor{
+			"tracepoint": read(`{"hooks":[{"hook":"tp/a","attached":true},{"hook":"tp/c","attached":true}],"not_seen":["holders elsewhere"]}`),
+		}},
+	}
+	path := filepath.Join(t.TempDir(), "kernels.md")
+	if err := writeDoc(path, reports); err != nil {
+		t.Fatal(err)
+	}
+	got, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(wantDoc, string(got)); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+}

@@ -1,0 +1,128 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+)
+
+// modules are what the tests and init need of what a kernel does not have built
+// in: the port of the messages, what ss asks, and pairs of network devices.
+var modules = []string{"virtio_pci", "virtio_console", "inet_diag", "tcp_diag", "udp_diag", "veth"}
+
+// tools are what the tests run, and the release of Debian they are of, the same
+// for every kernel.
+var tools = []string{"ip", "ss"}
+
+const toolsRelease = "trixie"
+
+// cache is a directory of what was fetched. What is there is whole, for it gets
+// its name last.
+type cache struct {
+	dir    string
+	update bool // fetch what is there already too
+	log    func(format string, args ...any)
+}
+
+// kernel returns the directory of a kernel: vmlinuz, and the modules in
+// root/modules, named so that those that others need sort first.
+func (c *cache) kernel(ctx context.Context, k kernel) (string, error) {
+	return c.get(ctx, "linux", k.release, k.arch, modules, func(a *archive, tmp, dir string) error {
+		all, err := a.closure(ctx, "linux-image-cloud-"+k.arch)
+		if err != nil {
+			return err
+		}
+		var names []string
+		for _, name := range all {
+			if kernelPackage.MatchString(name) {
+				names = append(names, name)
+			}
+		}
+		if len(names) == 0 {
+			return fmt.Errorf("no package of a kernel is among %s", strings.Join(all, " "))
+		}
+		c.log("fetching %s", strings.Join(names, ", "))
+		if err := a.unpack(ctx, tmp, names); err != nil {
+			return err
+		}
+		image, err := one(filepath.Join(tmp, "boot/vmlinuz-*"))
+		if err != nil {
+			return err
+		}
+		if err := os.Rename(image, filepath.Join(dir, "vmlinuz")); err != nil {
+			return err
+		}
+		return copyModules(ctx, tmp, filepath.Join(dir, "root", "modules"))
+	})
+}
+
+// kernelPackage matches the packages with parts of a kernel. Newer releases of
+// Debian have the image and the modules in packages of their own.
+var kernelPackage = regexp.MustCompile(`^linux-(image|binary|modules)-\d`)
+
+// tools returns the directory of the programs that tests run, with the libraries
+// they need in root, which is laid out like the VM.
+func (c *cache) tools(ctx context.Context, arch string) (string, error) {
+	return c.get(ctx, "tools", toolsRelease, arch, tools, func(a *archive, tmp, dir string) error {
+		names, err := a.closure(ctx, "iproute2")
+		if err != nil {
+			return err
+		}
+		c.log("fetching iproute2 and what it needs for %s", arch)
+		if err := a.unpack(ctx, tmp, names); err != nil {
+			return err
+		}
+		return copyPrograms(tmp, filepath.Join(dir, "root"), tools)
+	})
+}
+
+// get returns the directory of something in the cache, which fill makes in dir;
+// tmp is for what it needs meanwhile. A change of what is wanted makes another.
+func (c *cache) get(ctx context.Context, what, release, arch string, wanted []string, fill func(a *archive, tmp, dir string) error) (string, error) {
+	name := fmt.Sprintf("%s-%s-%s", what, release, arch)
+	dir, list := filepath.Join(c.dir, name), strings.Join(wanted, "\n")
+	if have, err := os.ReadFile(filepath.Join(dir, "wanted")); err == nil && string(have) == list && !c.update {
+		return dir, nil
+	}
+	if err := os.MkdirAll(c.dir, 0o755); err != nil {
+		return "", err
+	}
+	tmp, err := os.MkdirTemp(c.dir, "fetch-")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(tmp)
+	whole := filepath.Join(tmp, "whole")
+	if err := os.Mkdir(whole, 0o755); err != nil {
+		return "", err
+	}
+	a, err := openArchive(ctx, filepath.Join(c.dir, "apt", release+"-"+arch), release, arch)
+	if err == nil {
+		err = fill(a, filepath.Join(tmp, "unpacked"), whole)
+	}
+	if err != nil {
+		return "", fmt.Errorf("fetch %s: %w", name, err)
+	}
+	if err := os.WriteFile(filepath.Join(whole, "wanted"), []byte(list), 0o644); err != nil {
+		return "", err
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		return "", err
+	}
+	return dir, os.Rename(whole, dir)
+}
+
+// one is the only file that a pattern matches.
+func one(pattern string) (string, error) {
+	files, err := filepath.Glob(pattern)
+	if err != nil {
+		return "", err
+	}
+	if len(files) != 1 {
+		return "", fmt.Errorf("%d files match %s, want 1", len(files), pattern)
+	}
+	return files[0], nil
+}

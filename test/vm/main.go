@@ -1,0 +1,165 @@
+// Command vm runs the kernel tests on the kernels of a list, each in a virtual
+// machine, and counts: a test that fails, skips or does not run where it should
+// is a failure. It needs no root.
+//
+// Kernels and the few programs that the tests run are Debian's, fetched once
+// into a cache and verified by apt.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// options are the flags.
+type options struct {
+	kernels, run, cache, doc string
+	kvm, verbose, list       bool
+	update                   bool
+	jobs                     int
+	timeout                  time.Duration
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := matrix(ctx); err != nil {
+		fmt.Fprintf(os.Stderr, "vm: %v\n", err)
+		os.Exit(1)
+	}
+}
+
+func matrix(ctx context.Context) error {
+	o, err := parse()
+	if err != nil {
+		return err
+	}
+	if o.list {
+		return printKernels(os.Stdout)
+	}
+	chosen, err := choose(kernels, o.kernels)
+	if err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp("", "porthole-vm-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	m := &runner{options: o, dir: dir}
+	if err := m.prepare(ctx, chosen); err != nil {
+		return err
+	}
+	return m.runAll(ctx, chosen)
+}
+
+func parse() (options, error) {
+	var o options
+	flag.StringVar(&o.kernels, "kernel", "", "the `kernels`: 6.1,arm64/6.12 or all; those that gate if empty")
+	flag.StringVar(&o.run, "run", "^TestKernel", "the tests, a `regexp` as go test takes it")
+	flag.StringVar(&o.cache, "cache", "", "`directory` of what was fetched; porthole-vm in the user's cache if empty")
+	flag.StringVar(&o.doc, "doc", "", "Markdown `file` to write, of what each kernel can do")
+	flag.BoolVar(&o.kvm, "kvm", false, "use KVM: faster, but only for this machine's architecture")
+	flag.BoolVar(&o.update, "update", false, "fetch again what is in the cache")
+	flag.BoolVar(&o.verbose, "v", false, "show the consoles")
+	flag.BoolVar(&o.list, "list", false, "list the kernels")
+	flag.IntVar(&o.jobs, "j", 2, "how many `machines` run at once")
+	flag.DurationVar(&o.timeout, "timeout", 5*time.Minute, "of one machine")
+	flag.Parse()
+	if flag.NArg() > 0 || o.jobs < 1 {
+		return o, errors.New("want no arguments, and at least 1 machine")
+	}
+	if _, err := regexp.Compile(o.run); err != nil {
+		return o, fmt.Errorf("-run: %w", err)
+	}
+	if o.cache == "" {
+		dir, err := os.UserCacheDir()
+		if err != nil {
+			return o, fmt.Errorf("find cache (-cache names one): %w", err)
+		}
+		o.cache = filepath.Join(dir, "porthole-vm")
+	}
+	return o, nil
+}
+
+func printKernels(w io.Writer) error {
+	rows := [][]string{{"KERNEL", "DEBIAN", "GATING"}}
+	for _, k := range kernels {
+		rows = append(rows, []string{k.String(), k.release, map[bool]string{true: "yes", false: "no"}[k.gating]})
+	}
+	return writeTable(w, rows)
+}
+
+// prepare fetches and builds what the machines need.
+func (m *runner) prepare(ctx context.Context, chosen []kernel) error {
+	var err error
+	if m.suites, err = findSuites(ctx, m.run); err != nil {
+		return err
+	}
+	m.files = make(map[string]string)
+	c := &cache{dir: m.cache, update: m.update, log: m.log}
+	for _, k := range chosen {
+		if m.kvm && k.arch != runtime.GOARCH {
+			return fmt.Errorf("-kvm: this machine is not %s: name kernels of %s with -kernel", k.arch, runtime.GOARCH)
+		}
+		if m.files[k.String()], err = c.kernel(ctx, k); err != nil {
+			return err
+		}
+		if m.files[k.arch] != "" {
+			continue
+		}
+		if m.files[k.arch], err = c.tools(ctx, k.arch); err != nil {
+			return err
+		}
+		if err := build(ctx, filepath.Join(m.dir, k.arch), k.arch, m.suites); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// runAll runs the machines, some at once, and reports them in the order of the
+// list.
+func (m *runner) runAll(ctx context.Context, chosen []kernel) error {
+	reports := make([]*report, len(chosen))
+	slots := make(chan struct{}, m.jobs)
+	var wg sync.WaitGroup
+	for i, k := range chosen {
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			reports[i] = m.boot(ctx, k)
+		})
+	}
+	wg.Wait()
+	if ctx.Err() != nil {
+		return errors.New("interrupted")
+	}
+	if err := summary(os.Stdout, reports); err != nil {
+		return err
+	}
+	if m.doc != "" {
+		if err := writeDoc(m.doc, reports); err != nil {
+			return err
+		}
+	}
+	failed := 0
+	for _, r := range reports {
+		failed += len(r.failures)
+	}
+	if failed > 0 {
+		return fmt.Errorf("%d failures", failed)
+	}
+	return nil
+}

@@ -1,0 +1,136 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"regexp"
+	"strings"
+	"syscall"
+
+	"github.com/porthole-dev/porthole/test/vm/guest"
+)
+
+// machine is how qemu is started for an architecture. The TCG flags are those
+// that were stable: with more than one CPU, or with cmpxchg16b, qemu 7.2 crashes
+// newer kernels.
+type machine struct {
+	command, console string
+	args             []string // of both
+	tcg, kvm         []string // of either
+}
+
+var machines = map[string]machine{
+	"amd64": {
+		command: "qemu-system-x86_64", console: "ttyS0",
+		tcg: []string{"-cpu", "qemu64,-cx16"},
+		kvm: []string{"-cpu", "host"},
+	},
+	"arm64": {
+		command: "qemu-system-aarch64", console: "ttyAMA0",
+		args: []string{"-M", "virt"},
+		tcg:  []string{"-cpu", "cortex-a72"},
+		kvm:  []string{"-cpu", "host"},
+	},
+}
+
+// bootFlags keep the boot short, and end the VM when the kernel panics. It
+// panics when it oopses. Warnings are shown, for they fail the run.
+const bootFlags = "loglevel=5 panic=-1 oops=panic mitigations=off audit=0 nokaslr"
+
+// vm is one run of a kernel.
+type vm struct {
+	arch            string
+	vmlinuz, initrd string
+	kvm             bool
+	console         io.Writer // gets the console and the messages too, or nil
+}
+
+// run boots the machine, hands over every message and returns the console when
+// the machine is off.
+func (v *vm) run(ctx context.Context, each func(guest.Message)) (string, error) {
+	m := machines[v.arch]
+	messages, port, err := os.Pipe()
+	if err != nil {
+		return "", err
+	}
+	defer messages.Close()
+	defer port.Close()
+	var console strings.Builder
+	cmd := exec.CommandContext(ctx, m.command, v.args(m)...)
+	cmd.Stdout = &console
+	if v.console != nil {
+		cmd.Stdout = io.MultiWriter(&console, v.console)
+	}
+	cmd.Stderr = cmd.Stdout
+	cmd.ExtraFiles = []*os.File{port}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		if gone := missing(err, m.command); gone != nil {
+			return "", gone
+		}
+		return "", err
+	}
+	port.Close() // now qemu's alone, so that its end is the end of the messages
+	broken := v.read(messages, each)
+	err = cmd.Wait()
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	return console.String(), errors.Join(broken, err)
+}
+
+// read reads the messages to their end.
+func (v *vm) read(messages io.Reader, each func(guest.Message)) error {
+	lines := bufio.NewReader(messages)
+	for {
+		line, err := lines.ReadBytes('\n')
+		if err != nil { // what is no line ended with the machine
+			return nil
+		}
+		var m guest.Message
+		if err := json.Unmarshal(line, &m); err != nil {
+			_, _ = io.Copy(io.Discard, lines) // not to block the machine
+			return fmt.Errorf("read message %q: %w", line, err)
+		}
+		if v.console != nil && m.Output != "" {
+			fmt.Fprintf(v.console, "%s: %s\n", m.Job, m.Output)
+		}
+		each(m)
+	}
+}
+
+func (v *vm) args(m machine) []string {
+	cpu := append([]string{"-accel", "tcg"}, m.tcg...)
+	if v.kvm {
+		cpu = append([]string{"-accel", "kvm"}, m.kvm...)
+	}
+	args := []string{
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-smp", "1", "-m", "1G",
+		"-kernel", v.vmlinuz, "-initrd", v.initrd,
+		"-append", "console=" + m.console + " " + bootFlags,
+		"-serial", "stdio",
+		"-device", "virtio-serial-pci",
+		"-chardev", "file,id=messages,path=/dev/fd/3", // ExtraFiles start at 3
+		"-device", "virtserialport,chardev=messages,name=" + guest.Port,
+	}
+	return append(append(args, m.args...), cpu...)
+}
+
+// trouble matches what the kernel says when it is broken.
+var trouble = regexp.MustCompile(`BUG:|WARNING:|Oops|Kernel panic|general protection fault|Unable to handle kernel`)
+
+// kernelTrouble returns the part of a console that tells of a broken kernel.
+func kernelTrouble(console string) string {
+	at := trouble.FindStringIndex(console)
+	if at == nil {
+		return ""
+	}
+	start := strings.LastIndexByte(console[:at[0]], '\n') + 1
+	return firstLines(console[start:], 60)
+}

@@ -1,0 +1,184 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/porthole-dev/porthole/test/vm/guest"
+)
+
+// runner runs the machines.
+type runner struct {
+	options
+	dir    string            // for what is built
+	files  map[string]string // directories in the cache, of kernels and of architectures
+	suites []suite
+}
+
+func (m *runner) log(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, "vm: "+format+"\n", args...)
+}
+
+// report is what a kernel's run showed.
+type report struct {
+	kernel   kernel
+	version  string // as uname -r says
+	boot     time.Duration
+	tiers    map[tier]*tally
+	doctors  map[tier]*doctor
+	failures []string
+}
+
+// doctor is what porthole doctor says of a tier, as far as it is looked at.
+type doctor struct {
+	Tier  tier `json:"tier"`
+	Hooks []struct {
+		Hook     string `json:"hook"`
+		Attached bool   `json:"attached"`
+		Reason   string `json:"reason"`
+	} `json:"hooks"`
+	NotSeen []string `json:"not_seen"`
+}
+
+// cannotTrace is porthole's exit code where it cannot trace.
+const cannotTrace = 3
+
+// boot runs a kernel and judges it.
+func (m *runner) boot(ctx context.Context, k kernel) *report {
+	r := &report{kernel: k, tiers: make(map[tier]*tally), doctors: make(map[tier]*doctor)}
+	ctx, cancel := context.WithTimeoutCause(ctx, m.timeout, fmt.Errorf("not done after %v", m.timeout))
+	defer cancel()
+	machine := &vm{arch: k.arch, vmlinuz: filepath.Join(m.files[k.String()], "vmlinuz"), kvm: m.kvm}
+	machine.initrd = filepath.Join(m.dir, strings.ReplaceAll(k.String(), "/", "-")+".cpio")
+	roots := []string{filepath.Join(m.files[k.String()], "root"), filepath.Join(m.files[k.arch], "root"), filepath.Join(m.dir, k.arch)}
+	plan, err := m.plan(k, roots[0])
+	if err == nil {
+		err = writeImage(machine.initrd, plan, roots)
+	}
+	if err != nil {
+		r.failures = append(r.failures, err.Error())
+		return r
+	}
+	if m.verbose {
+		machine.console = os.Stderr
+	}
+	start := time.Now()
+	jobs := make(map[string]*outcome)
+	for _, j := range plan.Jobs {
+		jobs[j.Name] = &outcome{}
+	}
+	console, err := machine.run(ctx, func(msg guest.Message) {
+		if msg.Kernel != "" {
+			r.version, r.boot = msg.Kernel, time.Since(start)
+		} else if o := jobs[msg.Job]; o != nil {
+			o.add(msg)
+		}
+	})
+	if trouble := kernelTrouble(console); trouble != "" {
+		r.failures = append(r.failures, "the kernel is in trouble:\n"+indent(trouble))
+	}
+	if err != nil || r.version == "" {
+		r.failures = append(r.failures, fmt.Sprintf("machine: %v\n%s", err, indent(lastLines(console, 20))))
+	}
+	m.judge(r, jobs)
+	m.log("%s: %s booted in %.1fs, ended after %.0fs, %d failures", k, r.version, r.boot.Seconds(), time.Since(start).Seconds(), len(r.failures))
+	return r
+}
+
+func (o *outcome) add(msg guest.Message) {
+	if msg.Exit != nil {
+		o.ended, o.exit, o.seconds = true, *msg.Exit, msg.Seconds
+		return
+	}
+	o.output = append(o.output, msg.Output)
+}
+
+// gogc has Go collect garbage less often: the tests have a machine of their own,
+// and a slow one.
+const gogc = "GOGC=400"
+
+// plan is the jobs: in each tier porthole doctor and each suite, in a tier that
+// the kernel has not got porthole doctor alone.
+func (m *runner) plan(k kernel, root string) (guest.Plan, error) {
+	var plan guest.Plan
+	files, err := filepath.Glob(filepath.Join(root, "modules", "*.ko"))
+	if err != nil {
+		return plan, err
+	}
+	for _, file := range files {
+		plan.Modules = append(plan.Modules, "/modules/"+filepath.Base(file))
+	}
+	for _, t := range tiers {
+		plan.Jobs = append(plan.Jobs, guest.Job{
+			Name: doctorJob(t), Argv: []string{"/bin/porthole", "doctor", "--json", "--tier", string(t)},
+		})
+		if k.missing[t] != "" {
+			continue
+		}
+		for _, s := range m.suites {
+			plan.Jobs = append(plan.Jobs, guest.Job{
+				Name: suiteJob(t, s), Env: []string{"PORTHOLE_TEST_TIER=" + string(t), gogc},
+				Argv: []string{"/tests/" + s.name() + ".test", "-test.v", "-test.run", m.run, "-test.timeout", m.timeout.String()},
+			})
+		}
+	}
+	return plan, nil
+}
+
+func doctorJob(t tier) string         { return string(t) + " doctor" }
+func suiteJob(t tier, s suite) string { return string(t) + " " + s.name() }
+
+// judge counts the tests and looks at what doctor says.
+func (m *runner) judge(r *report, jobs map[string]*outcome) {
+	for _, t := range tiers {
+		var failures []string
+		d, err := readDoctor(jobs[doctorJob(t)], r.kernel.missing[t])
+		if err != nil {
+			failures = append(failures, err.Error())
+		}
+		r.doctors[t] = d
+		if r.kernel.missing[t] == "" {
+			tally := &tally{}
+			for _, s := range m.suites {
+				tally.count(r.kernel, t, s, jobs[suiteJob(t, s)])
+			}
+			if !strings.Contains(m.run, "/") { // else it may be what was not asked for
+				tally.stale(r.kernel, t, m.suites)
+			}
+			r.tiers[t] = tally
+			failures = append(failures, tally.failures...)
+		}
+		for _, f := range failures {
+			r.failures = append(r.failures, string(t)+": "+f)
+		}
+	}
+}
+
+// readDoctor reads what porthole doctor says of a tier. In one the kernel has
+// not got, and missing tells why, it must say that it cannot trace.
+func readDoctor(o *outcome, missing string) (*doctor, error) {
+	want := 0
+	if missing != "" {
+		want = cannotTrace
+	}
+	if !o.ended {
+		return nil, errors.New("porthole doctor did not end")
+	}
+	if o.exit != want {
+		return nil, fmt.Errorf("porthole doctor: exit code %d, want %d:\n%s", o.exit, want, indent(lastLines(o.text(), 20)))
+	}
+	if missing != "" {
+		return nil, nil
+	}
+	var d doctor
+	if err := json.Unmarshal([]byte(o.text()), &d); err != nil {
+		return nil, fmt.Errorf("read porthole doctor: %w", err)
+	}
+	return &d, nil
+}
