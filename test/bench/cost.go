@@ -11,7 +11,7 @@ import (
 const (
 	eventsPerCycle = 4 // connect, accept, and a close of each end
 	worstPrograms  = 3 // shown one by one
-	fewCalls       = 20_000
+	fewCalls       = 200_000
 )
 
 // connectionCost measures what tracing costs a connection.

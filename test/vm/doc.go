@@ -7,6 +7,40 @@ import (
 	"strings"
 )
 
+const docIntro = `# Kernels
+
+<!-- Written by make docs from what the kernels showed: do not edit. -->
+
+porthole needs Linux 5.10 or newer, with BTF. Which hooks it uses is tried at the start, part of the job by part: those of
+the fentry tier, and where the kernel refuses one of them, those of the tracepoint tier that see the same. The kernels
+below are Debian's for virtual machines, run in qemu.
+`
+
+const docDifferences = `
+## What differs
+
+TestKernelTiersAgree shows both tiers the same work at the same time and compares every event. One thing only is seen
+by the fentry tier alone: an accept by io_uring that does not ask for the peer's address, and so the close of what it
+accepted. The rest of what a tier does not see is listed with it above.
+
+In the fentry tier a TCP connect with TCP_FASTOPEN_CONNECT is told when the port is picked, in the tracepoint tier when the
+SYN leaves, with the first data.
+
+| until | the kernel | so porthole |
+| --- | --- | --- |
+| 5.11 | counts BPF maps as locked memory | lifts that limit, which takes CAP_SYS_RESOURCE |
+| 5.17 | has no bpf_loop(), until 5.14 no syscall programs | walks the port tables in bursts, from an iterator |
+| 5.19 | gives inet_csk_listen_start() two arguments | picks the program by the number in the kernel's BTF |
+| 6.1 | has the death row, which leads to the TCP tables, behind a pointer in 5.19 and 6.0 | looks in BTF which |
+| 6.2 | has no bpf_rdonly_cast() | reads by bpf_probe_read_kernel(), about half as fast |
+| 6.2 | has one UDP table for all namespaces | finds it by way of a UDP socket of its own |
+| 6.4 | refuses trampolines on arm64 | uses the tracepoint tier there |
+| 6.8 | keeps the owners of a TCP port in one list | walks that instead of those by address |
+
+Namespaces with TCP or UDP tables of their own (net.ipv4.tcp_child_ehash_entries, udp_child_hash_entries) have their events
+seen, but their older sockets are in no snapshot.
+`
+
 // column is a kernel and a tier of it.
 type column struct {
 	*report
@@ -19,7 +53,7 @@ func (c column) name() string { return c.kernel.name + " " + c.kernel.arch }
 // what was found: no times, no exact versions.
 func writeDoc(path string, reports []*report) error {
 	var b strings.Builder
-	b.WriteString("# Kernels\n\n<!-- Written by go run ./test/vm -doc: do not edit. -->\n")
+	b.WriteString(docIntro)
 	for _, t := range tiers {
 		var columns []column
 		fmt.Fprintf(&b, "\n## Tier %s\n\n", t)
@@ -35,6 +69,7 @@ func writeDoc(path string, reports []*report) error {
 			docNotSeen(&b, columns)
 		}
 	}
+	b.WriteString(docDifferences)
 	docTests(&b, reports)
 	return os.WriteFile(path, []byte(b.String()), 0o644)
 }
@@ -79,21 +114,28 @@ func docNotSeen(b *strings.Builder, columns []column) {
 
 func docTests(b *strings.Builder, reports []*report) {
 	b.WriteString("\n## Tests\n\n")
-	docRow(b, "kernel", "tier", "tests", "passed", "skipped")
-	docRow(b, slices.Repeat([]string{"---"}, 5)...)
+	docRow(b, "kernel", "tier", "kernel tests")
+	docRow(b, slices.Repeat([]string{"---"}, 3)...)
 	skipped := newNotes()
 	for _, r := range reports {
 		for _, t := range tiers {
 			if c := r.tiers[t]; c != nil {
 				name := column{r, t}.name()
-				docRow(b, name, string(t), fmt.Sprint(c.run), fmt.Sprint(c.passed), fmt.Sprint(len(c.skipped)))
+				result := "all pass"
+				switch {
+				case len(c.failures) > 0:
+					result = "some fail"
+				case len(c.skipped) > 0:
+					result = "all pass but what it lacks"
+				}
+				docRow(b, name, string(t), result)
 				for _, s := range c.skipped {
 					skipped.add(s, name+" "+string(t))
 				}
 			}
 		}
 	}
-	skipped.write(b, "Skipped:", 0)
+	skipped.write(b, "Lacking:", 0)
 }
 
 func docRow(b *strings.Builder, cells ...string) {

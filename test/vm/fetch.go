@@ -48,7 +48,7 @@ func (c *cache) kernel(ctx context.Context, k kernel) (string, error) {
 		if err := a.unpack(ctx, tmp, names); err != nil {
 			return err
 		}
-		image, err := one(filepath.Join(tmp, "boot/vmlinuz-*"))
+		image, err := one(filepath.Join(tmp, "boot/vmlinuz-*"), filepath.Join(tmp, "usr/lib/modules/*/vmlinuz"))
 		if err != nil {
 			return err
 		}
@@ -60,8 +60,9 @@ func (c *cache) kernel(ctx context.Context, k kernel) (string, error) {
 }
 
 // kernelPackage matches the packages with parts of a kernel. Newer releases of
-// Debian have the image and the modules in packages of their own.
-var kernelPackage = regexp.MustCompile(`^linux-(image|binary|modules)-\d`)
+// Debian have the image, the modules and the list of those built in each in one
+// of its own.
+var kernelPackage = regexp.MustCompile(`^linux-(image|binary|modules|base)-\d`)
 
 // tools returns the directory of the programs that tests run, with the libraries
 // they need in root, which is laid out like the VM.
@@ -115,14 +116,18 @@ func (c *cache) get(ctx context.Context, what, release, arch string, wanted []st
 	return dir, os.Rename(whole, dir)
 }
 
-// one is the only file that a pattern matches.
-func one(pattern string) (string, error) {
-	files, err := filepath.Glob(pattern)
-	if err != nil {
-		return "", err
+// one is the only file that matches any of the patterns.
+func one(patterns ...string) (string, error) {
+	var files []string
+	for _, pattern := range patterns {
+		more, err := filepath.Glob(pattern)
+		if err != nil {
+			return "", err
+		}
+		files = append(files, more...)
 	}
 	if len(files) != 1 {
-		return "", fmt.Errorf("%d files match %s, want 1", len(files), pattern)
+		return "", fmt.Errorf("%d files match %s, want 1", len(files), strings.Join(patterns, " or "))
 	}
 	return files[0], nil
 }

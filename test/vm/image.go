@@ -53,11 +53,11 @@ func findSuites(ctx context.Context, run string) ([]suite, error) {
 	return suites, nil
 }
 
-// build builds init, porthole and the test binaries for an architecture, each
+// build builds init, porthole, its benchmark and the test binaries for an architecture, each
 // where it is in the image.
 func build(ctx context.Context, dir, arch string, suites []suite) error {
-	packages := []string{"./test/vm/init", "./cmd/porthole"}
-	for i, to := range []string{"init", "bin/porthole"} {
+	packages := []string{"./test/vm/init", "./cmd/porthole", "./test/bench"}
+	for i, to := range []string{"init", "bin/porthole", "bin/bench"} {
 		if err := goBuild(ctx, arch, "build", "-ldflags=-s -w", "-trimpath", "-o", filepath.Join(dir, to), packages[i]); err != nil {
 			return err
 		}

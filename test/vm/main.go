@@ -7,12 +7,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"regexp"
@@ -26,7 +28,7 @@ import (
 type options struct {
 	kernels, run, cache, doc string
 	kvm, verbose, list       bool
-	update                   bool
+	update, bench            bool
 	jobs                     int
 	timeout                  time.Duration
 }
@@ -61,6 +63,14 @@ func matrix(ctx context.Context) error {
 	if err := m.prepare(ctx, chosen); err != nil {
 		return err
 	}
+	if m.bench {
+		for _, k := range chosen { // one after the other: they take the time
+			if err := m.benchmark(ctx, k); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
 	return m.runAll(ctx, chosen)
 }
 
@@ -72,6 +82,7 @@ func parse() (options, error) {
 	flag.StringVar(&o.doc, "doc", "", "Markdown `file` to write, of what each kernel can do")
 	flag.BoolVar(&o.kvm, "kvm", false, "use KVM: faster, but only for this machine's architecture")
 	flag.BoolVar(&o.update, "update", false, "fetch again what is in the cache")
+	flag.BoolVar(&o.bench, "bench", false, "measure what the hooks cost, instead of the tests")
 	flag.BoolVar(&o.verbose, "v", false, "show the consoles")
 	flag.BoolVar(&o.list, "list", false, "list the kernels")
 	flag.IntVar(&o.jobs, "j", 2, "how many `machines` run at once")
@@ -112,6 +123,10 @@ func (m *runner) prepare(ctx context.Context, chosen []kernel) error {
 	for _, k := range chosen {
 		if m.kvm && k.arch != runtime.GOARCH {
 			return fmt.Errorf("-kvm: this machine is not %s: name kernels of %s with -kernel", k.arch, runtime.GOARCH)
+		}
+		command := machines[k.arch].command
+		if _, err := exec.LookPath(command); err != nil {
+			return cmp.Or(missing(err, command), err)
 		}
 		if m.files[k.String()], err = c.kernel(ctx, k); err != nil {
 			return err

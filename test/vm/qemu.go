@@ -48,6 +48,7 @@ type vm struct {
 	arch            string
 	vmlinuz, initrd string
 	kvm             bool
+	counting        bool      // its clock counts instructions, a nanosecond each
 	console         io.Writer // gets the console and the messages too, or nil
 }
 
@@ -71,9 +72,6 @@ func (v *vm) run(ctx context.Context, each func(guest.Message)) (string, error) 
 	cmd.ExtraFiles = []*os.File{port}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
-		if gone := missing(err, m.command); gone != nil {
-			return "", gone
-		}
 		return "", err
 	}
 	port.Close() // now qemu's alone, so that its end is the end of the messages
@@ -118,6 +116,9 @@ func (v *vm) args(m machine) []string {
 		"-device", "virtio-serial-pci",
 		"-chardev", "file,id=messages,path=/dev/fd/3", // ExtraFiles start at 3
 		"-device", "virtserialport,chardev=messages,name=" + guest.Port,
+	}
+	if v.counting {
+		args = append(args, "-icount", "shift=0,sleep=off")
 	}
 	return append(append(args, m.args...), cpu...)
 }

@@ -52,34 +52,13 @@ const cannotTrace = 3
 // boot runs a kernel and judges it.
 func (m *runner) boot(ctx context.Context, k kernel) *report {
 	r := &report{kernel: k, tiers: make(map[tier]*tally), doctors: make(map[tier]*doctor)}
-	ctx, cancel := context.WithTimeoutCause(ctx, m.timeout, fmt.Errorf("not done after %v", m.timeout))
-	defer cancel()
-	machine := &vm{arch: k.arch, vmlinuz: filepath.Join(m.files[k.String()], "vmlinuz"), kvm: m.kvm}
-	machine.initrd = filepath.Join(m.dir, strings.ReplaceAll(k.String(), "/", "-")+".cpio")
-	roots := []string{filepath.Join(m.files[k.String()], "root"), filepath.Join(m.files[k.arch], "root"), filepath.Join(m.dir, k.arch)}
-	plan, err := m.plan(k, roots[0])
-	if err == nil {
-		err = writeImage(machine.initrd, plan, roots)
-	}
+	start := time.Now()
+	plan, err := m.plan(k)
 	if err != nil {
 		r.failures = append(r.failures, err.Error())
 		return r
 	}
-	if m.verbose {
-		machine.console = os.Stderr
-	}
-	start := time.Now()
-	jobs := make(map[string]*outcome)
-	for _, j := range plan.Jobs {
-		jobs[j.Name] = &outcome{}
-	}
-	console, err := machine.run(ctx, func(msg guest.Message) {
-		if msg.Kernel != "" {
-			r.version, r.boot = msg.Kernel, time.Since(start)
-		} else if o := jobs[msg.Job]; o != nil {
-			o.add(msg)
-		}
-	})
+	jobs, console, err := m.start(ctx, k, plan, false, func(version string) { r.version, r.boot = version, time.Since(start) })
 	if trouble := kernelTrouble(console); trouble != "" {
 		r.failures = append(r.failures, "the kernel is in trouble:\n"+indent(trouble))
 	}
@@ -89,6 +68,34 @@ func (m *runner) boot(ctx context.Context, k kernel) *report {
 	m.judge(r, jobs)
 	m.log("%s: %s booted in %.1fs, ended after %.0fs, %d failures", k, r.version, r.boot.Seconds(), time.Since(start).Seconds(), len(r.failures))
 	return r
+}
+
+// start boots a kernel, in a machine whose clock counts instructions if counting,
+// and returns what became of each job, and the console.
+func (m *runner) start(ctx context.Context, k kernel, plan guest.Plan, counting bool, booted func(version string)) (map[string]*outcome, string, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, m.timeout, fmt.Errorf("not done after %v", m.timeout))
+	defer cancel()
+	jobs := make(map[string]*outcome)
+	for _, j := range plan.Jobs {
+		jobs[j.Name] = &outcome{}
+	}
+	machine := &vm{arch: k.arch, vmlinuz: filepath.Join(m.files[k.String()], "vmlinuz"), kvm: m.kvm, counting: counting}
+	machine.initrd = filepath.Join(m.dir, strings.ReplaceAll(k.String(), "/", "-")+".cpio")
+	if m.verbose {
+		machine.console = os.Stderr
+	}
+	roots := []string{filepath.Join(m.files[k.String()], "root"), filepath.Join(m.files[k.arch], "root"), filepath.Join(m.dir, k.arch)}
+	if err := writeImage(machine.initrd, plan, roots); err != nil {
+		return jobs, "", err
+	}
+	console, err := machine.run(ctx, func(msg guest.Message) {
+		if msg.Kernel != "" {
+			booted(msg.Kernel)
+		} else if o := jobs[msg.Job]; o != nil {
+			o.add(msg)
+		}
+	})
+	return jobs, console, err
 }
 
 func (o *outcome) add(msg guest.Message) {
@@ -103,16 +110,22 @@ func (o *outcome) add(msg guest.Message) {
 // and a slow one.
 const gogc = "GOGC=400"
 
+// modules are the files, in the image, of those that the kernel needs.
+func (m *runner) modules(k kernel) ([]string, error) {
+	files, err := filepath.Glob(filepath.Join(m.files[k.String()], "root", "modules", "*.ko"))
+	for i, file := range files {
+		files[i] = "/modules/" + filepath.Base(file)
+	}
+	return files, err
+}
+
 // plan is the jobs: in each tier porthole doctor and each suite, in a tier that
 // the kernel has not got porthole doctor alone.
-func (m *runner) plan(k kernel, root string) (guest.Plan, error) {
+func (m *runner) plan(k kernel) (guest.Plan, error) {
 	var plan guest.Plan
-	files, err := filepath.Glob(filepath.Join(root, "modules", "*.ko"))
-	if err != nil {
+	var err error
+	if plan.Modules, err = m.modules(k); err != nil {
 		return plan, err
-	}
-	for _, file := range files {
-		plan.Modules = append(plan.Modules, "/modules/"+filepath.Base(file))
 	}
 	for _, t := range tiers {
 		plan.Jobs = append(plan.Jobs, guest.Job{

@@ -42,7 +42,7 @@ func TestReadMessages(t *testing.T) {
 
 func TestPlan(t *testing.T) {
 	m := &runner{suites: []suite{{"x/cmd/porthole", []string{"TestKernelLs"}}, {"x/tracer", []string{"TestKernelBind"}}}}
-	plan, err := m.plan(kernel{missing: map[tier]string{"fentry": "too old"}}, t.TempDir())
+	plan, err := m.plan(kernel{missing: map[tier]string{"fentry": "too old"}})
 	if err != nil {
 		t.Fatal(err)
 	}
