@@ -458,6 +458,12 @@ func TestMain(m *testing.M) {
 // on.
 func (r *recorder) child(name string, fds ...int) *exec.Cmd {
 	r.Helper()
+	return r.childIn("", name, fds...)
+}
+
+// childIn starts it in a cgroup, "" the test's own.
+func (r *recorder) childIn(cgroup, name string, fds ...int) *exec.Cmd {
+	r.Helper()
 	exe, err := os.Executable()
 	if err != nil {
 		r.Fatal(err)
@@ -466,6 +472,14 @@ func (r *recorder) child(name string, fds ...int) *exec.Cmd {
 	cmd.Env = append(os.Environ(), helperEnv+"="+name)
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL} // with the test's thread
+	if cgroup != "" {
+		dir, err := os.Open(cgroup)
+		if err != nil {
+			r.Fatal(err)
+		}
+		defer dir.Close()
+		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(dir.Fd())
+	}
 	for _, fd := range fds {
 		dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
 		if err != nil {

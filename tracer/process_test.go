@@ -18,6 +18,7 @@ var helpers = map[string]func() error{
 	"exit":            helperExit,
 	"hang":            helperHang,
 	"churn":           helperChurn,
+	"connect-refused": helperConnectRefused,
 }
 
 // helperAccept takes one connection from the listener it inherited.

@@ -4,11 +4,17 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"unsafe"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
@@ -152,15 +158,10 @@ var workloads = []struct {
 // Both tiers report the same of the same work, but for what the kernel hides from
 // one of them.
 func TestKernelTiersAgree(t *testing.T) {
-	if _, err := share(Config{Tier: TierFentry}); errors.Is(err, ErrNotPermitted) || errors.Is(err, ErrNotSupported) {
-		t.Skip("this kernel refuses the fentry tier; make test-kernels has kernels that do not")
-	}
+	requireFentry(t)
 	for _, w := range workloads {
 		t.Run(w.name, func(t *testing.T) {
-			r := idle(t)
-			r.follow(Config{Tier: TierFentry})
-			other := &recorder{T: t, netns: r.netns}
-			other.follow(Config{Tier: TierTracepoint})
+			r, other := bothTiers(t)
 			w.run(r)
 			all := r.events(w.n)
 			if len(all) != w.n {
@@ -234,4 +235,94 @@ func TestCheckRelease(t *testing.T) {
 	if err := checkRelease("linux"); err == nil {
 		t.Error("no error for a release without a number")
 	}
+}
+
+// requireFentry skips a test that compares the tiers where there is but one.
+func requireFentry(t *testing.T) {
+	t.Helper()
+	testutil.RequireRoot(t)
+	if _, err := share(Config{Tier: TierFentry}); errors.Is(err, ErrNotPermitted) || errors.Is(err, ErrNotSupported) {
+		t.Skip("this kernel refuses the fentry tier; make test-kernels has kernels that do not")
+	}
+}
+
+// bothTiers follows a namespace of the test's own with a tracer of each tier.
+func bothTiers(t *testing.T) (fentry, tracepoint *recorder) {
+	t.Helper()
+	fentry = idle(t)
+	fentry.follow(Config{Tier: TierFentry})
+	tracepoint = &recorder{T: t, netns: fentry.netns}
+	tracepoint.follow(Config{Tier: TierTracepoint})
+	return fentry, tracepoint
+}
+
+// What one tier tells and the other does not, or later.
+func TestKernelTiersDiffer(t *testing.T) {
+	requireFentry(t)
+	t.Run("fast open", fastOpen)
+	t.Run("refused by a cgroup program", refusedByCgroup)
+}
+
+// With TCP_FASTOPEN_CONNECT connect() only picks the port, which the fentry tier
+// tells at once; the SYN leaves with the first data, which the tracepoint tier
+// waits for.
+func fastOpen(t *testing.T) {
+	fentry, tracepoint := bothTiers(t)
+	testutil.WriteSysctl(t, "ipv4/tcp_fastopen", "5") // as a client, and without a cookie
+	_, to := fentry.listener(unix.AF_INET, "127.0.0.1:9000")
+	fentry.events(2)
+	tracepoint.events(2)
+	fd := fentry.socket(unix.AF_INET, unix.SOCK_STREAM)
+	fentry.setsockopt(fd, unix.SOL_TCP, unix.TCP_FASTOPEN_CONNECT, 1)
+	fentry.connect(fd, to)
+	want := fmt.Sprintf("connect tcp %s > %s", fentry.local(fd), to)
+	fentry.expect(os.Getpid(), want)
+	tracepoint.expect(os.Getpid())
+	if _, err := unix.Write(fd, []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	fentry.expect(os.Getpid())
+	tracepoint.expect(os.Getpid(), want)
+}
+
+// What a cgroup program refuses never comes to TCP: the tracepoint tier, which sees
+// the end of the system call, tells it, the fentry tier does not.
+func refusedByCgroup(t *testing.T) {
+	fentry, tracepoint := bothTiers(t)
+	root, err := CgroupRoot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(root, "porthole-test-"+strconv.Itoa(os.Getpid()))
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.Remove(dir) })
+	refuse, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type: ebpf.CGroupSockAddr, AttachType: ebpf.AttachCGroupInet4Connect, License: "GPL",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer refuse.Close()
+	l, err := link.AttachCgroup(link.CgroupOptions{Path: dir, Attach: ebpf.AttachCGroupInet4Connect, Program: refuse})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	pid := fentry.wait(fentry.childIn(dir, "connect-refused"))
+	tracepoint.expect(pid, "connect tcp 0.0.0.0:0 > 127.0.0.1:9000 EPERM")
+	fentry.expect(pid)
+}
+
+func helperConnectRefused() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
+	if err != nil {
+		return err
+	}
+	if err := unix.Connect(fd, &unix.SockaddrInet4{Port: 9000, Addr: [4]byte{127, 0, 0, 1}}); err != unix.EPERM {
+		return fmt.Errorf("connect: %v, want EPERM", err)
+	}
+	return nil
 }

@@ -86,7 +86,7 @@ func parse() (options, error) {
 	flag.BoolVar(&o.verbose, "v", false, "show the consoles")
 	flag.BoolVar(&o.list, "list", false, "list the kernels")
 	flag.IntVar(&o.jobs, "j", 2, "how many `machines` run at once")
-	flag.DurationVar(&o.timeout, "timeout", 5*time.Minute, "of one machine")
+	flag.DurationVar(&o.timeout, "timeout", 10*time.Minute, "of one machine")
 	flag.Parse()
 	if flag.NArg() > 0 || o.jobs < 1 {
 		return o, errors.New("want no arguments, and at least 1 machine")
@@ -164,17 +164,15 @@ func (m *runner) runAll(ctx context.Context, chosen []kernel) error {
 	if err := summary(os.Stdout, reports); err != nil {
 		return err
 	}
-	if m.doc != "" {
-		if err := writeDoc(m.doc, reports); err != nil {
-			return err
-		}
-	}
 	failed := 0
 	for _, r := range reports {
 		failed += len(r.failures)
 	}
 	if failed > 0 {
 		return fmt.Errorf("%d failures", failed)
+	}
+	if m.doc != "" {
+		return writeDoc(m.doc, reports)
 	}
 	return nil
 }

@@ -47,6 +47,7 @@ const bootFlags = "loglevel=5 panic=-1 oops=panic mitigations=off audit=0 nokasl
 type vm struct {
 	arch            string
 	vmlinuz, initrd string
+	flags           string // for the kernel
 	kvm             bool
 	counting        bool      // its clock counts instructions, a nanosecond each
 	console         io.Writer // gets the console and the messages too, or nil
@@ -111,7 +112,7 @@ func (v *vm) args(m machine) []string {
 	args := []string{
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-smp", "1", "-m", "1G",
 		"-kernel", v.vmlinuz, "-initrd", v.initrd,
-		"-append", "console=" + m.console + " " + bootFlags,
+		"-append", "console=" + m.console + " " + bootFlags + " " + v.flags,
 		"-serial", "stdio",
 		"-device", "virtio-serial-pci",
 		"-chardev", "file,id=messages,path=/dev/fd/3", // ExtraFiles start at 3

@@ -62,10 +62,15 @@ func (m *runner) boot(ctx context.Context, k kernel) *report {
 	if trouble := kernelTrouble(console); trouble != "" {
 		r.failures = append(r.failures, "the kernel is in trouble:\n"+indent(trouble))
 	}
-	if err != nil || r.version == "" {
+	if err == nil && r.version == "" {
+		err = errors.New("it did not come to init")
+	}
+	if err != nil {
 		r.failures = append(r.failures, fmt.Sprintf("machine: %v\n%s", err, indent(lastLines(console, 20))))
 	}
-	m.judge(r, jobs)
+	if r.version != "" {
+		m.judge(r, jobs)
+	}
 	m.log("%s: %s booted in %.1fs, ended after %.0fs, %d failures", k, r.version, r.boot.Seconds(), time.Since(start).Seconds(), len(r.failures))
 	return r
 }
@@ -79,7 +84,7 @@ func (m *runner) start(ctx context.Context, k kernel, plan guest.Plan, counting 
 	for _, j := range plan.Jobs {
 		jobs[j.Name] = &outcome{}
 	}
-	machine := &vm{arch: k.arch, vmlinuz: filepath.Join(m.files[k.String()], "vmlinuz"), kvm: m.kvm, counting: counting}
+	machine := &vm{arch: k.arch, vmlinuz: filepath.Join(m.files[k.String()], "vmlinuz"), flags: k.flags, kvm: m.kvm, counting: counting}
 	machine.initrd = filepath.Join(m.dir, strings.ReplaceAll(k.String(), "/", "-")+".cpio")
 	if m.verbose {
 		machine.console = os.Stderr
