@@ -27,7 +27,7 @@ func (m *runner) benchmark(ctx context.Context, k kernel) error {
 			argv = append(argv, "-counting")
 		}
 		plan := guest.Plan{Modules: modules, Jobs: []guest.Job{{Name: "bench", Argv: argv}}}
-		jobs, console, err := m.start(ctx, k, plan, counting, func(string) {})
+		jobs, console, err := m.start(ctx, "bench", k, plan, counting, func(string) {})
 		if err != nil {
 			return fmt.Errorf("%s: %w\n%s", k, err, lastLines(console, 20))
 		}

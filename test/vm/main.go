@@ -148,14 +148,10 @@ func (m *runner) prepare(ctx context.Context, chosen []kernel) error {
 // list.
 func (m *runner) runAll(ctx context.Context, chosen []kernel) error {
 	reports := make([]*report, len(chosen))
-	slots := make(chan struct{}, m.jobs)
+	m.slots = make(chan struct{}, m.jobs)
 	var wg sync.WaitGroup
 	for i, k := range chosen {
-		slots <- struct{}{}
-		wg.Go(func() {
-			defer func() { <-slots }()
-			reports[i] = m.boot(ctx, k)
-		})
+		wg.Go(func() { reports[i] = m.boot(ctx, k) })
 	}
 	wg.Wait()
 	if ctx.Err() != nil {

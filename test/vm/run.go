@@ -5,9 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/porthole-dev/porthole/test/vm/guest"
@@ -17,6 +19,7 @@ import (
 type runner struct {
 	options
 	dir    string            // for what is built
+	slots  chan struct{}     // as many machines may run at once
 	files  map[string]string // directories in the cache, of kernels and of architectures
 	suites []suite
 }
@@ -49,35 +52,54 @@ type doctor struct {
 // cannotTrace is porthole's exit code where it cannot trace.
 const cannotTrace = 3
 
-// boot runs a kernel and judges it.
+// boot runs a kernel, a machine for each tier, and judges it.
 func (m *runner) boot(ctx context.Context, k kernel) *report {
 	r := &report{kernel: k, tiers: make(map[tier]*tally), doctors: make(map[tier]*doctor)}
-	start := time.Now()
-	plan, err := m.plan(k)
+	plans, err := m.plans(k)
 	if err != nil {
 		r.failures = append(r.failures, err.Error())
 		return r
 	}
-	jobs, console, err := m.start(ctx, k, plan, false, func(version string) { r.version, r.boot = version, time.Since(start) })
-	if trouble := kernelTrouble(console); trouble != "" {
-		r.failures = append(r.failures, "the kernel is in trouble:\n"+indent(trouble))
+	start := time.Now()
+	all := make(map[string]*outcome)
+	var mu sync.Mutex // of r and all
+	var wg sync.WaitGroup
+	for i, plan := range plans {
+		wg.Go(func() {
+			m.slots <- struct{}{}
+			defer func() { <-m.slots }()
+			begin, up := time.Now(), false
+			jobs, console, err := m.start(ctx, fmt.Sprint(i), k, plan, false, func(version string) {
+				mu.Lock()
+				defer mu.Unlock()
+				r.version, r.boot, up = version, time.Since(begin), true
+			})
+			mu.Lock()
+			defer mu.Unlock()
+			if trouble := kernelTrouble(console); trouble != "" {
+				r.failures = append(r.failures, "the kernel is in trouble:\n"+indent(trouble))
+			}
+			if err == nil && !up {
+				err = errors.New("it did not come to init")
+			}
+			if err != nil {
+				r.failures = append(r.failures, fmt.Sprintf("machine: %v\n%s", err, indent(lastLines(console, 20))))
+			}
+			maps.Copy(all, jobs)
+		})
 	}
-	if err == nil && r.version == "" {
-		err = errors.New("it did not come to init")
-	}
-	if err != nil {
-		r.failures = append(r.failures, fmt.Sprintf("machine: %v\n%s", err, indent(lastLines(console, 20))))
-	}
+	wg.Wait()
 	if r.version != "" {
-		m.judge(r, jobs)
+		m.judge(r, all)
 	}
 	m.log("%s: %s booted in %.1fs, ended after %.0fs, %d failures", k, r.version, r.boot.Seconds(), time.Since(start).Seconds(), len(r.failures))
 	return r
 }
 
 // start boots a kernel, in a machine whose clock counts instructions if counting,
-// and returns what became of each job, and the console.
-func (m *runner) start(ctx context.Context, k kernel, plan guest.Plan, counting bool, booted func(version string)) (map[string]*outcome, string, error) {
+// and returns what became of each job, and the console. name is the machine's among
+// those of the kernel.
+func (m *runner) start(ctx context.Context, name string, k kernel, plan guest.Plan, counting bool, booted func(version string)) (map[string]*outcome, string, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, m.timeout, fmt.Errorf("not done after %v", m.timeout))
 	defer cancel()
 	jobs := make(map[string]*outcome)
@@ -85,7 +107,7 @@ func (m *runner) start(ctx context.Context, k kernel, plan guest.Plan, counting 
 		jobs[j.Name] = &outcome{}
 	}
 	machine := &vm{arch: k.arch, vmlinuz: filepath.Join(m.files[k.String()], "vmlinuz"), flags: k.flags, kvm: m.kvm, counting: counting}
-	machine.initrd = filepath.Join(m.dir, strings.ReplaceAll(k.String(), "/", "-")+".cpio")
+	machine.initrd = filepath.Join(m.dir, strings.ReplaceAll(k.String(), "/", "-")+"-"+name+".cpio")
 	if m.verbose {
 		machine.console = os.Stderr
 	}
@@ -124,29 +146,33 @@ func (m *runner) modules(k kernel) ([]string, error) {
 	return files, err
 }
 
-// plan is the jobs: in each tier porthole doctor and each suite, in a tier that
-// the kernel has not got porthole doctor alone.
-func (m *runner) plan(k kernel) (guest.Plan, error) {
-	var plan guest.Plan
-	var err error
-	if plan.Modules, err = m.modules(k); err != nil {
-		return plan, err
+// plans is the jobs of each machine: for each tier that the kernel has porthole
+// doctor and each suite. The first machine runs porthole doctor in a tier that the
+// kernel has not got, too.
+func (m *runner) plans(k kernel) ([]guest.Plan, error) {
+	modules, err := m.modules(k)
+	if err != nil {
+		return nil, err
 	}
+	var plans []guest.Plan
+	var without []guest.Job
 	for _, t := range tiers {
-		plan.Jobs = append(plan.Jobs, guest.Job{
-			Name: doctorJob(t), Argv: []string{"/bin/porthole", "doctor", "--json", "--tier", string(t)},
-		})
+		look := guest.Job{Name: doctorJob(t), Argv: []string{"/bin/porthole", "doctor", "--json", "--tier", string(t)}}
 		if k.missing[t] != "" {
+			without = append(without, look)
 			continue
 		}
+		plan := guest.Plan{Modules: modules, Jobs: []guest.Job{look}}
 		for _, s := range m.suites {
 			plan.Jobs = append(plan.Jobs, guest.Job{
 				Name: suiteJob(t, s), Env: []string{"PORTHOLE_TEST_TIER=" + string(t), gogc},
 				Argv: []string{"/tests/" + s.name() + ".test", "-test.v", "-test.run", m.run, "-test.timeout", m.timeout.String()},
 			})
 		}
+		plans = append(plans, plan)
 	}
-	return plan, nil
+	plans[0].Jobs = append(without, plans[0].Jobs...)
+	return plans, nil
 }
 
 func doctorJob(t tier) string         { return string(t) + " doctor" }

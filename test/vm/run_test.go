@@ -42,16 +42,30 @@ func TestReadMessages(t *testing.T) {
 
 func TestPlan(t *testing.T) {
 	m := &runner{suites: []suite{{"x/cmd/porthole", []string{"TestKernelLs"}}, {"x/tracer", []string{"TestKernelBind"}}}}
-	plan, err := m.plan(kernel{missing: map[tier]string{"fentry": "too old"}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	var names []string
-	for _, j := range plan.Jobs {
-		names = append(names, j.Name)
-	}
-	if diff := cmp.Diff([]string{"fentry doctor", "tracepoint doctor", "tracepoint porthole", "tracepoint tracer"}, names); diff != "" {
-		t.Errorf("jobs (-want +got):\n%s", diff)
+	for _, test := range []struct {
+		missing map[tier]string
+		want    [][]string
+	}{
+		{nil, [][]string{
+			{"fentry doctor", "fentry porthole", "fentry tracer"},
+			{"tracepoint doctor", "tracepoint porthole", "tracepoint tracer"},
+		}},
+		{map[tier]string{"fentry": "too old"}, [][]string{{"fentry doctor", "tracepoint doctor", "tracepoint porthole", "tracepoint tracer"}}},
+	} {
+		plans, err := m.plans(kernel{missing: test.missing})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var names [][]string
+		for _, plan := range plans {
+			names = append(names, nil)
+			for _, j := range plan.Jobs {
+				names[len(names)-1] = append(names[len(names)-1], j.Name)
+			}
+		}
+		if diff := cmp.Diff(test.want, names); diff != "" {
+			t.Errorf("jobs of each machine (-want +got):\n%s", diff)
+		}
 	}
 }
 
