@@ -25,9 +25,9 @@ GENERATE_NEEDS := $(CLANG)=clang-19 $(CLANG_FORMAT)=clang-format-19 llvm-strip-1
 ## help: list the targets
 .PHONY: help
 help:
-	@sed -n 's/^## \([a-z-]*\): /  \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^## \([a-z-]*\): /  \1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
-## run: build, show the sockets there are, then follow events (asks for root)
+## run: build, show the sockets there are, follow events (asks for root)
 .PHONY: run
 run: build
 	@if [ "$$(id -u)" = 0 ]; then exec ./porthole tail --sockets; else exec sudo ./porthole tail --sockets; fi
@@ -42,7 +42,7 @@ build:
 generate:
 	cd tracer && BPF2GO_CC=$(CLANG) BPF2GO_CFLAGS='$(BPF_CFLAGS)' $(GO) generate ./...
 
-## deps: install what tests and generate need (Debian, as root), or say what is missing
+## deps: install what tests and generate need, or tell what is missing
 .PHONY: deps
 deps:
 	@missing() { for need; do command -v "$${need%=*}" >/dev/null || [ -e "$${need%=*}" ] || echo "$${need#*=}"; done; }; \
@@ -54,7 +54,7 @@ deps:
 		echo "missing, by the names of Debian's packages:" $$all >&2; [ -z "$$required" ]; \
 	fi
 
-## test: run every test, here (asks for root) and on other kernels; KERNEL=6.1 on that one alone
+## test: every test, here (as root) and in VMs; KERNEL=6.1: there alone
 .PHONY: test
 ifdef KERNEL
 test: test-kernels
@@ -69,7 +69,7 @@ test-here: deps build
 	$(GO) test -count=1 -v -exec '$(SUDO)' ./... 2>&1 | tee "$$log" | sed '/^=== /d' || rc=$$?; \
 	echo; grep -E '^ *--- (FAIL|SKIP)' "$$log"; grep -E '^(ok|FAIL)\b.' "$$log"; exit $$rc
 
-## test-kernels: run the kernel tests on each kernel of a list, in VMs, without root; KERNEL=6.1,arm64/6.12 chooses
+## test-kernels: the kernel tests in VMs of other kernels; needs no root
 .PHONY: test-kernels
 test-kernels: deps
 	@doc=$$(mktemp); trap 'rm -f "$$doc"' EXIT; set -e; \
@@ -77,17 +77,17 @@ test-kernels: deps
 	if [ -z '$(KERNEL)' ] && ! diff -u --label docs/kernels.md --label 'these runs' docs/kernels.md "$$doc"; then \
 		echo "docs/kernels.md is not what the kernels show: run make docs" >&2; exit 1; fi
 
-## docs: run the kernel tests and write docs/kernels.md from what they show
+## docs: write docs/kernels.md from what the kernels in VMs show
 .PHONY: docs
 docs: deps
 	$(GO) run ./test/vm -doc docs/kernels.md
 
-## bench-kernels: measure what the hooks of both tiers cost, in VMs of two kernels
+## bench-kernels: what the hooks of both tiers cost, in VMs of two kernels
 .PHONY: bench-kernels
 bench-kernels: deps
 	@$(GO) run ./test/vm -kernel amd64/6.1,amd64/6.12 -bench
 
-## bench: measure what porthole costs, beside ss and lsof (asks for root; a minute)
+## bench: what porthole costs, beside ss and lsof (asks for root)
 .PHONY: bench
 bench: deps build
 	@$(GO) run -exec '$(SUDO)' ./test/bench -porthole ./porthole

@@ -147,7 +147,7 @@ func (t *Tracer) attach(spec *ebpf.CollectionSpec, cfg Config) error {
 				continue
 			}
 			if cfg.Tier == TierFentry {
-				return err
+				return fmt.Errorf("tier %s is not for this kernel: %w", cfg.Tier, err)
 			}
 			for _, p := range hooks {
 				t.hooks = append(t.hooks, HookStatus{Hook: p.hook, Tier: p.tier, Reason: reason(p.hook, err)})
