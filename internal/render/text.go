@@ -30,9 +30,6 @@ func (s Style) Red(text string) string { return s.paint("31", text) }
 // Bold marks headings.
 func (s Style) Bold(text string) string { return s.paint("1", text) }
 
-// Dim marks what is less important.
-func (s Style) Dim(text string) string { return s.paint("2", text) }
-
 // Safe returns s so that it can be shown on a terminal: a name with control
 // characters, escape sequences or invalid UTF-8 is quoted.
 func Safe(s string) string {

@@ -272,7 +272,7 @@ func TestColor(t *testing.T) {
 		}
 		for name, text := range map[string]string{
 			"table": b.String(), "event": testNames().EventLine(style, &refused),
-			"red": style.Red("x"), "bold": style.Bold("x"), "dim": style.Dim("x"),
+			"red": style.Red("x"), "bold": style.Bold("x"),
 		} {
 			if strings.Contains(text, "\x1b") != color {
 				t.Errorf("%s with color %t: %q", name, color, text)
@@ -281,7 +281,7 @@ func TestColor(t *testing.T) {
 				t.Errorf("%s: color is switched on %d times and off %d times: %q", name, starts-ends, ends, text)
 			}
 		}
-		if got := style.Red("") + style.Bold("") + style.Dim(""); got != "" {
+		if got := style.Red("") + style.Bold(""); got != "" {
 			t.Errorf("color %t of nothing: %q", color, got)
 		}
 	}
