@@ -92,16 +92,22 @@ static __always_inline void handle_connect_udp(struct sock *sk, struct address a
 		event_submit(e);
 }
 
+/* Did a UDP socket enter connect() without a port? It has one now, or error. */
+static __always_inline bool autobind_settled(struct sock *sk, __u16 error)
+{
+	if (!pending_of(sk, PENDING_AUTOBIND))
+		return false;
+	pending_clear();
+	handle_implicit_bind(sk, error);
+	return true;
+}
+
 static __always_inline void connect_exit_udp(struct sock *sk, struct address addr, long ret)
 {
-	if (pending_of(sk, PENDING_AUTOBIND)) {
-		pending_clear();
-		if (!sock_port(sk)) {
-			handle_implicit_bind(sk, -ret);
-			return;
-		}
-		handle_implicit_bind(sk, 0);
-	}
+	bool bound = sock_port(sk);
+
+	if (autobind_settled(sk, bound ? 0 : -ret) && !bound)
+		return;
 	if (!by_tracepoint(PART_PEER))
 		return;
 	if (ret >= 0 && !READ(sk, __sk_common.skc_dport))
@@ -158,10 +164,13 @@ static __always_inline void handle_connect_inner(struct sock *sk, __u16 family, 
 
 	if (READ(sk, __sk_common.skc_family) != family)
 		return;
-	if (sock_protocol(sk) == IPPROTO_TCP)
+	if (sock_protocol(sk) == IPPROTO_TCP) {
 		handle_connect_refused(sk, addr, ret);
-	else
-		handle_connect_udp(sk, addr, ret);
+		return;
+	}
+	if (by_tracepoint(PART_IMPLICIT))
+		autobind_settled(sk, 0);
+	handle_connect_udp(sk, addr, ret);
 }
 
 /* sockops runs at many moments of every connection: all but two leave at once. */

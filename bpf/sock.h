@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
 #pragma once
 
-/* The only place that reads struct sock. Works from every program type: all reads are probe reads. */
+/* The only place that reads struct sock, from programs of any type. */
 
 #include "compat.h"
 #include "event.h"

@@ -270,7 +270,7 @@ func (p *probe) pick(types *btf.Cache) (string, error) {
 	}
 	var fn *btf.Func
 	if err := kernel.TypeByName(path.Base(p.hook), &fn); err != nil {
-		return "", err
+		return "", fmt.Errorf("%w: %w", ErrNotSupported, err)
 	}
 	proto, ok := fn.Type.(*btf.FuncProto)
 	if !ok || len(proto.Params) == 0 || len(proto.Params) > len(p.progs) {

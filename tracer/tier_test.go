@@ -261,6 +261,53 @@ func TestKernelTiersDiffer(t *testing.T) {
 	requireFentry(t)
 	t.Run("fast open", fastOpen)
 	t.Run("refused by a cgroup program", refusedByCgroup)
+	t.Run("parts left to the other tier", partsLeft)
+}
+
+// Where a function of the fentry tier is missing, the hooks of the tracepoint tier
+// see that part of the job, and nothing is told twice.
+func partsLeft(t *testing.T) {
+	saved, tier := slices.Clone(probes), testTier
+	restore := func() {
+		copy(probes, saved)
+		testTier = tier
+	}
+	defer restore()
+	const left = partListen | partImplicit
+	for i := range probes {
+		if p := &probes[i]; p.tier == TierFentry && p.parts&left != 0 {
+			p.hook = "fexit/no_such_function"
+			p.progs = slices.Repeat(p.progs[:1], 2) // looked for in the kernel's BTF
+		}
+	}
+	testTier = ""
+	mixed := &recorder{T: t}
+	mixed.start(Config{})
+	restore()
+	if mixed.tracer.Tier() != TierFentry || mixed.tracer.byTracepoint != left {
+		t.Fatalf("tier %s, parts %#x left, want %#x", mixed.tracer.Tier(), mixed.tracer.byTracepoint, left)
+	}
+	for _, h := range mixed.tracer.Hooks() {
+		if missing := h.Hook == "fexit/no_such_function"; h.Attached == missing || missing && h.Reason != "not in this kernel" || missing && h.Lost != "" {
+			t.Errorf("hook %+v", h)
+		}
+	}
+	for _, w := range workloads {
+		if len(w.more) > 0 || w.name == "MPTCP" {
+			continue
+		}
+		t.Run(w.name, func(t *testing.T) {
+			r := idle(t)
+			r.use(mixed.tracer)
+			other := &recorder{T: t, netns: r.netns}
+			other.follow(Config{Tier: TierTracepoint})
+			w.run(r)
+			got, want := r.events(w.n), other.events(w.n)
+			if diff := cmp.Diff(wholeLines(want), wholeLines(got)); diff != "" {
+				t.Errorf("-tracepoint +mixed:\n%s", diff)
+			}
+		})
+	}
 }
 
 // With TCP_FASTOPEN_CONNECT connect() only picks the port, which the fentry tier
