@@ -160,9 +160,7 @@ func TestKernelConnectRefused(t *testing.T) {
 			if err != unix.EINPROGRESS && err != unix.ECONNREFUSED {
 				t.Fatal(err)
 			}
-			if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, 5000); err != nil {
-				t.Fatal(err)
-			}
+			r.awaitWritable(fd)
 		}
 		from := netip.AddrPortFrom(to.Addr(), r.local(fd).Port()) // stale, but still told
 		r.close(fd)
@@ -208,10 +206,7 @@ func TestKernelConnectFailsLater(t *testing.T) {
 	r.expect(os.Getpid(), fmt.Sprintf("connect tcp %s > %s", from, to)) // at once, not when it has failed
 	ended := 0
 	for deadline := time.Now().Add(20 * time.Second); ended == 0 && time.Now().Before(deadline); {
-		// A signal ends poll, and the state can be seen before the error.
-		if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, 20000); err != nil && err != unix.EINTR {
-			t.Fatal(err)
-		}
+		r.awaitWritable(fd) // the state can be seen before the error
 		var err error
 		if ended, err = unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR); err != nil {
 			t.Fatal(err)

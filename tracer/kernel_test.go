@@ -430,6 +430,20 @@ func (r *recorder) awaitClosed(fd int) {
 	}
 }
 
+// awaitWritable waits until a connection is made, or has failed.
+func (r *recorder) awaitWritable(fd int) {
+	r.Helper()
+	for {
+		_, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, 20000)
+		if err == nil {
+			return
+		}
+		if err != unix.EINTR { // a signal of the Go runtime
+			r.Fatalf("poll: %v", err)
+		}
+	}
+}
+
 // ---- children ----
 
 const helperEnv = "PORTHOLE_TEST_HELPER"
