@@ -30,6 +30,14 @@ const rounds = 23
 // runs the tests once with each.
 var testTier = Tier(os.Getenv("PORTHOLE_TEST_TIER"))
 
+// tested is cfg in the tier to test, unless it names one.
+func tested(cfg Config) Config {
+	if cfg.Tier == "" {
+		cfg.Tier = testTier
+	}
+	return cfg
+}
+
 // recorder traces while a test works.
 type recorder struct {
 	*testing.T
@@ -61,7 +69,7 @@ func idle(t *testing.T) *recorder {
 // it.
 func (r *recorder) start(cfg Config) {
 	r.Helper()
-	running, err := newRunning(cfg)
+	running, err := newRunning(tested(cfg))
 	if err != nil {
 		r.Fatal(err)
 	}
@@ -113,9 +121,7 @@ type running struct {
 var shared = make(map[Config]*running)
 
 func share(cfg Config) (*running, error) {
-	if cfg.Tier == "" {
-		cfg.Tier = testTier
-	}
+	cfg = tested(cfg)
 	if shared[cfg] == nil {
 		running, err := newRunning(cfg)
 		if err != nil {
@@ -127,9 +133,6 @@ func share(cfg Config) (*running, error) {
 }
 
 func newRunning(cfg Config) (*running, error) {
-	if cfg.Tier == "" {
-		cfg.Tier = testTier
-	}
 	tr, err := Open(cfg)
 	if err != nil {
 		return nil, err

@@ -13,7 +13,7 @@ import (
 // afterwards the table is what the kernel says.
 func TestKernelLost(t *testing.T) {
 	r := idle(t)
-	tr, err := Open(Config{RingBytes: os.Getpagesize(), Tier: testTier})
+	tr, err := Open(tested(Config{RingBytes: os.Getpagesize()}))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -131,7 +131,7 @@ const KernelBTF = "/sys/kernel/btf/vmlinux"
 
 // loadSpec reads the BPF object and checks what every program needs.
 func loadSpec() (*ebpf.CollectionSpec, error) {
-	if err := CheckKernel(); err != nil {
+	if err := checkKernel(); err != nil {
 		return nil, err
 	}
 	if _, err := os.Stat(KernelBTF); err != nil {
@@ -177,9 +177,9 @@ func setCast(spec *ebpf.CollectionSpec, types *btf.Cache) error {
 // The oldest kernel that has every program type, map and helper used here.
 const minMajor, minMinor = 5, 10
 
-// CheckKernel tells whether the kernel is new enough. The error wraps
+// checkKernel tells whether the kernel is new enough. The error wraps
 // ErrNotSupported.
-func CheckKernel() error {
+func checkKernel() error {
 	var uts unix.Utsname
 	if err := unix.Uname(&uts); err != nil {
 		return fmt.Errorf("read kernel version: %w", err)
@@ -245,12 +245,12 @@ func (p *probe) load(spec *ebpf.CollectionSpec, opts ebpf.CollectionOptions) (*e
 	if err != nil {
 		return nil, fmt.Errorf("load %s: %w", p.hook, err)
 	}
-	one := spec.Copy()
-	if one.Programs[name] == nil {
+	if spec.Programs[name] == nil {
 		return nil, fmt.Errorf("load %s: no program %s", p.hook, name)
 	}
-	one.Programs = map[string]*ebpf.ProgramSpec{name: one.Programs[name]}
-	coll, err := ebpf.NewCollectionWithOptions(one, opts)
+	one := *spec // not Copy, which copies every program
+	one.Programs = map[string]*ebpf.ProgramSpec{name: spec.Programs[name]}
+	coll, err := ebpf.NewCollectionWithOptions(&one, opts)
 	if err != nil {
 		return nil, explain("load "+p.hook, err)
 	}

@@ -122,9 +122,9 @@ func (t *Tracer) openMaps(spec *ebpf.CollectionSpec, cfg Config) error {
 			return fmt.Errorf("set %s: %w", name, err)
 		}
 	}
-	only := spec.Copy()
+	only := *spec
 	only.Programs = nil
-	coll, err := ebpf.NewCollection(only)
+	coll, err := ebpf.NewCollection(&only)
 	if err != nil {
 		return explain("create maps", err)
 	}

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // Dir is where ip-netns(8) keeps named namespaces.
@@ -69,4 +71,23 @@ func inodeOf(path string) (uint32, error) {
 		return 0, fmt.Errorf("stat %s: %w", path, err)
 	}
 	return uint32(st.Ino), nil
+}
+
+// UpLoopback brings up lo in the namespace of the calling thread: a new one has
+// it down. It needs CAP_NET_ADMIN there.
+func UpLoopback() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("bring lo up: %w", err)
+	}
+	defer unix.Close(fd)
+	lo, err := unix.NewIfreq("lo")
+	if err != nil {
+		return fmt.Errorf("bring lo up: %w", err)
+	}
+	lo.SetUint16(unix.IFF_UP)
+	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, lo); err != nil {
+		return fmt.Errorf("bring lo up: %w", err)
+	}
+	return nil
 }

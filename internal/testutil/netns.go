@@ -31,29 +31,14 @@ func NewNetNS(t testing.TB) uint32 {
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		t.Fatalf("unshare network namespace: %v", err)
 	}
-	upLoopback(t)
+	if err := netns.UpLoopback(); err != nil {
+		t.Fatal(err)
+	}
 	inode, err := netns.OfThread()
 	if err != nil {
 		t.Fatal(err)
 	}
 	return inode
-}
-
-func upLoopback(t testing.TB) {
-	t.Helper()
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
-	if err != nil {
-		t.Fatalf("socket: %v", err)
-	}
-	defer unix.Close(fd)
-	req, err := unix.NewIfreq("lo")
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.SetUint16(unix.IFF_UP)
-	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, req); err != nil {
-		t.Fatalf("bring lo up: %v", err)
-	}
 }
 
 // WriteSysctl sets a net sysctl ("ipv4/ip_local_port_range") of the namespace

@@ -6,6 +6,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/porthole-dev/porthole/internal/netns"
 )
 
 // mounts are the file systems the tests and porthole look at. Not every kernel
@@ -50,7 +52,7 @@ func setUp(modules []string) error {
 	if err := os.Setenv("PATH", "/bin"); err != nil {
 		return err
 	}
-	return upLoopback()
+	return netns.UpLoopback()
 }
 
 func load(file string) error {
@@ -61,23 +63,6 @@ func load(file string) error {
 	defer f.Close()
 	if err := unix.FinitModule(int(f.Fd()), "", 0); err != nil && !errors.Is(err, unix.EEXIST) {
 		return err
-	}
-	return nil
-}
-
-func upLoopback() error {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("bring lo up: %w", err)
-	}
-	defer unix.Close(fd)
-	lo, err := unix.NewIfreq("lo")
-	if err != nil {
-		return fmt.Errorf("bring lo up: %w", err)
-	}
-	lo.SetUint16(unix.IFF_UP)
-	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, lo); err != nil {
-		return fmt.Errorf("bring lo up: %w", err)
 	}
 	return nil
 }
