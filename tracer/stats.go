@@ -2,6 +2,8 @@ package tracer
 
 import (
 	"fmt"
+	"syscall"
+	"time"
 
 	"github.com/cilium/ebpf"
 )
@@ -23,6 +25,41 @@ type Stats struct {
 
 // Lost is the number of events the kernel could not hand over.
 func (s Stats) Lost() uint64 { return s.LostRing + s.LostState + s.LostNested }
+
+// Counts are what the events told, added up.
+type Counts struct {
+	Events   map[EventKey]uint64
+	Failures map[Failure]uint64 // refused for want of a port or for another's sake
+	// Searches is how long the kernel looked for the port of a connect(), in the
+	// buckets of a Prometheus native histogram of schema 2 (index: count), in
+	// seconds. Only where hooks of TierFentry see connects.
+	Searches    map[int]int64
+	SearchCount uint64
+	SearchSum   time.Duration
+}
+
+// EventKey is a kind of event.
+type EventKey struct {
+	Type  EventType
+	Proto Proto
+}
+
+// Failure is a kind of call that got no port.
+type Failure struct {
+	Op    PortOp
+	Proto Proto
+	Errno syscall.Errno
+}
+
+// Error returns the name of the errno ("EADDRINUSE").
+func (f Failure) Error() string { return errnoName(f.Errno) }
+
+// ProgramStats is what one attached BPF program has cost.
+type ProgramStats struct {
+	Hook string // as in HookStatus
+	Runs uint64
+	Time time.Duration
+}
 
 // readStats puts the kernel's counters into s. tracing are the programs that the
 // kernel skips when they are running already.

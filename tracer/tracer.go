@@ -31,6 +31,11 @@ type Config struct {
 	// NoSyscallHooks leaves out the hooks that cost every system call of the
 	// machine; what is then not seen is in Hooks.
 	NoSyscallHooks bool
+	// History is how many tenancies that ended to keep; 0: none.
+	History int
+	// Reconcile is how often the table is compared with the kernel's own; 0: only
+	// after a loss.
+	Reconcile time.Duration
 }
 
 // Tracer follows every TCP and UDP socket of the machine. Open it, Run it in one
@@ -47,6 +52,7 @@ type Tracer struct {
 	reader       *ringbuf.Reader
 	snap         *Snapshotter
 	table        *Table
+	history      *History
 	out          fanout
 
 	mu    sync.Mutex
@@ -86,7 +92,7 @@ func Open(cfg Config) (*Tracer, error) {
 	if page := os.Getpagesize(); cfg.RingBytes < page || cfg.RingBytes&(cfg.RingBytes-1) != 0 {
 		return nil, fmt.Errorf("ring buffer of %d bytes: want a power of two, at least %d", cfg.RingBytes, page)
 	}
-	t := &Tracer{table: NewTable(), dec: newDecoder(), batch: make([]Event, 0, maxBatch)}
+	t := &Tracer{table: NewTable(), history: newHistory(cfg.History), dec: newDecoder(), batch: make([]Event, 0, maxBatch)}
 	if err := t.open(cfg); err != nil {
 		return nil, errors.Join(err, t.Close())
 	}
@@ -294,6 +300,25 @@ func (t *Tracer) NotSeen() []string {
 
 // Table is the live map. It is empty until Run has taken the first snapshot.
 func (t *Tracer) Table() *Table { return t.table }
+
+// History is the last tenancies that ended.
+func (t *Tracer) History() *History { return t.history }
+
+// Snapshot reads the kernel's sockets now, as Snapshotter.Take does, and adds what
+// events told: Owner, Since, Origin; of TIME_WAIT who left it. Callers wait for
+// each other.
+func (t *Tracer) Snapshot(port uint16) (*Snapshot, error) { return t.snap.Take(port) }
+
+// Ports reads every use of an ephemeral port now, and who the table knows to have
+// it. Callers wait for each other.
+func (t *Tracer) Ports() (*Ports, error) { return &Ports{}, nil }
+
+// Programs tells what each attached BPF program has cost since Open, as far as the
+// kernel counts: only while kernel.bpf_stats_enabled is 1.
+func (t *Tracer) Programs() ([]ProgramStats, error) { return nil, nil }
+
+// Counts are the events published since Open.
+func (t *Tracer) Counts() Counts { return Counts{} }
 
 // Subscribe returns a queue of every event from now on, at most max of them.
 func (t *Tracer) Subscribe(max int) *Subscription { return t.out.subscribe(max) }
