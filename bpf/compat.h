@@ -59,6 +59,18 @@ struct net___ptr {
 	struct netns_ipv4___ptr ipv4;
 };
 
+struct local_ports___pair {
+	int range[2]; /* low, high */
+};
+
+struct netns_ipv4___pair {
+	struct local_ports___pair ip_local_ports;
+};
+
+struct net___pair {
+	struct netns_ipv4___pair ipv4;
+};
+
 struct inet_bind_bucket___flat {
 	struct hlist_head owners;
 };
@@ -96,6 +108,53 @@ static __always_inline struct hlist_node *bucket_owners(const struct inet_bind_b
 	if (!bpf_core_field_exists(old->owners))
 		return NULL;
 	return READ(old, owners.first);
+}
+
+/* ip_local_port_range as high << 16 | low, which it is since 6.8; before it was two numbers. */
+static __always_inline __u32 port_range(const struct net *net)
+{
+	const struct net___pair *old = (const void *)net;
+	int pair[2] = {};
+
+	if (!bpf_core_field_exists(old->ipv4.ip_local_ports.range))
+		return READ(net, ipv4.ip_local_ports.range);
+	bpf_core_read(pair, sizeof(pair), &old->ipv4.ip_local_ports.range);
+	return (__u32)pair[1] << 16 | (__u16)pair[0];
+}
+
+/* tcp_tw_reuse, an int until 5.14 and a byte since. */
+static __always_inline __u32 tw_reuse(const struct net *net)
+{
+	__u32 value = 0, size = bpf_core_field_size(net->ipv4.sysctl_tcp_tw_reuse);
+
+	bpf_probe_read_kernel(&value, size & 7, (void *)net + bpf_core_field_offset(net->ipv4.sysctl_tcp_tw_reuse));
+	return value;
+}
+
+/* tcp_tw_reuse_delay in milliseconds, new in 6.14. */
+static __always_inline __u32 tw_reuse_delay(const struct net *net)
+{
+	if (!bpf_core_field_exists(net->ipv4.sysctl_tcp_tw_reuse_delay))
+		return 0;
+	return READ(net, ipv4.sysctl_tcp_tw_reuse_delay);
+}
+
+/*
+ * Is a timewait sock old enough, and with timestamps, for connect() to take its
+ * port over (tcp_twsk_unique)? Since 6.14 delay_ms after its beginning, before at
+ * the next tick of the second. FIN_WAIT2, and whether tcp_tw_reuse allows it, are for
+ * Go to judge.
+ */
+static __always_inline bool timewait_aged(const struct tcp_timewait_sock *tw, __u32 delay_ms)
+{
+	__u32 stamp = READ(tw, tw_ts_recent_stamp);
+	__u64 now = bpf_ktime_get_ns();
+
+	if (!stamp)
+		return false;
+	if (!bpf_core_field_exists(tw->tw_sk.tw_entry_stamp))
+		return (__s32)(stamp - (__u32)(now / 1000000000)) < 0;
+	return (__s32)(READ(tw, tw_sk.tw_entry_stamp) + delay_ms - (__u32)(now / 1000000)) < 0;
 }
 
 /* Since 6.18 sk_userlocks tells that connect() chose the port. */

@@ -80,6 +80,8 @@ enum row_flag {
 	ROW_FILE = 1 << 5,	/* a struct socket is attached: not orphaned, not in an accept queue */
 	ROW_BACKLOG = 1 << 6,	/* listener with half-open connections in its queue */
 	ROW_TIMEWAIT = 1 << 7,	/* timewait sock; its state is TIME_WAIT or FIN_WAIT2 */
+	ROW_CONNECTED = 1 << 8, /* TCP: the port was chosen by connect() for all that have it */
+	ROW_TW_AGED = 1 << 9,	/* timewait sock that connect() may take over, if tcp_tw_reuse lets it */
 };
 
 /* One kernel socket that holds a port, as the walk found it. */
@@ -90,9 +92,23 @@ struct row {
 	__u64 inode;   /* inode number of that file, as in /proc/PID/fd */
 	struct flow flow;
 	__u32 uid;   /* owner of the socket, 0 for timewait and request socks */
+	__u32 dev;   /* index of the device it is bound to */
 	__u8 proto;  /* IPPROTO_TCP or IPPROTO_UDP */
 	__u8 state;  /* enum tcp_state; of a timewait sock its substate */
 	__u16 flags; /* enum row_flag */
+	__u32 pad;
+};
+
+#define PORT_WORDS 1024 /* 65536 bits */
+
+/* A network namespace and what governs its ephemeral ports. */
+struct netns_row {
+	__u32 netns;		    /* inode number */
+	__u16 low;		    /* ip_local_port_range, both ends included */
+	__u16 high;		    /* */
+	__u32 tw_reuse;		    /* tcp_tw_reuse */
+	__u32 pad;		    /* */
+	__u64 reserved[PORT_WORDS]; /* ip_local_reserved_ports, bit by port */
 };
 
 #define FDS_CHUNK 64
@@ -117,6 +133,7 @@ enum walk_table {
 	WALK_UDP,	   /* UDP sockets */
 	WALK_TCP_REQUEST,  /* request socks (SYN-RECV) of the established hash */
 	WALK_SOCK,	   /* no table: the one socket at node, if it still has the port */
+	WALK_NETNS,	   /* the network namespaces, into netns_rows */
 };
 
 /* State of the walk: what Go asks for, and where the last call stopped. */
@@ -128,7 +145,7 @@ struct walk {
 	__u64 tb2;	       /* in/out: next per-address bind bucket */
 	__u64 node;	       /* in/out: next owner */
 	__u64 owner;	       /* in/out: bind bucket, or hash slot, that owner must belong to */
-	__u64 plain_prot;      /* in/out: operations of TCP sockets that are no subflows of MPTCP */
+	__u64 plain_prot;      /* in/out: operations of TCP sockets that are no subflows of MPTCP; of namespaces */
 	__u64 retry;	       /* in/out: bucket of the last restart */
 	__u64 buckets;	       /* out: number of buckets of the table, 0: table not found */
 	__u32 rows;	       /* out: rows written by this call */
@@ -137,7 +154,13 @@ struct walk {
 	__u32 tries;	       /* in/out: restarts of the present bucket */
 	__u16 port;	       /* in: only this local port, 0 = all */
 	__u8 done;	       /* out: the table was read to its end */
-	__u8 pad[5];
+	__u8 ephemeral;	       /* in: only ports of their namespace's ephemeral range, and no inodes */
+	__u8 connected;	       /* in/out: the present bind bucket is connect()'s own */
+	__u8 pad[3];
+	__u64 net;	   /* in/out: namespace that low and high are of */
+	__u16 low;	   /* in/out: its ephemeral range */
+	__u16 high;	   /* in/out */
+	__u32 tw_delay_ms; /* in/out: its tcp_tw_reuse_delay */
 };
 
 /*
@@ -165,6 +188,7 @@ enum stat {
 _Static_assert(sizeof(struct flow) == 40, "struct flow");
 _Static_assert(sizeof(struct process) == 40, "struct process");
 _Static_assert(sizeof(struct event) == 112 && EVENT_SHORT == 32, "struct event");
-_Static_assert(sizeof(struct row) == 80, "struct row");
+_Static_assert(sizeof(struct row) == 88, "struct row");
 _Static_assert(sizeof(struct fds) == 560, "struct fds");
-_Static_assert(sizeof(struct walk) == 96, "struct walk");
+_Static_assert(sizeof(struct walk) == 112, "struct walk");
+_Static_assert(sizeof(struct netns_row) == 8208, "struct netns_row");

@@ -90,7 +90,14 @@ typedef struct {
 	__u32 val;
 } kuid_t;
 
+struct proc_ns_operations;
+
+struct list_head {
+	struct list_head *next;
+};
+
 struct ns_common {
+	const struct proc_ns_operations *ops;
 	unsigned int inum;
 };
 
@@ -130,9 +137,16 @@ struct udp_table {
 struct netns_ipv4 {
 	struct inet_timewait_death_row tcp_death_row;
 	struct udp_table *udp_table;
+	struct {
+		__u32 range; /* high << 16 | low */
+	} ip_local_ports;
+	unsigned long *sysctl_local_reserved_ports;
+	__u8 sysctl_tcp_tw_reuse;
+	unsigned int sysctl_tcp_tw_reuse_delay;
 };
 
 struct net {
+	struct list_head list;
 	struct ns_common ns;
 	unsigned int hash_mix;
 	struct netns_ipv4 ipv4;
@@ -159,6 +173,7 @@ struct sock_common {
 	unsigned char skc_reuse : 4;
 	unsigned char skc_reuseport : 1;
 	unsigned char skc_ipv6only : 1;
+	int skc_bound_dev_if;
 	struct hlist_node skc_bind_node;
 	struct hlist_node skc_node;
 	struct hlist_nulls_node skc_nulls_node;
@@ -194,7 +209,10 @@ struct request_sock_queue {
 
 struct inet_bind_bucket {
 	possible_net_t ib_net;
+	int l3mdev;
 	unsigned short port;
+	signed char fastreuse;
+	signed char fastreuseport;
 	struct hlist_node node;
 	struct hlist_head bhash2;
 };
@@ -234,8 +252,14 @@ struct inet_timewait_sock {
 	struct sock_common __tw_common;
 	unsigned char tw_substate;
 	unsigned int tw_connect_bind : 1;
+	__u32 tw_entry_stamp;
 	struct inet_bind_bucket *tw_tb;
 	struct inet_bind2_bucket *tw_tb2;
+};
+
+struct tcp_timewait_sock {
+	struct inet_timewait_sock tw_sk;
+	int tw_ts_recent_stamp;
 };
 
 struct inode {

@@ -116,6 +116,17 @@ struct {
 	__type(value, struct row);
 } rows SEC(".maps");
 
+#define NETNS_MAX 64
+
+/* Namespaces of one call of the walk, as rows. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, NETNS_MAX);
+	__type(key, __u32);
+	__type(value, struct netns_row);
+} netns_rows SEC(".maps");
+
 /* State of the walk: written by Go before a call, by snapshot.h during it, read by Go after it. */
 struct walk walk;
 

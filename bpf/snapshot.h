@@ -124,9 +124,25 @@ static __always_inline void row_full_sock(struct row *row, const struct sock *sk
 	if (socket) {
 		row->flags |= ROW_FILE;
 		row->file = (__u64)READ(socket, file);
+		if (walk.ephemeral)
+			return;
 		row->inode = READ((const struct socket_alloc *)socket, vfs_inode.i_ino);
 	}
 	row->uid = READ(sk, sk_uid.val);
+}
+
+/* Keep the settings of a namespace for the next owner, who is most likely of the same. */
+static __always_inline void walk_settings(const struct net *net)
+{
+	__u32 range;
+
+	if (walk.net == (__u64)net)
+		return;
+	range = port_range(net);
+	walk.net = (__u64)net;
+	walk.low = range;
+	walk.high = range >> 16;
+	walk.tw_delay_ms = tw_reuse_delay(net);
 }
 
 /* Write one row about sk. False: no room, try again in the next call. */
@@ -145,9 +161,10 @@ static __always_inline bool walk_row(const struct sock *sk)
 	row->file = 0;
 	row->inode = 0;
 	row->uid = 0;
+	row->dev = READ(sk, __sk_common.skc_bound_dev_if);
 	row->state = sock_state(sk);
 	row->proto = row->state == TCP_TIME_WAIT || row->state == TCP_NEW_SYN_RECV ? IPPROTO_TCP : sock_protocol(sk);
-	row->flags = 0;
+	row->flags = walk.connected ? ROW_CONNECTED : 0;
 	sock_flow(&row->flow, sk);
 	if (READ_BITS(sk, __sk_common.skc_ipv6only))
 		row->flags |= ROW_V6ONLY;
@@ -158,6 +175,8 @@ static __always_inline bool walk_row(const struct sock *sk)
 	if (row->state == TCP_TIME_WAIT) {
 		row->flags |= ROW_TIMEWAIT;
 		row->state = READ((const struct inet_timewait_sock *)sk, tw_substate);
+		if (walk.ephemeral && timewait_aged((const void *)sk, walk.tw_delay_ms))
+			row->flags |= ROW_TW_AGED;
 	} else if (row->state != TCP_NEW_SYN_RECV) {
 		row_full_sock(row, sk);
 	}
@@ -213,9 +232,25 @@ static __always_inline bool node_holds(const struct sock *sk)
 
 static __always_inline bool node_wanted(const struct sock *sk)
 {
+	if (walk.table == WALK_UDP && walk.ephemeral) {
+		walk_settings(READ(sk, __sk_common.skc_net.net));
+		if (sock_port(sk) < walk.low || sock_port(sk) > walk.high)
+			return false;
+	}
 	if (walk.table == WALK_UDP)
 		return sock_protocol(sk) == IPPROTO_UDP;
 	return walk.table != WALK_TCP_REQUEST || sock_state(sk) == TCP_NEW_SYN_RECV;
+}
+
+/* Buckets of a VRF (l3mdev) are out of reach for connect() and bind() from outside it. */
+static __always_inline bool bucket_wanted(const struct inet_bind_bucket *tb)
+{
+	__u16 port = READ(tb, port);
+
+	if (!walk.ephemeral)
+		return !walk.port || port == walk.port;
+	walk_settings(READ(tb, ib_net.net));
+	return port >= walk.low && port <= walk.high && !READ(tb, l3mdev);
 }
 
 /* The TCP bind buckets of a port: their owners, or since 6.8 the per-address buckets that have them. */
@@ -230,8 +265,9 @@ static __always_inline void walk_bind_bucket(void)
 		walk.tb2 = (__u64)READ(tb2, bhash_node.next);
 	} else {
 		struct inet_bind_bucket *tb = (void *)walk.tb - bpf_core_field_offset(struct inet_bind_bucket, node);
-		bool want = !walk.port || READ(tb, port) == walk.port;
+		bool want = bucket_wanted(tb);
 
+		walk.connected = READ(tb, fastreuse) < 0 && READ(tb, fastreuseport) < 0;
 		walk.tb = (__u64)READ(tb, node.next);
 		if (want && owners_by_address()) {
 			walk.tb2 = (__u64)READ(tb, bhash2.first);
@@ -262,12 +298,55 @@ static __always_inline void walk_slot(const struct walk_tables *tables)
 }
 
 /*
+ * The namespaces hang in a ring with one list head, which is of no namespace:
+ * it lacks the operations that all namespaces have.
+ */
+static __always_inline bool netns_row(void)
+{
+	struct net *net = (void *)walk.node - bpf_core_field_offset(struct net, list);
+	__u32 i = walk.rows, range;
+	struct netns_row *row;
+
+	if ((__u64)READ(net, ns.ops) != walk.plain_prot)
+		return true;
+	row = bpf_map_lookup_elem(&netns_rows, &i);
+	if (!row)
+		return false;
+	range = port_range(net);
+	row->netns = READ(net, ns.inum);
+	row->low = range;
+	row->high = range >> 16;
+	row->tw_reuse = tw_reuse(net);
+	row->pad = 0;
+	/* Zeroes it on failure. */
+	bpf_probe_read_kernel(row->reserved, sizeof(row->reserved), READ(net, ipv4.sysctl_local_reserved_ports));
+	walk.rows++;
+	return true;
+}
+
+/* The next namespace. 1: at the end, or no room. */
+static __always_inline long walk_netns(void)
+{
+	if (!netns_row())
+		return 1;
+	walk.node = (__u64)READ((struct list_head *)walk.node, next);
+	if (walk.node && walk.node != walk.owner)
+		return 0;
+	if (!walk.node)
+		walk.gave_up++; /* it went away under us */
+	walk.done = 1;
+	return 1;
+}
+
+/*
  * One step: next owner, else next bind bucket, else next slot. A single function
  * for all tables, as the verifier goes through it once and that takes longer than
  * to walk.
  */
 static __always_inline long walk_on(const struct walk_tables *tables)
 {
+	if (walk.table == WALK_NETNS)
+		return walk_netns();
 	if (!node_ends(walk.node)) {
 		struct sock *sk = node_sock(walk.node);
 
@@ -330,6 +409,13 @@ static __always_inline struct walk_tables walk_begin(void)
 		break;
 	case WALK_SOCK:
 		walk.buckets = walk.done = tables.steps = 1;
+		break;
+	case WALK_NETNS:
+		walk.buckets = 1;
+		if (walk.node)
+			break; /* go on */
+		walk.owner = walk.node = (__u64)net + bpf_core_field_offset(struct net, list);
+		walk.plain_prot = (__u64)READ(net, ns.ops);
 		break;
 	case WALK_TCP_REQUEST:
 		walk.buckets = (__u64)READ(info, ehash_mask) + 1;

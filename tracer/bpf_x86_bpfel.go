@@ -76,6 +76,16 @@ type bpfFlow struct {
 	Netns      uint32
 }
 
+type bpfNetnsRow struct {
+	_        structs.HostLayout
+	Netns    uint32
+	Low      uint16
+	High     uint16
+	TwReuse  uint32
+	Pad      uint32
+	Reserved [1024]uint64
+}
+
 type bpfPart uint32
 
 const (
@@ -111,9 +121,11 @@ type bpfRow struct {
 	Inode  uint64
 	Flow   bpfFlow
 	Uid    uint32
+	Dev    uint32
 	Proto  uint8
 	State  uint8
 	Flags  uint16
+	Pad    uint32
 }
 
 type bpfRowFlag uint32
@@ -127,6 +139,8 @@ const (
 	bpfRowFlagROW_FILE      bpfRowFlag = 32
 	bpfRowFlagROW_BACKLOG   bpfRowFlag = 64
 	bpfRowFlagROW_TIMEWAIT  bpfRowFlag = 128
+	bpfRowFlagROW_CONNECTED bpfRowFlag = 256
+	bpfRowFlagROW_TW_AGED   bpfRowFlag = 512
 )
 
 type bpfSockNote struct {
@@ -181,7 +195,13 @@ type bpfWalk struct {
 	Tries     uint32
 	Port      uint16
 	Done      uint8
-	Pad       [5]uint8
+	Ephemeral uint8
+	Connected uint8
+	Pad       [3]uint8
+	Net       uint64
+	Low       uint16
+	High      uint16
+	TwDelayMs uint32
 }
 
 type bpfWalkTable uint32
@@ -191,6 +211,7 @@ const (
 	bpfWalkTableWALK_UDP         bpfWalkTable = 2
 	bpfWalkTableWALK_TCP_REQUEST bpfWalkTable = 3
 	bpfWalkTableWALK_SOCK        bpfWalkTable = 4
+	bpfWalkTableWALK_NETNS       bpfWalkTable = 5
 )
 
 // Names of all BPF objects in the ELF.
@@ -199,6 +220,7 @@ const (
 const (
 	bpfMapEvents          = "events"
 	bpfMapFds             = "fds"
+	bpfMapNetnsRows       = "netns_rows"
 	bpfMapNotes           = "notes"
 	bpfMapPendings        = "pendings"
 	bpfMapRows            = "rows"
@@ -329,12 +351,13 @@ type bpfProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfMapSpecs struct {
-	Events   *ebpf.MapSpec `ebpf:"events"`
-	Fds      *ebpf.MapSpec `ebpf:"fds"`
-	Notes    *ebpf.MapSpec `ebpf:"notes"`
-	Pendings *ebpf.MapSpec `ebpf:"pendings"`
-	Rows     *ebpf.MapSpec `ebpf:"rows"`
-	Stats    *ebpf.MapSpec `ebpf:"stats"`
+	Events    *ebpf.MapSpec `ebpf:"events"`
+	Fds       *ebpf.MapSpec `ebpf:"fds"`
+	NetnsRows *ebpf.MapSpec `ebpf:"netns_rows"`
+	Notes     *ebpf.MapSpec `ebpf:"notes"`
+	Pendings  *ebpf.MapSpec `ebpf:"pendings"`
+	Rows      *ebpf.MapSpec `ebpf:"rows"`
+	Stats     *ebpf.MapSpec `ebpf:"stats"`
 }
 
 // bpfVariableSpecs contains global variables before they are loaded into the kernel.
@@ -371,18 +394,20 @@ func (o *bpfObjects) Close() error {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfMaps struct {
-	Events   *ebpf.Map `ebpf:"events"`
-	Fds      *ebpf.Map `ebpf:"fds"`
-	Notes    *ebpf.Map `ebpf:"notes"`
-	Pendings *ebpf.Map `ebpf:"pendings"`
-	Rows     *ebpf.Map `ebpf:"rows"`
-	Stats    *ebpf.Map `ebpf:"stats"`
+	Events    *ebpf.Map `ebpf:"events"`
+	Fds       *ebpf.Map `ebpf:"fds"`
+	NetnsRows *ebpf.Map `ebpf:"netns_rows"`
+	Notes     *ebpf.Map `ebpf:"notes"`
+	Pendings  *ebpf.Map `ebpf:"pendings"`
+	Rows      *ebpf.Map `ebpf:"rows"`
+	Stats     *ebpf.Map `ebpf:"stats"`
 }
 
 func (m *bpfMaps) Close() error {
 	return _BpfClose(
 		m.Events,
 		m.Fds,
+		m.NetnsRows,
 		m.Notes,
 		m.Pendings,
 		m.Rows,

@@ -1,8 +1,12 @@
 package tracer
 
 import (
+	"cmp"
 	"errors"
+	"fmt"
+	"math/bits"
 	"net/netip"
+	"slices"
 )
 
 // PortOp is a way to get a port from the kernel.
@@ -54,7 +58,8 @@ type Headroom struct {
 	TimeWait int            // how many of Used are in TIME_WAIT and have no other user
 	Free     int            // how many calls in a row would succeed now
 	// MaybeOneLess: the range has an odd number of ports, of which the kernel looks at
-	// all but one: the last Free port may not be found.
+	// all but one: the last Free port may not be found. Not known beforehand, for which
+	// one it leaves out depends on a secret of the kernel.
 	MaybeOneLess bool
 	Holders      []PortUser // who has the Used ports, most first
 }
@@ -72,20 +77,438 @@ func (h *Headroom) Utilization() float64 {
 var ErrNoNetNS = errors.New("no such network namespace")
 
 // Ports is every use of an ephemeral port of the machine at one moment, and the
-// settings of every network namespace.
-type Ports struct{}
+// settings of every network namespace. What it computes from them is what the
+// kernel's __inet_hash_connect(), inet_csk_find_open_port() and udp_lib_get_port()
+// would find, for sockets without options and bound to no device.
+type Ports struct {
+	spaces map[uint32]*space
+	procs  []Process // what users of the spaces point to; the first is nobody
+	procOf map[processID]int
+}
+
+// space is one namespace.
+type space struct {
+	netns     uint32
+	low, high uint16
+	reserved  [1024]uint64
+	twReuse   uint32
+	words     int // of a portSet
+
+	dests     map[destination]*dest
+	blocked   portSet // TCP: bound to, so not for connect()
+	blockedBy []holding
+	listening []holding
+	owners    map[Proto]map[boundTo]*taken
+}
+
+type destination struct {
+	local  netip.Addr
+	remote netip.AddrPort
+}
+
+// dest is the ports in use towards a destination.
+type dest struct {
+	used, timeWait    int
+	lowUsed, highUsed bool
+	users             []PortUser // Process by PID and Start only is not enough to print: whole
+}
+
+// holding is a port of a process.
+type holding struct {
+	port uint16
+	proc int // index into procs
+}
+
+// boundTo is what decides whether two sockets may have the same port.
+type boundTo struct {
+	addr   netip.Addr
+	v6only bool
+}
+
+// taken is the ports that sockets with the same boundTo have.
+type taken struct {
+	all, live portSet // live: without those in TIME_WAIT
+	users     []holding
+}
+
+type processID struct {
+	pid   uint32
+	start int64
+}
+
+// portSet is a set of ports of a range, bit 0 is the lowest.
+type portSet []uint64
+
+func (s portSet) add(i int)      { s[i/64] |= 1 << (i % 64) }
+func (s portSet) has(i int) bool { return s != nil && s[i/64]&(1<<(i%64)) != 0 }
+
+func (s portSet) len() int {
+	n := 0
+	for _, w := range s {
+		n += bits.OnesCount64(w)
+	}
+	return n
+}
+
+func (s portSet) or(other portSet) {
+	for i, w := range other {
+		s[i] |= w
+	}
+}
+
+func newPorts() *Ports {
+	return &Ports{spaces: make(map[uint32]*space), procs: []Process{{}}, procOf: map[processID]int{{}: 0}}
+}
+
+// addSpace takes a namespace's settings. All of them come before the first owner.
+func (p *Ports) addSpace(row *bpfNetnsRow) {
+	if row.Low == 0 || row.Low > row.High {
+		return // being set up
+	}
+	p.spaces[row.Netns] = &space{
+		netns: row.Netns, low: row.Low, high: row.High, reserved: row.Reserved, twReuse: row.TwReuse,
+		words: (int(row.High)-int(row.Low))/64 + 1,
+		dests: make(map[destination]*dest), owners: map[Proto]map[boundTo]*taken{TCP: {}, UDP: {}},
+	}
+}
+
+func (s *space) isReserved(port uint16) bool { return s.reserved[port/64]&(1<<(port%64)) != 0 }
+
+// proc is the index of a process.
+func (p *Ports) proc(of Process) int {
+	id := processID{of.PID, int64(of.Start)}
+	i, ok := p.procOf[id]
+	if !ok {
+		i = len(p.procs)
+		p.procs = append(p.procs, of)
+		p.procOf[id] = i
+	}
+	return i
+}
+
+// addOwner takes one socket or timewait sock with a port; by are the processes that
+// have it, or left it in TIME_WAIT.
+func (p *Ports) addOwner(row *bpfRow, by []Process) {
+	s := p.spaces[row.Flow.Netns]
+	port := row.Flow.LocalPort
+	if s == nil || port < s.low || port > s.high || s.isReserved(port) {
+		return
+	}
+	procs := make([]int, 0, 4)
+	for _, process := range by {
+		if i := p.proc(process); !slices.Contains(procs, i) {
+			procs = append(procs, i) // once, however many descriptors
+		}
+	}
+	if len(procs) == 0 {
+		procs = append(procs, 0)
+	}
+	s.take(row, procs)
+	if row.Proto != uint8(TCP) {
+		return
+	}
+	flag := func(f bpfRowFlag) bool { return row.Flags&uint16(f) != 0 }
+	connected := flag(bpfRowFlagROW_CONNECTED)
+	if !connected {
+		s.block(row, procs)
+	}
+	if row.Flow.RemotePort == 0 || !connected && !flag(bpfRowFlagROW_ACTIVE) {
+		return // no connection, or one that came from a listener
+	}
+	key := destination{addrPort(row.Flow.LocalIp, 0).Addr(), addrPort(row.Flow.RemoteIp, row.Flow.RemotePort)}
+	d := s.dests[key]
+	if d == nil {
+		d = new(dest)
+		s.dests[key] = d
+	}
+	if connected && row.Dev == 0 && !s.reusable(row) {
+		p.use(d, s, row, procs)
+	}
+}
+
+// use counts a port that connect() finds in use towards its destination.
+func (p *Ports) use(d *dest, s *space, row *bpfRow, procs []int) {
+	d.used++
+	if row.Flags&uint16(bpfRowFlagROW_TIMEWAIT) != 0 {
+		d.timeWait++
+	}
+	d.lowUsed = d.lowUsed || row.Flow.LocalPort == s.low
+	d.highUsed = d.highUsed || row.Flow.LocalPort == s.high
+	for _, i := range procs {
+		d.users = addUser(d.users, p.procs[i])
+	}
+}
+
+func addUser(users []PortUser, process Process) []PortUser {
+	for i := range users {
+		if users[i].PID == process.PID && users[i].Start == process.Start {
+			users[i].Ports++
+			return users
+		}
+	}
+	return append(users, PortUser{process, 1})
+}
+
+// reusable tells whether connect() takes over the port of a timewait sock:
+// tcp_twsk_unique() of the kernel.
+func (s *space) reusable(row *bpfRow) bool {
+	switch {
+	case row.Flags&uint16(bpfRowFlagROW_TW_AGED) == 0 || row.Flags&uint16(bpfRowFlagROW_TIMEWAIT) == 0:
+		return false
+	case row.State == uint8(StateFinWait2):
+		return false // since 6.12, and since the stable releases of 2024 of older kernels
+	case s.twReuse == 2:
+		const loopbackIndex = 1
+		local, remote := addrPort(row.Flow.LocalIp, 0).Addr(), addrPort(row.Flow.RemoteIp, 0).Addr()
+		return row.Dev == loopbackIndex || local.IsLoopback() || remote.IsLoopback()
+	}
+	return s.twReuse == 1
+}
+
+// take marks the port as one that bind() to what conflicts with row would not get.
+func (s *space) take(row *bpfRow, procs []int) {
+	owners := s.owners[Proto(row.Proto)]
+	key := boundTo{addrPort(row.Flow.LocalIp, 0).Addr(), row.Flags&uint16(bpfRowFlagROW_V6ONLY) != 0}
+	t := owners[key]
+	if t == nil {
+		t = &taken{all: make(portSet, s.words), live: make(portSet, s.words)}
+		owners[key] = t
+	}
+	i := int(row.Flow.LocalPort - s.low)
+	t.all.add(i)
+	if row.Flags&uint16(bpfRowFlagROW_TIMEWAIT) == 0 {
+		t.live.add(i)
+	}
+	t.users = addHoldings(t.users, row.Flow.LocalPort, procs)
+}
+
+// block marks the port as one connect() must leave alone.
+func (s *space) block(row *bpfRow, procs []int) {
+	if s.blocked == nil {
+		s.blocked = make(portSet, s.words)
+	}
+	s.blocked.add(int(row.Flow.LocalPort - s.low))
+	s.blockedBy = addHoldings(s.blockedBy, row.Flow.LocalPort, procs)
+	if row.State == uint8(StateListen) {
+		s.listening = addHoldings(s.listening, row.Flow.LocalPort, procs)
+	}
+}
+
+// addHoldings adds a port, unless it is one of the last added: the owners of a port
+// come one after the other.
+func addHoldings(to []holding, port uint16, procs []int) []holding {
+next:
+	for _, proc := range procs {
+		for i := len(to) - 1; i >= 0 && to[i].port == port; i-- {
+			if to[i].proc == proc {
+				continue next
+			}
+		}
+		to = append(to, holding{port, proc})
+	}
+	return to
+}
 
 // Spaces returns the port spaces of every namespace, TCP and UDP, ordered by
 // namespace and protocol.
-func (p *Ports) Spaces() []PortSpace { return nil }
+func (p *Ports) Spaces() []PortSpace {
+	out := make([]PortSpace, 0, 2*len(p.spaces))
+	for _, s := range p.sorted() {
+		out = append(out, p.space(s, TCP), p.space(s, UDP))
+	}
+	return out
+}
+
+func (p *Ports) sorted() []*space {
+	out := make([]*space, 0, len(p.spaces))
+	for _, s := range p.spaces {
+		out = append(out, s)
+	}
+	slices.SortFunc(out, func(a, b *space) int { return cmp.Compare(a.netns, b.netns) })
+	return out
+}
+
+func (p *Ports) space(s *space, proto Proto) PortSpace {
+	out := PortSpace{NetNS: s.netns, Proto: proto, Low: s.low, High: s.high}
+	for port := int(s.low); port <= int(s.high); port++ {
+		if s.isReserved(uint16(port)) {
+			out.Reserved++
+		}
+	}
+	out.Capacity = s.size() - out.Reserved
+	if proto == TCP {
+		out.Blocked = s.blocked.len()
+		out.BlockedBy = p.users(s.blockedBy)
+		out.Listeners = p.users(s.listening)
+		for _, h := range s.listening {
+			out.ListenOn = append(out.ListenOn, h.port)
+		}
+		slices.Sort(out.ListenOn)
+		out.ListenOn = slices.Compact(out.ListenOn)
+	}
+	return out
+}
+
+func (s *space) size() int { return int(s.high) - int(s.low) + 1 }
+
+// users adds holdings up by process, most ports first. Of a port that a process is
+// known to have, nobody counts not.
+func (p *Ports) users(holdings []holding) []PortUser {
+	known := make(map[uint16]bool, len(holdings))
+	for _, h := range holdings {
+		known[h.port] = known[h.port] || h.proc != 0
+	}
+	counts := make(map[int]int)
+	for _, h := range holdings {
+		if h.proc != 0 || !known[h.port] {
+			counts[h.proc]++
+		}
+	}
+	var out []PortUser
+	for proc, n := range counts {
+		out = append(out, PortUser{p.procs[proc], n})
+	}
+	sortUsers(out)
+	return out
+}
+
+func sortUsers(users []PortUser) {
+	slices.SortFunc(users, func(a, b PortUser) int {
+		return cmp.Or(cmp.Compare(b.Ports, a.Ports), cmp.Compare(a.PID, b.PID))
+	})
+}
 
 // All returns the headroom towards every destination that has a connection
-// (OpConnect), of every local address that has a socket (OpBind), and of UDP
-// (OpImplicitBind), the fullest first.
-func (p *Ports) All() []Headroom { return nil }
+// (OpConnect), of every local address that has a socket (OpBind) and of any address,
+// and of UDP (OpImplicitBind), the fullest first.
+func (p *Ports) All() []Headroom {
+	var out []Headroom
+	for _, s := range p.sorted() {
+		tcp, udp := p.space(s, TCP), p.space(s, UDP)
+		for key, d := range s.dests {
+			out = append(out, p.connect(s, tcp, key, d))
+		}
+		for _, space := range []PortSpace{tcp, udp} {
+			for _, local := range s.locals(space.Proto) {
+				out = append(out, p.bind(s, space, OpBind, local))
+			}
+		}
+		for _, local := range anyAddress() {
+			out = append(out, p.bind(s, udp, OpImplicitBind, local))
+		}
+	}
+	slices.SortFunc(out, compareHeadroom)
+	return out
+}
 
-// Connect returns the headroom towards one destination, which need not have a
-// connection. The error is ErrNoNetNS.
+func anyAddress() []netip.Addr { return []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} }
+
+func compareHeadroom(a, b Headroom) int {
+	return cmp.Or(
+		cmp.Compare(b.Utilization(), a.Utilization()), cmp.Compare(b.Used, a.Used), cmp.Compare(a.NetNS, b.NetNS),
+		cmp.Compare(a.Op, b.Op), cmp.Compare(a.Proto, b.Proto), a.Local.Compare(b.Local), a.Remote.Compare(b.Remote))
+}
+
+// locals are the addresses that have a socket, and any address.
+func (s *space) locals(proto Proto) []netip.Addr {
+	out := anyAddress()
+	for key := range s.owners[proto] {
+		if !slices.Contains(out, key.addr) {
+			out = append(out, key.addr)
+		}
+	}
+	return out
+}
+
+// Connect returns the headroom from a local address to one destination, which need
+// not have a connection. The error wraps ErrNoNetNS.
 func (p *Ports) Connect(netns uint32, local netip.Addr, remote netip.AddrPort) (Headroom, error) {
-	return Headroom{}, ErrNoNetNS
+	s := p.spaces[netns]
+	if s == nil {
+		return Headroom{}, fmt.Errorf("%w: inode number %d", ErrNoNetNS, netns)
+	}
+	key := destination{local.Unmap(), netip.AddrPortFrom(remote.Addr().Unmap(), remote.Port())}
+	return p.connect(s, p.space(s, TCP), key, s.dests[key]), nil
+}
+
+// Bind returns the headroom of bind(addr, 0), or with OpImplicitBind of the port that a
+// UDP socket gets by itself, which ignores other addresses than any. The error wraps
+// ErrNoNetNS.
+func (p *Ports) Bind(netns uint32, proto Proto, op PortOp, local netip.Addr) (Headroom, error) {
+	s := p.spaces[netns]
+	if s == nil {
+		return Headroom{}, fmt.Errorf("%w: inode number %d", ErrNoNetNS, netns)
+	}
+	return p.bind(s, p.space(s, proto), op, local.Unmap()), nil
+}
+
+func (p *Ports) connect(s *space, space PortSpace, key destination, d *dest) Headroom {
+	if d == nil {
+		d = new(dest)
+	}
+	h := Headroom{
+		PortSpace: space, Op: OpConnect, Local: key.local, Remote: key.remote,
+		Used: d.used, TimeWait: d.timeWait, Holders: slices.Clone(d.users),
+	}
+	sortUsers(h.Holders)
+	h.Free = h.Capacity - h.Blocked - h.Used
+	usable := func(port uint16, used bool) bool {
+		return !used && !s.isReserved(port) && !s.blocked.has(int(port-s.low))
+	}
+	h.MaybeOneLess = s.odd() && (usable(s.low, d.lowUsed) || usable(s.high, d.highUsed))
+	return h
+}
+
+// odd: of such a range connect() and bind() try all ports but one, the first or the
+// last.
+func (s *space) odd() bool { return s.size()%2 == 1 && s.size() > 1 }
+
+func (p *Ports) bind(s *space, space PortSpace, op PortOp, local netip.Addr) Headroom {
+	all, live := make(portSet, s.words), make(portSet, s.words)
+	var users []holding
+	for _, key := range s.conflicts(space.Proto, local) {
+		t := s.owners[space.Proto][key]
+		all.or(t.all)
+		live.or(t.live)
+		users = append(users, t.users...)
+	}
+	h := Headroom{PortSpace: space, Op: op, Local: local, Used: all.len(), Holders: p.users(dedupe(users))}
+	h.TimeWait = h.Used - live.len()
+	h.Blocked, h.BlockedBy = 0, nil // those are among Used
+	h.Free = h.Capacity - h.Used
+	usable := func(port uint16) bool { return !s.isReserved(port) && !all.has(int(port-s.low)) }
+	// With SO_REUSEADDR it tries the two halves one after the other.
+	half := s.low + uint16(s.size()>>2<<1)
+	h.MaybeOneLess = space.Proto == TCP && s.odd() && (usable(s.low) || usable(half) || usable(s.high))
+	return h
+}
+
+// dedupe counts a port once that a process has with several addresses.
+func dedupe(holdings []holding) []holding {
+	slices.SortFunc(holdings, func(a, b holding) int {
+		return cmp.Or(cmp.Compare(a.port, b.port), cmp.Compare(a.proc, b.proc))
+	})
+	return slices.Compact(holdings)
+}
+
+// conflicts returns what a socket bound to local may not share a port with.
+func (s *space) conflicts(proto Proto, local netip.Addr) []boundTo {
+	owners := s.owners[proto]
+	var out []boundTo
+	if local.IsUnspecified() {
+		for key := range owners {
+			if addrConflict(local, false, key.addr, key.v6only) {
+				out = append(out, key)
+			}
+		}
+		return out
+	}
+	for _, addr := range append(anyAddress(), local) {
+		for _, v6only := range []bool{false, true} {
+			if key := (boundTo{addr, v6only}); owners[key] != nil && addrConflict(local, false, addr, v6only) {
+				out = append(out, key)
+			}
+		}
+	}
+	return out
 }

@@ -388,13 +388,17 @@ func (r *recorder) local(fd int) netip.AddrPort {
 	if err != nil {
 		r.Fatalf("getsockname: %v", err)
 	}
+	return addrPortOf(sa)
+}
+
+// addrPortOf is an address of the system's calls, IPv4 as IPv4.
+func addrPortOf(sa unix.Sockaddr) netip.AddrPort {
 	switch a := sa.(type) {
 	case *unix.SockaddrInet4:
 		return netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port))
 	case *unix.SockaddrInet6:
 		return netip.AddrPortFrom(netip.AddrFrom16(a.Addr).Unmap(), uint16(a.Port))
 	}
-	r.Fatalf("getsockname: %T", sa)
 	return netip.AddrPort{}
 }
 

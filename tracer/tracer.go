@@ -108,6 +108,7 @@ func (t *Tracer) open(cfg Config) error {
 	// The snapshotter has its own; no hook uses them.
 	delete(spec.Maps, bpfMapRows)
 	delete(spec.Maps, bpfMapFds)
+	delete(spec.Maps, bpfMapNetnsRows)
 	if err := t.openMaps(spec, cfg); err != nil {
 		return err
 	}
