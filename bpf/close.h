@@ -11,7 +11,7 @@ static __always_inline void emit_close(struct sock *sk, __u8 type, __u64 tw)
 
 	if (!e)
 		return;
-	e->tw = tw;
+	e->detail = tw;
 	e->error = READ(sk, sk_err);
 	event_submit(e);
 }
@@ -28,14 +28,14 @@ static __always_inline void handle_tcp_closed(struct sock *sk, int old)
 
 	if (!last) {
 		if (old == TCP_SYN_SENT && by_tracepoint(PART_CONNECT))
-			handle_connect_no_port(sk, false);
+			handle_connect_no_port(sk, false, 0);
 		return; /* else a listen() that found no port */
 	}
 	if (port && old == TCP_LISTEN)
 		return;
 	if (port && old == TCP_SYN_SENT && !READ(sk, sk_err)) {
 		if (READ(sk, sk_shutdown) != SHUTDOWN_MASK && by_tracepoint(PART_CONNECT))
-			handle_connect_no_port(sk, true);
+			handle_connect_no_port(sk, true, 0);
 		return;
 	}
 	if (old == TCP_FIN_WAIT1 || old == TCP_FIN_WAIT2 || old == TCP_CLOSING)
@@ -56,11 +56,14 @@ static __always_inline void handle_established(struct sock *sk)
 
 static __always_inline void handle_state(struct sock *sk, int old, int now)
 {
-	if (now != TCP_CLOSE && now != TCP_LISTEN && !(now == TCP_ESTABLISHED && want_established))
+	if (now != TCP_CLOSE && now != TCP_LISTEN && now != TCP_SYN_SENT &&
+	    !(now == TCP_ESTABLISHED && want_established))
 		return;
 	if (sock_protocol(sk) != IPPROTO_TCP)
 		return;
-	if (now == TCP_LISTEN)
+	if (now == TCP_SYN_SENT)
+		search_begin(sk);
+	else if (now == TCP_LISTEN)
 		handle_listen_enter(sk);
 	else if (now == TCP_CLOSE)
 		handle_tcp_closed(sk, old);

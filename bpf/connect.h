@@ -5,23 +5,55 @@
 
 #include "bind.h"
 
+/* The search for a port begins right after the state has become SYN_SENT, and ends at fexit of inet_hash_connect(). */
+static __always_inline struct search *search_of(const struct sock *sk)
+{
+	__u64 address = (__u64)plain(sk); /* a number to the verifier */
+
+	return &searches[(address >> 6) % SEARCHES]; /* a socket is more than 64 bytes */
+}
+
+static __always_inline void search_begin(const struct sock *sk)
+{
+	struct search *s;
+
+	if (by_tracepoint(PART_CONNECT) || sock_port(sk))
+		return; /* nobody will ask, or there is nothing to look for */
+	s = search_of(sk);
+	s->start_ns = bpf_ktime_get_boot_ns();
+	s->sock = (__u64)sk;
+}
+
+/* How long it took, 0 where that is not known. */
+static __always_inline __u64 search_end(const struct sock *sk)
+{
+	struct search *s = search_of(sk);
+
+	if (s->sock != (__u64)sk)
+		return 0;
+	s->sock = 0;
+	return bpf_ktime_get_boot_ns() - s->start_ns;
+}
+
 /* TCP: the port is picked and the SYN about to leave. */
-static __always_inline void handle_connect_tcp(struct sock *sk)
+static __always_inline void handle_connect_tcp(struct sock *sk, __u64 search_ns)
 {
 	struct event *e;
 
 	if (!proto_is_ours(sk))
 		return;
 	e = event_by_task(EVENT_CONNECT, sk);
-	if (e)
-		event_submit(e);
+	if (!e)
+		return;
+	e->detail = search_ns;
+	event_submit(e);
 }
 
 /*
  * TCP went from SYN_SENT to CLOSE inside connect(): no port was left, or, for
  * a bound socket, the connection exists already.
  */
-static __always_inline void handle_connect_no_port(struct sock *sk, bool bound)
+static __always_inline void handle_connect_no_port(struct sock *sk, bool bound, __u64 search_ns)
 {
 	struct event *e;
 
@@ -30,6 +62,7 @@ static __always_inline void handle_connect_no_port(struct sock *sk, bool bound)
 	if (!e)
 		return;
 	e->error = EADDRNOTAVAIL;
+	e->detail = search_ns;
 	if (bound)
 		e->flags |= EVENT_MAYBE; /* connect(AF_UNSPEC) on a connecting socket looks the same */
 	event_submit(e);
@@ -148,10 +181,12 @@ static __always_inline void handle_connect_exit(struct sock *sk, struct address 
 /* inet_hash_connect() or inet6_hash_connect() is done: the port is picked, or there is none. */
 static __always_inline void handle_hash_connect(struct sock *sk, int ret)
 {
+	__u64 search_ns = search_end(sk);
+
 	if (ret)
-		handle_connect_no_port(sk, false);
+		handle_connect_no_port(sk, false, search_ns);
 	else
-		handle_connect_tcp(sk);
+		handle_connect_tcp(sk, search_ns);
 }
 
 /*
@@ -183,5 +218,5 @@ static __always_inline void handle_sockops(struct bpf_sock_ops *ctx)
 	if (ctx->op == BPF_SOCK_OPS_TCP_LISTEN_CB && by_tracepoint(PART_LISTEN))
 		handle_listen_done(plain(ctx->sk));
 	if (ctx->op == BPF_SOCK_OPS_TCP_CONNECT_CB && by_tracepoint(PART_CONNECT))
-		handle_connect_tcp(plain(ctx->sk));
+		handle_connect_tcp(plain(ctx->sk), 0);
 }

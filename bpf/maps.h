@@ -101,6 +101,19 @@ struct {
 	__type(value, struct pending);
 } pendings SEC(".maps");
 
+#define SEARCHES 1024
+
+/*
+ * When connect() began to look for a port, fentry tier.
+ * A slot by the address of the socket, written by the state hook and read at the
+ * end of inet_hash_connect(). Another socket may take the slot meanwhile: then it is
+ * not known how long the first one took.
+ */
+struct search {
+	__u64 sock;
+	__u64 start_ns;
+} searches[SEARCHES];
+
 #define ROWS_MAX 8192 /* small, so that Go sorts out one part while the kernel writes the next */
 
 /*

@@ -17,7 +17,7 @@ type bpfEvent struct {
 	_             structs.HostLayout
 	TimeNs        uint64
 	Sock          uint64
-	Tw            uint64
+	Detail        uint64
 	RequestedPort uint16
 	Error         uint16
 	Type          uint8
@@ -143,6 +143,12 @@ const (
 	bpfRowFlagROW_TW_AGED   bpfRowFlag = 512
 )
 
+type bpfSearch struct {
+	_       structs.HostLayout
+	Sock    uint64
+	StartNs uint64
+}
+
 type bpfSockNote struct {
 	_             structs.HostLayout
 	RequestedPort uint16
@@ -262,6 +268,7 @@ const (
 	bpfVarContract        = "contract"
 	bpfVarFdsCursor       = "fds_cursor"
 	bpfVarHaveCast        = "have_cast"
+	bpfVarSearches        = "searches"
 	bpfVarSyscallHooks    = "syscall_hooks"
 	bpfVarTracepointParts = "tracepoint_parts"
 	bpfVarWakeBytes       = "wake_bytes"
@@ -367,6 +374,7 @@ type bpfVariableSpecs struct {
 	Contract        *ebpf.VariableSpec `ebpf:"contract"`
 	FdsCursor       *ebpf.VariableSpec `ebpf:"fds_cursor"`
 	HaveCast        *ebpf.VariableSpec `ebpf:"have_cast"`
+	Searches        *ebpf.VariableSpec `ebpf:"searches"`
 	SyscallHooks    *ebpf.VariableSpec `ebpf:"syscall_hooks"`
 	TracepointParts *ebpf.VariableSpec `ebpf:"tracepoint_parts"`
 	WakeBytes       *ebpf.VariableSpec `ebpf:"wake_bytes"`
@@ -422,6 +430,7 @@ type bpfVariables struct {
 	Contract        *ebpf.Variable `ebpf:"contract"`
 	FdsCursor       *ebpf.Variable `ebpf:"fds_cursor"`
 	HaveCast        *ebpf.Variable `ebpf:"have_cast"`
+	Searches        *ebpf.Variable `ebpf:"searches"`
 	SyscallHooks    *ebpf.Variable `ebpf:"syscall_hooks"`
 	TracepointParts *ebpf.Variable `ebpf:"tracepoint_parts"`
 	WakeBytes       *ebpf.Variable `ebpf:"wake_bytes"`

@@ -81,10 +81,14 @@ func (d *decoder) event(record []byte, booted time.Time, ev *Event) error {
 		Implicit:      raw.Flags&uint8(bpfEventFlagEVENT_IMPLICIT) != 0,
 		MPTCP:         raw.Flags&uint8(bpfEventFlagEVENT_MPTCP) != 0,
 		Errno:         syscall.Errno(raw.Error),
-		TimeWait:      raw.Tw != 0,
 		boot:          raw.TimeNs,
 		sock:          raw.Sock,
 		flags:         raw.Flags,
+	}
+	if ev.Type == EventConnect {
+		ev.Search = time.Duration(raw.Detail)
+	} else {
+		ev.tw, ev.TimeWait = raw.Detail, raw.Detail != 0
 	}
 	if short := len(record) == shortEvent; short != isShort(ev.Type) {
 		return fmt.Errorf("decode event: %d bytes for %s", len(record), ev.Type)

@@ -13,7 +13,7 @@ import (
 // rawEvent is a record with every field set.
 func rawEvent() bpfEvent {
 	return bpfEvent{
-		TimeNs: bootAt(1500), Sock: sockA, Tw: 1,
+		TimeNs: bootAt(1500), Sock: sockA, Detail: 1,
 		Flow: bpfFlow{
 			LocalIp:   netip.MustParseAddr("::ffff:10.0.0.1").As16(),
 			RemoteIp:  netip.MustParseAddr("2001:db8::2").As16(),
@@ -37,8 +37,21 @@ func TestDecodeEvent(t *testing.T) {
 		Local: netip.MustParseAddrPort("10.0.0.1:40000"), Remote: netip.MustParseAddrPort("[2001:db8::2]:443"),
 		RequestedPort: 8080, Implicit: true, Errno: syscall.EADDRINUSE, NetNS: testNS, MPTCP: true, TimeWait: true,
 		Process: Process{PID: 10, UID: 1000, Start: ms(1), Comm: "curl", Cgroup: 77},
-		boot:    bootAt(1500), sock: sockA, flags: raw.Flags,
+		boot:    bootAt(1500), sock: sockA, tw: 1, flags: raw.Flags,
 	}, got)
+}
+
+// The same field is the timewait sock of a close and the search of a connect.
+func TestDecodeDetail(t *testing.T) {
+	raw := rawEvent()
+	raw.Type, raw.Detail = uint8(EventConnect), 1500
+	var got Event
+	if err := newDecoder().event(rawRecord(&raw), wallAt(0), &got); err != nil {
+		t.Fatal(err)
+	}
+	if got.Search != 1500*time.Nanosecond || got.TimeWait || got.tw != 0 {
+		t.Errorf("connect with search %v, time_wait %v, want 1.5us, false", got.Search, got.TimeWait)
+	}
 }
 
 func TestDecodeEventRefuses(t *testing.T) {

@@ -157,9 +157,11 @@ type Event struct {
 	MPTCP         bool           // the TCP subflow of an MPTCP socket
 	Duration      time.Duration  // close: how long the port was held; established: of the handshake
 	TimeWait      bool           // close: the port stays taken in TIME_WAIT
+	Search        time.Duration  // connect of TCP: how long the kernel looked for a port; TierFentry only
 
 	boot  uint64 // CLOCK_BOOTTIME, nanoseconds: orders events and snapshot rows
 	sock  uint64 // address of the kernel's struct sock
+	tw    uint64 // close, down: address of the timewait sock that keeps the port
 	flags uint8  // bpfEventFlag
 }
 

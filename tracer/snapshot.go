@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/netip"
 	"slices"
 	"sync"
 	"syscall"
@@ -448,11 +447,11 @@ func (s *Snapshotter) join(c *collection, chunks [][]bpfFds) {
 // the settings of every namespace, and who holds the sockets. It blocks for about a
 // millisecond and for a fraction of a microsecond per port in use.
 func (s *Snapshotter) Ports() (*Ports, error) {
-	return s.ports(func(uint64, netip.AddrPort) Process { return Process{} })
+	return s.ports(nil)
 }
 
-// ports is Ports; leftBy tells who left a timewait sock.
-func (s *Snapshotter) ports(leftBy func(tw uint64, local netip.AddrPort) Process) (*Ports, error) {
+// ports is Ports; of sockets that no process holds the table knows who had them.
+func (s *Snapshotter) ports(known *Table) (*Ports, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p := newPorts()
@@ -477,13 +476,16 @@ func (s *Snapshotter) ports(leftBy func(tw uint64, local netip.AddrPort) Process
 	if err != nil {
 		return nil, err
 	}
+	if known != nil {
+		known.mu.RLock()
+		defer known.mu.RUnlock()
+	}
 	for i := range owners {
 		row := &owners[i]
 		by := holders[row.File]
-		if row.Flags&uint16(bpfRowFlagROW_TIMEWAIT) != 0 {
-			by = nil
-			if process := leftBy(row.Sock, addrPort(row.Flow.LocalIp, row.Flow.LocalPort)); process.PID != 0 {
-				by = []Process{process}
+		if known != nil && len(by) == 0 {
+			if owner := known.knownOwner(row.Sock, addrPort(row.Flow.LocalIp, row.Flow.LocalPort)); owner.PID != 0 {
+				by = []Process{owner}
 			}
 		}
 		p.addOwner(row, by)

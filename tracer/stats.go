@@ -2,6 +2,8 @@ package tracer
 
 import (
 	"fmt"
+	"maps"
+	"math"
 	"syscall"
 	"time"
 
@@ -21,6 +23,7 @@ type Stats struct {
 	Decoded    uint64 // read and understood
 	Bad        uint64 // read and not understood
 	Resyncs    uint64 // times the table was rebuilt after a loss
+	Reconciles uint64 // times it was compared with the kernel's, at Config.Reconcile
 }
 
 // Lost is the number of events the kernel could not hand over.
@@ -61,9 +64,51 @@ type ProgramStats struct {
 	Time time.Duration
 }
 
-// readStats puts the kernel's counters into s. tracing are the programs that the
-// kernel skips when they are running already.
-func readStats(m *ebpf.Map, tracing []*ebpf.Program, s *Stats) error {
+func newCounts() Counts {
+	return Counts{Events: make(map[EventKey]uint64), Failures: make(map[Failure]uint64), Searches: make(map[int]int64)}
+}
+
+// add counts a published event.
+func (c *Counts) add(ev *Event) {
+	c.Events[EventKey{ev.Type, ev.Proto}]++
+	if ev.Errno != 0 {
+		if op := opOf(ev); op != 0 {
+			c.Failures[Failure{op, ev.Proto, ev.Errno}]++
+		}
+	}
+	if ev.Search > 0 {
+		c.Searches[searchBucket(ev.Search)]++
+		c.SearchCount++
+		c.SearchSum += ev.Search
+	}
+}
+
+// opOf is the call that failed; 0 of a close, whose error ended the connection.
+func opOf(ev *Event) PortOp {
+	switch {
+	case ev.Type == EventBind && ev.Implicit:
+		return OpImplicitBind
+	case ev.Type == EventBind:
+		return OpBind
+	case ev.Type == EventListen:
+		return OpListen
+	case ev.Type == EventConnect:
+		return OpConnect
+	}
+	return 0
+}
+
+// searchBucket is the native histogram's: (2^((i-1)/4), 2^(i/4)] seconds.
+func searchBucket(d time.Duration) int { return int(math.Ceil(4 * math.Log2(d.Seconds()))) }
+
+func (c *Counts) clone() Counts {
+	out := *c
+	out.Events, out.Failures, out.Searches = maps.Clone(c.Events), maps.Clone(c.Failures), maps.Clone(c.Searches)
+	return out
+}
+
+// readStats puts the kernel's counters into s. progs are the programs that are attached.
+func readStats(m *ebpf.Map, progs []attached, s *Stats) error {
 	for _, c := range []struct {
 		stat bpfStat
 		to   *uint64
@@ -82,10 +127,13 @@ func readStats(m *ebpf.Map, tracing []*ebpf.Program, s *Stats) error {
 		}
 	}
 	s.LostNested = 0
-	for _, prog := range tracing {
-		stats, err := prog.Stats()
+	for _, a := range progs {
+		if a.prog.Type() != ebpf.Tracing {
+			continue // these the kernel does not skip when they are running already
+		}
+		stats, err := a.prog.Stats()
 		if err != nil {
-			return fmt.Errorf("read counters of %s: %w", prog, err)
+			return fmt.Errorf("read counters of %s: %w", a.hook, err)
 		}
 		s.LostNested += stats.RecursionMisses
 	}

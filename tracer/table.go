@@ -18,7 +18,18 @@ type Table struct {
 	byPort map[uint16]*row // first row of each local port, linked by next
 	free   *row            // rows to use again, linked by next
 	loaded bool            // a snapshot has been merged
+	left   map[uint64]left // by address of the timewait sock; nil: not kept
 }
+
+// left is who left a socket in TIME_WAIT.
+type left struct {
+	Process
+	local netip.AddrPort
+	stamp uint64 // CLOCK_BOOTTIME of the event, nanoseconds
+}
+
+// maxLeft bounds how many sockets in TIME_WAIT are remembered.
+const maxLeft = 1 << 16
 
 type row struct {
 	Socket
@@ -26,7 +37,7 @@ type row struct {
 	ended      syscall.Errno // why the connection ended, while the socket keeps its port
 	timeWait   bool          // as ended: a TIME_WAIT was left
 	initial    bool          // from the first snapshot, no event since
-	missing    int           // how many snapshots in a row did not have it
+	missing    bool          // the last snapshot did not have it, and no event since
 }
 
 // NewTable returns an empty table.
@@ -54,6 +65,7 @@ func (t *Table) Apply(ev *Event) bool {
 		return t.applyClose(r, ev)
 	case eventDown:
 		if r != nil {
+			t.leave(r, ev)
 			r.ended, r.timeWait = ev.Errno, ev.TimeWait
 			r.State, r.Role, r.Remote, r.stamp = StateUnconn, RoleBound, netip.AddrPort{}, ev.boot
 		}
@@ -96,7 +108,7 @@ func (t *Table) applyTaken(r *row, ev *Event) bool {
 	r.adopt(ev)
 	r.Proto, r.NetNS, r.MPTCP, r.stamp = ev.Proto, ev.NetNS, ev.MPTCP, ev.boot
 	r.Local, r.Remote = ev.Local, ev.Remote
-	r.initial, r.missing = false, 0
+	r.initial, r.missing = false, false
 	r.ended, r.timeWait = 0, false // of an earlier connection
 	// Only these two tell the options.
 	if ev.Type == EventBind || ev.Type == EventListen {
@@ -145,7 +157,7 @@ func applyEstablished(r *row, ev *Event) bool {
 		ev.Duration = ev.Time.Sub(r.Since)
 	}
 	if r.stamp <= ev.boot {
-		r.State, r.stamp = StateEstablished, ev.boot
+		r.State, r.stamp, r.missing = StateEstablished, ev.boot, false
 	}
 	return true
 }
@@ -169,8 +181,16 @@ func (t *Table) applyClose(r *row, ev *Event) bool {
 	if !r.Since.IsZero() {
 		ev.Duration = ev.Time.Sub(r.Since)
 	}
+	t.leave(r, ev)
 	t.remove(r)
 	return true
+}
+
+// leave remembers who left a timewait sock, while there is room.
+func (t *Table) leave(r *row, ev *Event) {
+	if t.left != nil && ev.tw != 0 && len(t.left) < maxLeft {
+		t.left[ev.tw] = left{r.owner(), r.Local, ev.boot}
+	}
 }
 
 // owner is the process that acted on the socket, or else its first holder.
@@ -181,32 +201,72 @@ func (s *Socket) owner() Process {
 	return s.Holders[0].Process
 }
 
-// Reconcile makes the table equal to a snapshot. Rows with newer events keep
-// their state. Call it with every event older than the snapshot's start
-// applied: a socket that the snapshot lacks stays until the next Reconcile, for
-// its close may still be on its way.
+// Reconcile takes what a snapshot tells. Rows with newer events keep their state.
+// A socket that the snapshot lacks stays until Settle, for its close may still be on
+// its way.
 func (t *Table) Reconcile(snap *Snapshot) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	first := !t.loaded
 	t.loaded = true
 	for _, r := range t.rows {
-		if r.missing++; r.stamp >= snap.start {
-			r.missing = 0 // newer than the snapshot
-		}
+		r.missing = r.stamp < snap.start
 	}
+	waiting := make(map[uint64]netip.AddrPort)
 	for i := range snap.Sockets {
 		s := &snap.Sockets[i]
+		if s.Role == RoleTimeWait {
+			waiting[s.id] = s.Local
+		}
 		if s.Role == RoleTimeWait || s.State == StateSynRecv && !s.attached {
 			continue // no event tells its end: only snapshots do
 		}
 		t.merge(s, first)
 	}
+	for tw, l := range t.left {
+		if waiting[tw] != l.local && l.stamp < snap.start {
+			delete(t.left, tw)
+		}
+	}
+}
+
+// Settle removes what the last snapshot lacked. Call it when every event older than
+// that has been applied.
+func (t *Table) Settle() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	for _, r := range t.rows {
-		if r.missing > 1 {
+		if r.missing {
 			t.remove(r)
 		}
 	}
+}
+
+// Complete adds to the sockets of a snapshot what events told: Owner, Since, Origin;
+// of TIME_WAIT who left it.
+func (t *Table) Complete(snap *Snapshot) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	for i := range snap.Sockets {
+		s := &snap.Sockets[i]
+		if s.Role == RoleTimeWait {
+			s.Owner = t.knownOwner(s.id, s.Local)
+		} else if r := t.rows[s.id]; r != nil && !r.reused(s.Local, s.Remote) {
+			s.Owner, s.Since, s.Origin = r.Owner, r.Since, r.Origin
+		}
+	}
+}
+
+// knownOwner is who bound, connected, accepted or left in TIME_WAIT the socket of
+// this address; PID 0: not known.
+func (t *Table) knownOwner(id uint64, local netip.AddrPort) Process {
+	if r := t.rows[id]; r != nil && r.Local == local {
+		return r.owner()
+	}
+	if l, ok := t.left[id]; ok && l.local == local {
+		return l.Process
+	}
+	return Process{}
 }
 
 // merge takes one socket of a snapshot.
@@ -228,7 +288,7 @@ func (t *Table) merge(s *Socket, first bool) {
 		r.Socket, r.initial = *s, first
 		return
 	}
-	r.missing = 0
+	r.missing = false
 	owner, since, origin := r.Owner, r.Since, r.Origin
 	r.Socket = *s
 	r.Owner, r.Since, r.Origin = owner, since, origin

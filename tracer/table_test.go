@@ -458,7 +458,7 @@ func TestTableReconcileReusedConnection(t *testing.T) {
 }
 
 // A socket that a snapshot lacks may have its close still on its way.
-func TestTableReconcileRemovesAtSecondTime(t *testing.T) {
+func TestTableSettle(t *testing.T) {
 	accept := tcp(20, EventAccept, sockA, "10.0.0.1:80", "10.0.0.2:40000")
 	row := held(10, found(60, RoleServer, sockA, "10.0.0.1:80", "10.0.0.2:40000"))
 	start := func(t *testing.T) tableTest {
@@ -466,13 +466,13 @@ func TestTableReconcileRemovesAtSecondTime(t *testing.T) {
 		tt.news(accept)
 		tt.reconcile(50)
 		if tt.Len() != 1 {
-			t.Fatal("removed by the first snapshot without it")
+			t.Fatal("removed by the snapshot without it")
 		}
 		return tt
 	}
 	t.Run("gone", func(t *testing.T) {
 		tt := start(t)
-		tt.reconcile(70)
+		tt.Settle()
 		tt.empty()
 		tt.swallowed(tcp(80, EventClose, sockA, "10.0.0.1:80", "10.0.0.2:40000"))
 	})
@@ -485,21 +485,78 @@ func TestTableReconcileRemovesAtSecondTime(t *testing.T) {
 	t.Run("there again", func(t *testing.T) {
 		tt := start(t)
 		tt.reconcile(55, row)
+		tt.Settle()
 		want := row
 		want.Owner, want.Since, want.Origin = proc(10), wallAt(20), OriginObserved
 		equal(t, "row", want, tt.only())
-		tt.reconcile(70)
-		equal(t, "row that again one snapshot lacks", want, tt.only())
 	})
 	t.Run("news of it between", func(t *testing.T) {
 		tt := start(t)
 		tt.news(tcp(65, EventEstablished, sockA, "10.0.0.1:80", "10.0.0.2:40000"))
-		tt.reconcile(60)
-		tt.reconcile(70)
+		tt.Settle()
 		if tt.Len() != 1 {
-			t.Error("removed though only one snapshot after the last event lacks it")
+			t.Error("removed though the last event is newer than the snapshot")
 		}
 	})
+}
+
+// Who left a socket in TIME_WAIT is remembered as long as snapshots have it.
+func TestTableTimeWaitOwner(t *testing.T) {
+	const tw = sockC
+	for _, tc := range []struct {
+		name   string
+		events []Event
+	}{
+		{"connected", []Event{
+			tcp(20, EventConnect, sockA, "10.0.0.2:40000", "10.0.0.1:80"),
+			{Type: EventClose, Proto: TCP, TimeWait: true, tw: tw, boot: bootAt(30), sock: sockA},
+		}},
+		{"bound", []Event{
+			tcp(20, EventBind, sockA, "10.0.0.2:40000", ""),
+			{Type: eventDown, Proto: TCP, TimeWait: true, tw: tw, boot: bootAt(30), sock: sockA},
+		}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			tt := newTableTest(t)
+			tt.left = make(map[uint64]left)
+			for _, ev := range tc.events {
+				tt.Apply(&ev)
+			}
+			waiting := func(local string) Process {
+				snap := &Snapshot{Sockets: []Socket{found(60, RoleTimeWait, tw, local, "10.0.0.1:80")}}
+				tt.Complete(snap)
+				return snap.Sockets[0].Owner
+			}
+			if got := waiting("10.0.0.2:40000"); got != proc(10) {
+				t.Errorf("left by %+v, want the owner of the connection", got)
+			}
+			if got := waiting("10.0.0.2:40001"); got.PID != 0 {
+				t.Errorf("left by %+v, want nobody: the address has another one now", got)
+			}
+			tt.reconcile(25)
+			tt.reconcile(50, found(60, RoleTimeWait, tw, "10.0.0.2:40000", "10.0.0.1:80"))
+			if len(tt.left) != 1 {
+				t.Error("forgotten while it is there, or before a snapshot could have it")
+			}
+			tt.reconcile(70)
+			if len(tt.left) != 0 {
+				t.Error("remembered though a snapshot has it no more")
+			}
+		})
+	}
+}
+
+// What events told of a socket is in later snapshots too.
+func TestTableComplete(t *testing.T) {
+	tt := newTableTest(t)
+	tt.news(tcp(20, EventListen, sockA, "10.0.0.1:80", ""))
+	snap := &Snapshot{Sockets: []Socket{
+		found(60, RoleListener, sockA, "10.0.0.1:80", ""), found(60, RoleListener, sockB, "10.0.0.1:81", ""),
+	}}
+	want := slices.Clone(snap.Sockets)
+	want[0].Owner, want[0].Since, want[0].Origin = proc(10), wallAt(20), OriginObserved
+	tt.Complete(snap)
+	equal(t, "sockets", want, snap.Sockets)
 }
 
 func TestTableOrderAndCopies(t *testing.T) {

@@ -41,10 +41,10 @@ type Config struct {
 // Tracer follows every TCP and UDP socket of the machine. Open it, Run it in one
 // goroutine, read from Subscribe and Table in others, Close it.
 type Tracer struct {
-	maps    map[string]*ebpf.Map
-	links   []link.Link
-	tracing []*ebpf.Program // attached to tracepoints
-	hooks   []HookStatus
+	maps  map[string]*ebpf.Map
+	links []link.Link
+	progs []attached
+	hooks []HookStatus
 	// byTracepoint are the parts that hooks of the tracepoint tier report; the
 	// programs read them from partsVar.
 	byTracepoint bpfPart
@@ -55,8 +55,9 @@ type Tracer struct {
 	history      *History
 	out          fanout
 
-	mu    sync.Mutex
-	stats Stats
+	mu     sync.Mutex
+	stats  Stats
+	counts Counts
 
 	// Used by Run alone.
 	dec      *decoder
@@ -67,6 +68,15 @@ type Tracer struct {
 	lookCost time.Duration // what it took
 	checked  time.Time     // last look at the counters
 	resynced uint64        // losses the table has been rebuilt after
+	every    time.Duration // Config.Reconcile
+	next     time.Time     // the next one; zero: none
+	settle   time.Time     // when to look whether the table can be settled; zero: it is
+}
+
+// attached is a program at its hook.
+type attached struct {
+	hook string
+	prog *ebpf.Program
 }
 
 const (
@@ -92,7 +102,13 @@ func Open(cfg Config) (*Tracer, error) {
 	if page := os.Getpagesize(); cfg.RingBytes < page || cfg.RingBytes&(cfg.RingBytes-1) != 0 {
 		return nil, fmt.Errorf("ring buffer of %d bytes: want a power of two, at least %d", cfg.RingBytes, page)
 	}
-	t := &Tracer{table: NewTable(), history: newHistory(cfg.History), dec: newDecoder(), batch: make([]Event, 0, maxBatch)}
+	t := &Tracer{
+		table: NewTable(), history: newHistory(cfg.History), counts: newCounts(), every: cfg.Reconcile,
+		dec: newDecoder(), batch: make([]Event, 0, maxBatch),
+	}
+	if cfg.Reconcile > 0 {
+		t.table.left = make(map[uint64]left) // reconciling is what keeps it small
+	}
 	if err := t.open(cfg); err != nil {
 		return nil, errors.Join(err, t.Close())
 	}
@@ -207,10 +223,10 @@ func (l *loader) attach(hooks []*probe) (err error) {
 	var links []link.Link
 	defer func() {
 		for i, prog := range progs {
-			if err != nil || prog.Type() != ebpf.Tracing {
-				prog.Close() // else kept for its counters; the link keeps the others
-			} else {
-				l.t.tracing = append(l.t.tracing, progs[i])
+			if err != nil {
+				prog.Close()
+			} else { // kept for its counters
+				l.t.progs = append(l.t.progs, attached{hooks[i].hook, prog})
 			}
 		}
 		if err == nil {
@@ -254,8 +270,8 @@ func (t *Tracer) Close() error {
 	for _, l := range t.links {
 		errs = append(errs, l.Close())
 	}
-	for _, prog := range t.tracing {
-		errs = append(errs, prog.Close())
+	for _, a := range t.progs {
+		errs = append(errs, a.prog.Close())
 	}
 	if t.reader != nil {
 		errs = append(errs, t.reader.Close())
@@ -308,18 +324,39 @@ func (t *Tracer) History() *History { return t.history }
 // Snapshot reads the kernel's sockets now, as Snapshotter.Take does, and adds what
 // events told: Owner, Since, Origin; of TIME_WAIT who left it. Callers wait for
 // each other.
-func (t *Tracer) Snapshot(port uint16) (*Snapshot, error) { return t.snap.Take(port) }
+func (t *Tracer) Snapshot(port uint16) (*Snapshot, error) {
+	snap, err := t.snap.Take(port)
+	if err != nil {
+		return nil, err
+	}
+	t.table.Complete(snap)
+	return snap, nil
+}
 
-// Ports reads every use of an ephemeral port now, and who the table knows to have
-// it. Callers wait for each other.
-func (t *Tracer) Ports() (*Ports, error) { return &Ports{}, nil }
+// Ports reads every use of an ephemeral port now; of sockets that no process holds
+// it tells who had them last, where that was observed. Callers wait for each other.
+func (t *Tracer) Ports() (*Ports, error) { return t.snap.ports(t.table) }
 
 // Programs tells what each attached BPF program has cost since Open, as far as the
 // kernel counts: only while kernel.bpf_stats_enabled is 1.
-func (t *Tracer) Programs() ([]ProgramStats, error) { return nil, nil }
+func (t *Tracer) Programs() ([]ProgramStats, error) {
+	out := make([]ProgramStats, 0, len(t.progs))
+	for _, a := range t.progs {
+		stats, err := a.prog.Stats()
+		if err != nil {
+			return nil, fmt.Errorf("read counters of %s: %w", a.hook, err)
+		}
+		out = append(out, ProgramStats{Hook: a.hook, Runs: stats.RunCount, Time: stats.Runtime})
+	}
+	return out, nil
+}
 
 // Counts are the events published since Open.
-func (t *Tracer) Counts() Counts { return Counts{} }
+func (t *Tracer) Counts() Counts {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.counts.clone()
+}
 
 // Subscribe returns a queue of every event from now on, at most max of them.
 func (t *Tracer) Subscribe(max int) *Subscription { return t.out.subscribe(max) }
@@ -328,7 +365,7 @@ func (t *Tracer) Subscribe(max int) *Subscription { return t.out.subscribe(max) 
 func (t *Tracer) Stats() (Stats, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	err := readStats(t.maps[bpfMapStats], t.tracing, &t.stats)
+	err := readStats(t.maps[bpfMapStats], t.progs, &t.stats)
 	return t.stats, err
 }
 
@@ -341,6 +378,10 @@ func (t *Tracer) Run(ctx context.Context, ready func(*Snapshot)) error {
 	snap, err := t.resync()
 	if err != nil {
 		return err
+	}
+	t.table.Settle()
+	if t.every > 0 {
+		t.next = time.Now().Add(t.every)
 	}
 	if ready != nil {
 		ready(snap)
@@ -355,13 +396,13 @@ func (t *Tracer) Run(ctx context.Context, ready func(*Snapshot)) error {
 			t.handOn()
 			switch {
 			case errors.Is(err, os.ErrDeadlineExceeded):
+				if err := t.check(); err != nil {
+					return err
+				}
 				if time.Since(idleFrom) >= readerIdle {
-					t.reader.SetDeadline(time.Time{}) // quiet: the next event will wake us
+					t.reader.SetDeadline(t.quiet())
 				} else { // an event came as the time ran out; those after it are unannounced
 					t.reader.SetDeadline(idleFrom.Add(readerIdle))
-				}
-				if err := t.checkLoss(); err != nil {
-					return err
 				}
 				continue
 			case errors.Is(err, ringbuf.ErrFlushed), errors.Is(err, ringbuf.ErrClosed):
@@ -377,11 +418,19 @@ func (t *Tracer) Run(ctx context.Context, ready func(*Snapshot)) error {
 		idleFrom = time.Now()
 		t.reader.SetDeadline(idleFrom.Add(readerIdle))
 		if idleFrom.Sub(t.checked) > checkEvery {
-			if err := t.checkLoss(); err != nil {
+			if err := t.check(); err != nil {
 				return err
 			}
 		}
 	}
+}
+
+// quiet is how long to sleep, unless an event wakes the reader; zero: no limit.
+func (t *Tracer) quiet() time.Time {
+	if !t.settle.IsZero() {
+		return t.settle
+	}
+	return t.next
 }
 
 // take decodes one record, puts it into the table and keeps it for handOn.
@@ -404,8 +453,18 @@ func (t *Tracer) take(record []byte) {
 // handOn publishes what take has collected.
 func (t *Tracer) handOn() {
 	t.out.publish(t.batch)
+	t.mu.Lock()
+	for i := range t.batch {
+		t.counts.add(&t.batch[i])
+	}
+	t.stats.Decoded += t.decoded
+	t.mu.Unlock()
+	for i := range t.batch {
+		if t.batch[i].Type == EventClose {
+			t.history.add(&t.batch[i])
+		}
+	}
 	t.batch = t.batch[:0]
-	t.count(&t.stats.Decoded, t.decoded)
 	t.decoded = 0
 	t.clock.read()
 }
@@ -448,17 +507,32 @@ func (t *Tracer) heldBy(ev *Event) []Socket {
 	return found
 }
 
-// checkLoss rebuilds the table when events were lost since the last time.
-func (t *Tracer) checkLoss() error {
+// check rebuilds the table when events were lost since the last time, or its time
+// has come.
+func (t *Tracer) check() error {
 	t.checked = time.Now()
+	if !t.settle.IsZero() && t.checked.After(t.settle) && t.reader.AvailableBytes() == 0 {
+		t.table.Settle()
+		t.settle = time.Time{}
+	}
 	stats, err := t.Stats()
 	if err != nil {
 		return err
 	}
-	if lost := stats.Lost(); lost != t.resynced {
+	lost := stats.Lost()
+	due := !t.next.IsZero() && !t.checked.Before(t.next)
+	switch {
+	case lost != t.resynced:
 		t.resynced = lost
 		t.count(&t.stats.Resyncs, 1)
-		_, err = t.resync()
+	case due:
+		t.count(&t.stats.Reconciles, 1)
+	default:
+		return nil
+	}
+	_, err = t.resync()
+	if t.every > 0 {
+		t.next = time.Now().Add(t.every)
 	}
 	return err
 }
@@ -471,6 +545,9 @@ func (t *Tracer) resync() (*Snapshot, error) {
 		return nil, err
 	}
 	t.table.Reconcile(snap)
+	// A close is told a moment after the socket is in no table any more: by the time it
+	// can be thought lost, it has long been in the ring buffer.
+	t.settle = time.Now().Add(readerIdle)
 	return snap, nil
 }
 
