@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/porthole-dev/porthole/internal/doctor"
 	"github.com/porthole-dev/porthole/internal/testutil"
 	"github.com/porthole-dev/porthole/tracer"
 )
@@ -63,7 +64,7 @@ func asNobody(t *testing.T, caps []string, args ...string) (stderr string, code 
 func TestKernelLeastPrivilege(t *testing.T) {
 	testutil.NewNetNS(t)
 	port := fmt.Sprint(listen(t, "127.0.0.1:0").Port)
-	var r report
+	var r doctor.Report
 	out, _, _ := command(t, "doctor", "--json", "--tier", testTier())
 	if err := json.Unmarshal([]byte(out), &r); err != nil {
 		t.Fatalf("doctor: %v in %q", err, out)
