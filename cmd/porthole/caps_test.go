@@ -35,16 +35,16 @@ func TestMain(m *testing.M) {
 }
 
 // asNobody runs porthole as user 65534 with these capabilities and no others.
-func asNobody(t *testing.T, caps []string, args ...string) (stderr string, code int) {
+func asNobody(t *testing.T, caps []string, args ...string) (stdout, stderr string, code int) {
 	t.Helper()
 	text, err := json.Marshal(args)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var errs bytes.Buffer
+	var out, errs bytes.Buffer
 	cmd := exec.Command("/proc/self/exe") // in a directory that nobody may enter
 	cmd.Env = append(os.Environ(), argsEnv+"="+string(text))
-	cmd.Stderr = &errs
+	cmd.Stdout, cmd.Stderr = &out, &errs
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	for _, name := range caps {
 		cmd.SysProcAttr.AmbientCaps = append(cmd.SysProcAttr.AmbientCaps, map[string]uintptr{
@@ -56,7 +56,7 @@ func asNobody(t *testing.T, caps []string, args ...string) (stderr string, code 
 	if err := cmd.Run(); err != nil && !errors.As(err, &exit) {
 		t.Fatal(err)
 	}
-	return errs.String(), cmd.ProcessState.ExitCode()
+	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
 }
 
 // With exactly the capabilities that the README names every command works; with
@@ -84,7 +84,7 @@ func TestKernelLeastPrivilege(t *testing.T) {
 		{append(slices.Clone(snapshot), "CAP_DAC_READ_SEARCH"), []string{"who", port}},
 		{trace, []string{"tail", "--tier", testTier(), "--duration", "10ms"}},
 	} {
-		if errs, code := asNobody(t, c.need, c.args...); code != exitDone ||
+		if _, errs, code := asNobody(t, c.need, c.args...); code != exitDone ||
 			strings.Contains(errs, "CAP_") && slices.Contains(c.need, "CAP_DAC_READ_SEARCH") {
 			t.Errorf("%v with %v: exit code %d, %s", c.args, c.need, code, errs)
 		}
@@ -94,7 +94,7 @@ func TestKernelLeastPrivilege(t *testing.T) {
 			if less == "CAP_DAC_READ_SEARCH" {
 				want = exitDone
 			}
-			if errs, code := asNobody(t, some, c.args...); code != want || !strings.Contains(errs, less) {
+			if _, errs, code := asNobody(t, some, c.args...); code != want || !strings.Contains(errs, less) {
 				t.Errorf("%v without %s: exit code %d, want %d: %s", c.args, less, code, want, errs)
 			}
 		}
