@@ -10,9 +10,11 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -408,6 +410,105 @@ func TestKernelAgentSocket(t *testing.T) {
 	}
 	if _, errs, code := command(t, "who", "1", "--agent", "--socket", socket); code != exitCant || !strings.Contains(errs, socket) {
 		t.Errorf("who asks an agent that is gone: exit code %d, %q", code, errs)
+	}
+}
+
+// agentProcess starts an agent of its own process and waits until it is ready.
+func agentProcess(t *testing.T, socket string) *exec.Cmd {
+	t.Helper()
+	cmd := child(t, "agent", "--socket", socket, "--web.listen-address=", "--tier", testTier())
+	out, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Kill() })
+	for lines := bufio.NewScanner(out); ; {
+		if !lines.Scan() {
+			t.Fatalf("the agent has not started: %v", lines.Err())
+		}
+		if strings.HasPrefix(lines.Text(), "socket: ") {
+			return cmd
+		}
+		t.Logf("stderr: %s", lines.Text())
+	}
+}
+
+// An agent that is killed leaves a socket, which the next takes over; SIGHUP does
+// nothing to that one, and SIGTERM ends it.
+func TestKernelAgentSignals(t *testing.T) {
+	testutil.RequireRoot(t)
+	socket := filepath.Join(t.TempDir(), "porthole.sock")
+	first := agentProcess(t, socket)
+	if err := first.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	first.Wait()
+	if _, err := os.Stat(socket); err != nil {
+		t.Fatalf("a killed agent leaves no socket: %v", err)
+	}
+	if out, errs, code := command(t, "doctor", "--agent", "--socket", socket); code != exitCant || out != "" || !strings.Contains(errs, "connection refused") {
+		t.Errorf("doctor asks an agent that was killed: exit code %d, %q %q", code, out, errs)
+	}
+	second := agentProcess(t, socket)
+	if err := second.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	if code, _ := get(t, socket, "GET", "/readyz"); code != 200 {
+		t.Errorf("after SIGHUP the agent answers with %d", code)
+	}
+	if err := second.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := second.Wait(); err != nil {
+		t.Errorf("SIGTERM ends the agent with %v", err)
+	}
+	if _, err := os.Stat(socket); !os.IsNotExist(err) {
+		t.Errorf("the socket is there still: %v", err)
+	}
+}
+
+// On a terminal the agent tells where it is asked, and with --tail every event.
+func TestAgentTerminal(t *testing.T) {
+	testutil.NewNetNS(t)
+	socket := filepath.Join(t.TempDir(), "porthole.sock")
+	out, errs := make(lineWriter, 1<<16), make(lineWriter, 64)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	code := make(chan int, 1)
+	go func() {
+		code <- run(ctx, &env{stdout: out, stderr: errs}, []string{"agent", "--socket", socket, "--web.listen-address", "127.0.0.1:0", "--tail"})
+	}()
+	waitLine(t, errs, "attached: ")
+	url := strings.TrimPrefix(waitLine(t, errs, "metrics: http://127.0.0.1:"), "metrics: ")
+	if got, want := waitLine(t, errs, "socket: "), "socket: "+socket; got != want {
+		t.Errorf("stderr has %q, want %q", got, want)
+	}
+	waitLine(t, out, render.EventHead)
+	listen(t, "127.0.0.1:0")
+	timeout := time.After(patience)
+	for seen := ""; !strings.Contains(seen, fmt.Sprintf(" %d ", os.Getpid())); {
+		select {
+		case seen = <-out:
+		case <-timeout:
+			t.Fatal("no event of this process")
+		}
+	}
+	for path, want := range map[string]int{"/metrics": 200, "/readyz": 200, "/v1/status": 404} {
+		resp, err := http.Get(strings.TrimSuffix(url, "/metrics") + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != want {
+			t.Errorf("%s: status %d, want %d", path, resp.StatusCode, want)
+		}
+	}
+	cancel()
+	if got := <-code; got != exitDone {
+		t.Errorf("exit code %d", got)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"slices"
 	"strings"
 	"syscall"
@@ -29,21 +30,30 @@ func TestMain(m *testing.M) {
 		if err := json.Unmarshal([]byte(text), &args); err != nil {
 			panic(err)
 		}
-		os.Exit(run(context.Background(), &env{stdout: os.Stdout, stderr: os.Stderr}, args))
+		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+		defer stop()
+		os.Exit(run(ctx, &env{stdout: os.Stdout, stderr: os.Stderr}, args))
 	}
 	os.Exit(m.Run())
 }
 
-// asNobody runs porthole as user 65534 with these capabilities and no others.
-func asNobody(t *testing.T, caps []string, args ...string) (stdout, stderr string, code int) {
+// child is porthole as a process of its own.
+func child(t *testing.T, args ...string) *exec.Cmd {
 	t.Helper()
 	text, err := json.Marshal(args)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var out, errs bytes.Buffer
 	cmd := exec.Command("/proc/self/exe") // in a directory that nobody may enter
 	cmd.Env = append(os.Environ(), argsEnv+"="+string(text))
+	return cmd
+}
+
+// asNobody runs porthole as user 65534 with these capabilities and no others.
+func asNobody(t *testing.T, caps []string, args ...string) (stdout, stderr string, code int) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	cmd := child(t, args...)
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	for _, name := range caps {

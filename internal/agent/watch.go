@@ -18,7 +18,7 @@ func (a *agent) watch(ctx context.Context, ready <-chan struct{}, metrics []stri
 	if err != nil {
 		return fmt.Errorf("read WATCHDOG_USEC: %w", err)
 	}
-	every := time.Duration(lookEvery)
+	every := lookEvery
 	if watchdog > 0 {
 		every = min(every, watchdog/2)
 	}
