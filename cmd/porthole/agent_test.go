@@ -190,6 +190,30 @@ func TestKernelAgentAPI(t *testing.T) {
 	}
 }
 
+// As many clients as there may be can read events, and no more.
+func TestKernelAgentManyClients(t *testing.T) {
+	testutil.RequireRoot(t)
+	socket, _ := startAgent(t)
+	for n := 1; ; n++ {
+		resp, err := overUnix(socket).Get("http://porthole/v1/events?event=listen&lport=1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if resp.StatusCode == 503 && n == 33 {
+			break
+		}
+		if resp.StatusCode != 200 || n == 33 {
+			t.Fatalf("client %d: status %d", n, resp.StatusCode)
+		}
+	}
+	var status agent.Status
+	_, body := get(t, socket, "GET", "/v1/status")
+	if err := json.Unmarshal([]byte(body), &status); err != nil || status.Clients != 32 {
+		t.Errorf("%d clients read events, want 32: %v", status.Clients, err)
+	}
+}
+
 // agentKnows matches what the agent knows better than who asks the kernel once.
 var agentKnows = regexp.MustCompile(`,"owner":\{[^}]*\}|,"since":"[^"]*"|,"origin":"[^"]*"|,"history":\[.*\]| since [0-9: -]{19}|held before by\n(  .*\n)*`)
 
@@ -485,6 +509,10 @@ func TestAgentTerminal(t *testing.T) {
 	url := strings.TrimPrefix(waitLine(t, errs, "metrics: http://127.0.0.1:"), "metrics: ")
 	if got, want := waitLine(t, errs, "socket: "), "socket: "+socket; got != want {
 		t.Errorf("stderr has %q, want %q", got, want)
+	}
+	second := []string{"agent", "--socket", socket, "--web.listen-address", strings.TrimSuffix(strings.TrimPrefix(url, "http://"), "/metrics")}
+	if _, errs, code := command(t, second...); code != exitCant || !strings.Contains(errs, "another agent answers on "+socket) {
+		t.Errorf("the same again: exit code %d, %q", code, errs)
 	}
 	waitLine(t, out, render.EventHead)
 	listen(t, "127.0.0.1:0")

@@ -72,16 +72,16 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err := tracer.CheckTrace(cfg.Tier); err != nil {
 		return err
 	}
+	socket, err := listenSocket(cfg.Socket) // first: of two agents that tells more than a port in use
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, socket.close()) }()
 	front, err := openWeb(cfg)
 	if err != nil {
 		return err
 	}
 	defer front.close()
-	socket, err := listenSocket(cfg.Socket)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, socket.close()) }()
 
 	a := &agent{cfg: cfg, names: render.LoadNames(), since: time.Now()}
 	defer a.names.Cgroups.Close()
