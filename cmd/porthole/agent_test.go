@@ -358,8 +358,9 @@ func TestAgentSlowClient(t *testing.T) {
 	if got := <-counted; got != [2]uint64{all, 0} {
 		t.Errorf("who reads has %d events and lost %d, want %d and 0", got[0], got[1], all)
 	}
-	if got := <-slowly; got[1] == 0 || got[0]+got[1] != all {
-		t.Errorf("who does not read has %d events and lost %d, want %d together", got[0], got[1], all)
+	// Lost are events of the whole machine.
+	if got := <-slowly; got[0] == 0 || got[0] >= all || got[0]+got[1] < all {
+		t.Errorf("who does not read has %d events and lost %d, want %d together at least", got[0], got[1], all)
 	}
 	if got := <-ended; got != exitDone {
 		t.Errorf("the agent ends with %d", got)
