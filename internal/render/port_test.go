@@ -270,6 +270,16 @@ func TestTextFromJSON(t *testing.T) {
 	}
 }
 
+func TestDuration(t *testing.T) {
+	for in, want := range map[time.Duration]string{
+		133*time.Second + 400*time.Millisecond: "2m13s", 999_400 * time.Microsecond: "999ms", 1_500_499: "2ms", 12_345: "12µs", 0: "0s",
+	} {
+		if got := duration(in); got != want {
+			t.Errorf("%d ns are %s, want %s", in, got, want)
+		}
+	}
+}
+
 func TestPortTextWriteError(t *testing.T) {
 	if err := portNames().PortText(&noSpace{}, Style{}, portNames().Port(question(8080), testPool(t), nil, nil)); !errors.Is(err, syscall.ENOSPC) {
 		t.Errorf("error %v, want %v", err, syscall.ENOSPC)

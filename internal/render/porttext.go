@@ -272,11 +272,13 @@ func (w *portWriter) tenancy(t *Tenancy, times int) string {
 
 func date(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05") }
 
-// duration is a time as people say it: to a second, or where that is nothing to a
-// millisecond.
+// duration is a time as people say it: to a second, or where that says nothing to
+// a millisecond, or a microsecond.
 func duration(d time.Duration) string {
-	if d >= time.Second {
-		return d.Round(time.Second).String()
+	for _, unit := range []time.Duration{time.Second, time.Millisecond} {
+		if d >= unit {
+			return d.Round(unit).String()
+		}
 	}
-	return d.Round(time.Millisecond).String()
+	return d.Round(time.Microsecond).String()
 }
