@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -72,7 +71,10 @@ func (a *agent) events(w http.ResponseWriter, r *http.Request) error {
 	defer s.sub.Close()
 	w.Header().Set("Content-Type", lines)
 	w.WriteHeader(http.StatusOK)
-	if err := cmp.Or(s.out.Flush(), s.follow(r.Context())); err != nil {
+	if err = s.out.Flush(); err == nil { // the client knows that it misses nothing from now on
+		err = s.follow(r.Context())
+	}
+	if err != nil {
 		return sentError{err}
 	}
 	return nil
