@@ -27,10 +27,10 @@ GENERATE_NEEDS := $(CLANG)=clang-19 $(CLANG_FORMAT)=clang-format-19 llvm-strip-1
 help:
 	@sed -n 's/^## \([a-z-]*\): /  \1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
-## run: build, show the sockets there are, follow events (asks for root)
+## run: build, start the agent, follow events (asks for root)
 .PHONY: run
 run: build
-	@if [ "$$(id -u)" = 0 ]; then exec ./porthole tail --sockets; else exec sudo ./porthole tail --sockets; fi
+	@if [ "$$(id -u)" = 0 ]; then exec ./porthole agent --tail; else exec sudo ./porthole agent --tail; fi
 
 ## build: build ./porthole, one static binary
 .PHONY: build
@@ -118,10 +118,12 @@ check-generated:
 	$(MAKE) --no-print-directory -C "$$tmp" generate && \
 	if ! diff -rq tracer "$$tmp/tracer"; then echo "not of this source: run make generate" >&2; exit 1; fi
 
-## install: install the binary and shell completions below DESTDIR and PREFIX
+## install: install the binary, its unit and completions below DESTDIR and PREFIX
 .PHONY: install
 install: build
 	install -Dm755 porthole "$(DESTDIR)$(PREFIX)/bin/porthole"
+	sed 's|/usr/local/|$(PREFIX)/|' deploy/porthole.service | \
+		install -Dm644 /dev/stdin "$(DESTDIR)$(PREFIX)/lib/systemd/system/porthole.service"
 	./porthole completion bash | install -Dm644 /dev/stdin "$(DESTDIR)$(PREFIX)/share/bash-completion/completions/porthole"
 	./porthole completion zsh | install -Dm644 /dev/stdin "$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_porthole"
 	./porthole completion fish | install -Dm644 /dev/stdin "$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/porthole.fish"

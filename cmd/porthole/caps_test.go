@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"slices"
 	"strings"
 	"syscall"
@@ -15,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/porthole-dev/porthole/internal/doctor"
 	"github.com/porthole-dev/porthole/internal/testutil"
 	"github.com/porthole-dev/porthole/tracer"
 )
@@ -28,22 +30,31 @@ func TestMain(m *testing.M) {
 		if err := json.Unmarshal([]byte(text), &args); err != nil {
 			panic(err)
 		}
-		os.Exit(run(context.Background(), &env{stdout: os.Stdout, stderr: os.Stderr}, args))
+		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+		defer stop()
+		os.Exit(run(ctx, &env{stdout: os.Stdout, stderr: os.Stderr}, args))
 	}
 	os.Exit(m.Run())
 }
 
-// asNobody runs porthole as user 65534 with these capabilities and no others.
-func asNobody(t *testing.T, caps []string, args ...string) (stderr string, code int) {
+// child is porthole as a process of its own.
+func child(t *testing.T, args ...string) *exec.Cmd {
 	t.Helper()
 	text, err := json.Marshal(args)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var errs bytes.Buffer
 	cmd := exec.Command("/proc/self/exe") // in a directory that nobody may enter
 	cmd.Env = append(os.Environ(), argsEnv+"="+string(text))
-	cmd.Stderr = &errs
+	return cmd
+}
+
+// asNobody runs porthole as user 65534 with these capabilities and no others.
+func asNobody(t *testing.T, caps []string, args ...string) (stdout, stderr string, code int) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	cmd := child(t, args...)
+	cmd.Stdout, cmd.Stderr = &out, &errs
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	for _, name := range caps {
 		cmd.SysProcAttr.AmbientCaps = append(cmd.SysProcAttr.AmbientCaps, map[string]uintptr{
@@ -55,7 +66,7 @@ func asNobody(t *testing.T, caps []string, args ...string) (stderr string, code 
 	if err := cmd.Run(); err != nil && !errors.As(err, &exit) {
 		t.Fatal(err)
 	}
-	return errs.String(), cmd.ProcessState.ExitCode()
+	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
 }
 
 // With exactly the capabilities that the README names every command works; with
@@ -63,7 +74,7 @@ func asNobody(t *testing.T, caps []string, args ...string) (stderr string, code 
 func TestKernelLeastPrivilege(t *testing.T) {
 	testutil.NewNetNS(t)
 	port := fmt.Sprint(listen(t, "127.0.0.1:0").Port)
-	var r report
+	var r doctor.Report
 	out, _, _ := command(t, "doctor", "--json", "--tier", testTier())
 	if err := json.Unmarshal([]byte(out), &r); err != nil {
 		t.Fatalf("doctor: %v in %q", err, out)
@@ -83,7 +94,7 @@ func TestKernelLeastPrivilege(t *testing.T) {
 		{append(slices.Clone(snapshot), "CAP_DAC_READ_SEARCH"), []string{"who", port}},
 		{trace, []string{"tail", "--tier", testTier(), "--duration", "10ms"}},
 	} {
-		if errs, code := asNobody(t, c.need, c.args...); code != exitDone ||
+		if _, errs, code := asNobody(t, c.need, c.args...); code != exitDone ||
 			strings.Contains(errs, "CAP_") && slices.Contains(c.need, "CAP_DAC_READ_SEARCH") {
 			t.Errorf("%v with %v: exit code %d, %s", c.args, c.need, code, errs)
 		}
@@ -93,7 +104,7 @@ func TestKernelLeastPrivilege(t *testing.T) {
 			if less == "CAP_DAC_READ_SEARCH" {
 				want = exitDone
 			}
-			if errs, code := asNobody(t, some, c.args...); code != want || !strings.Contains(errs, less) {
+			if _, errs, code := asNobody(t, some, c.args...); code != want || !strings.Contains(errs, less) {
 				t.Errorf("%v without %s: exit code %d, want %d: %s", c.args, less, code, want, errs)
 			}
 		}

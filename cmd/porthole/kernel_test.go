@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/porthole-dev/porthole/internal/doctor"
 	"github.com/porthole-dev/porthole/internal/render"
 	"github.com/porthole-dev/porthole/internal/testutil"
 	"github.com/porthole-dev/porthole/tracer"
@@ -56,7 +57,7 @@ func TestKernelWho(t *testing.T) {
 		t.Errorf("exit code %d, stderr %q", code, errs)
 	}
 	out, _, _ = command(t, "who", fmt.Sprint(port), "--json")
-	var a answer
+	var a render.Port
 	if err := json.Unmarshal([]byte(out), &a); err != nil {
 		t.Fatalf("%v in %q", err, out)
 	}
@@ -158,7 +159,7 @@ func TestKernelTail(t *testing.T) {
 func TestKernelDoctor(t *testing.T) {
 	testutil.RequireRoot(t)
 	out, errs, code := command(t, "doctor", "--json", "--no-syscall-hooks", "--tier", testTier())
-	var r report
+	var r doctor.Report
 	if err := json.Unmarshal([]byte(out), &r); err != nil || code != 0 || errs != "" {
 		t.Fatalf("exit code %d, %v, stderr %q", code, err, errs)
 	}

@@ -2,19 +2,25 @@ package main
 
 import (
 	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"runtime/debug"
 	"slices"
 
 	"github.com/spf13/cobra"
 
+	"github.com/porthole-dev/porthole/internal/agent"
+	"github.com/porthole-dev/porthole/internal/filter"
+	"github.com/porthole-dev/porthole/internal/render"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
 type lsOptions struct {
-	filters              filterFlags
-	tcp, udp, listen     bool
-	ipv4, ipv6, jsonRows bool
+	agent    agentOptions
+	jsonRows bool
 }
 
 func newLs(e *env) *cobra.Command {
@@ -28,57 +34,44 @@ func newLs(e *env) *cobra.Command {
 			"  porthole ls -t --state TIME-WAIT\n" +
 			"  porthole ls --lport 8080 --json",
 		Args: noArgs,
-		RunE: func(*cobra.Command, []string) error { return ls(e, &o) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			f, values, err := parseFilters(cmd, filter.Sockets)
+			if err != nil {
+				return err
+			}
+			c, err := useAgent(&o.agent, tracer.CheckSnapshot())
+			switch {
+			case err != nil:
+				return err
+			case c != nil:
+				return lsAgent(cmd.Context(), e, &o, c, values)
+			}
+			return ls(e, &o, f)
+		},
 	}
 	flags := cmd.Flags()
-	flags.BoolVarP(&o.tcp, "tcp", "t", false, "only TCP; with -u both")
-	flags.BoolVarP(&o.udp, "udp", "u", false, "only UDP; with -t both")
-	flags.BoolVarP(&o.listen, "listening", "l", false, "only TCP listeners and UDP sockets without a peer")
-	flags.BoolVarP(&o.ipv4, "ipv4", "4", false, "only IPv4 addresses")
-	flags.BoolVarP(&o.ipv6, "ipv6", "6", false, "only IPv6 addresses")
 	flags.BoolP("all", "a", false, "accepted as in ss: all sockets are shown anyway")
 	flags.BoolP("numeric", "n", false, "accepted as in ss: numbers are shown anyway")
 	flags.BoolP("processes", "p", false, "accepted as in ss: processes are shown anyway")
 	flags.BoolVar(&o.jsonRows, "json", false, "one JSON object a line")
-	o.filters.add(cmd)
-	o.filters.addSocket(cmd)
+	addFilters(cmd, filter.Sockets)
+	o.agent.add(cmd)
 	return cmd
 }
 
-// match applies the flags that ls has of ss.
-func (o *lsOptions) match(s *tracer.Socket) bool {
-	if o.tcp != o.udp && (s.Proto == tracer.TCP) != o.tcp {
-		return false
-	}
-	if o.ipv4 != o.ipv6 && s.Local.Addr().Is4() != o.ipv4 {
-		return false
-	}
-	return !o.listen || s.State == tracer.StateListen || s.Proto == tracer.UDP && s.State == tracer.StateUnconn
-}
-
-func ls(e *env, o *lsOptions) error {
-	f, err := o.filters.parse()
-	if err != nil {
-		return err
-	}
-	var port uint16
-	if len(f.lport) == 1 {
-		port = f.lport[0]
-	}
-	snap, err := takeSnapshot(e, port)
+func ls(e *env, o *lsOptions, f *filter.Filter) error {
+	snap, err := takeSnapshot(e, f.LocalPort())
 	if err != nil {
 		return err
 	}
 	names := newNames(e)
 	defer names.Cgroups.Close()
-	sockets := slices.DeleteFunc(snap.Sockets, func(s tracer.Socket) bool {
-		return !o.match(&s) || !f.matchSocket(names, &s)
-	})
+	sockets := slices.DeleteFunc(snap.Sockets, func(s tracer.Socket) bool { return !f.Socket(names.Cgroups, &s) })
 	out := bufio.NewWriterSize(e.stdout, 1<<16)
 	if o.jsonRows {
 		err = names.SocketsJSON(out, sockets)
 	} else {
-		err = names.Sockets(out, e.style, sockets)
+		err = names.SocketsText(out, e.style, sockets)
 	}
 	if err != nil {
 		return err
@@ -86,11 +79,38 @@ func ls(e *env, o *lsOptions) error {
 	return out.Flush()
 }
 
+// lsAgent lists what the agent sees.
+func lsAgent(ctx context.Context, e *env, o *lsOptions, c *agent.Client, values map[string][]string) error {
+	answer, err := askAgent(ctx, e, c, "/v1/sockets", values)
+	if err != nil {
+		return err
+	}
+	defer answer.Close()
+	if o.jsonRows {
+		_, err := io.Copy(e.stdout, answer)
+		return err
+	}
+	var rows []render.Socket
+	for dec := json.NewDecoder(answer); ; {
+		var row render.Socket
+		if err := dec.Decode(&row); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			return fmt.Errorf("read the agent's answer: %w", err)
+		}
+		rows = append(rows, row)
+	}
+	names := render.LoadNames()
+	defer names.Cgroups.Close()
+	out := bufio.NewWriterSize(e.stdout, 1<<16)
+	if err := names.RowsText(out, e.style, rows); err != nil {
+		return err
+	}
+	return out.Flush()
+}
+
 // takeSnapshot reads the kernel's sockets once; port 0 means all.
 func takeSnapshot(e *env, port uint16) (*tracer.Snapshot, error) {
-	if err := tracer.CheckSnapshot(); err != nil {
-		return nil, err
-	}
 	// A command that ends at once need not collect what it throws away, as long as
 	// it stays small.
 	debug.SetGCPercent(-1)
@@ -101,8 +121,8 @@ func takeSnapshot(e *env, port uint16) (*tracer.Snapshot, error) {
 	}
 	defer s.Close()
 	snap, err := s.Take(port)
-	if err == nil && snap.Unfinished > 0 {
-		fmt.Fprintf(e.stderr, "%d slots of the kernel's tables did not hold still: sockets may be missing\n", snap.Unfinished)
+	if err == nil {
+		tellUnfinished(e, snap.Unfinished)
 	}
 	return snap, err
 }

@@ -16,10 +16,7 @@ import (
 	"github.com/spf13/pflag"
 	"golang.org/x/term"
 
-	"github.com/porthole-dev/porthole/internal/container"
-	"github.com/porthole-dev/porthole/internal/netns"
 	"github.com/porthole-dev/porthole/internal/render"
-	"github.com/porthole-dev/porthole/internal/services"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
@@ -92,6 +89,7 @@ func hints(err error) []string {
 			"run it as root: sudo porthole ...",
 			"or give the binary what it needs:",
 			"  sudo setcap cap_bpf,cap_perfmon,cap_net_admin,cap_dac_read_search+ep $(command -v porthole)",
+			"or ask an agent: start it as root, sudo porthole agent, and be in group porthole",
 			"as root already: a container or the kernel's lockdown may forbid it",
 		}
 	case errors.Is(err, tracer.ErrNotSupported):
@@ -121,7 +119,7 @@ func newRoot(e *env) *cobra.Command {
 	root.SetOut(e.stdout)
 	root.SetErr(e.stderr)
 	root.SetFlagErrorFunc(flagError)
-	root.AddCommand(newTail(e), newLs(e), newWho(e), newDoctor(e), newVersion(e))
+	root.AddCommand(newTail(e), newLs(e), newWho(e), newAgent(e), newDoctor(e), newVersion(e))
 	refuseUnknown(root)
 	return root
 }
@@ -134,7 +132,7 @@ func flagError(cmd *cobra.Command, err error) error {
 	}
 	want := map[string]string{
 		"uint64": "a number from 0 up", "duration": "a time, as 90s or 5m", "bool": "true or false",
-		"tier": "one of fentry, tracepoint, auto",
+		"tier": "one of fentry, tracepoint, auto", "int": "a number from 0 up",
 	}[invalid.GetFlag().Value.Type()]
 	if want == "" {
 		want = "another value"
@@ -176,28 +174,12 @@ func noArgs(cmd *cobra.Command, args []string) error {
 	return nil
 }
 
-// newNames collects what output needs to name numbers, and tells on stderr what
-// cannot be named. The caller closes Cgroups.
+// newNames is render.LoadNames; it tells on stderr what cannot be named. The caller
+// closes Cgroups.
 func newNames(e *env) *render.Names {
-	root, err := tracer.CgroupRoot()
-	if err != nil {
-		root = "" // then nothing is said of cgroups
-	}
-	n := &render.Names{Services: services.Load(), Cgroups: container.NewResolver(root), NetNS: netns.Names()}
-	if host, err := netns.Host(); err == nil {
-		n.HostNS = host
-	}
+	n := render.LoadNames()
 	if err := n.Cgroups.Check(); err != nil {
 		fmt.Fprintf(e.stderr, "porthole: %v\n", err)
 	}
 	return n
-}
-
-// joinNames lists values for an error message.
-func joinNames[T fmt.Stringer](values []T) string {
-	names := make([]string, len(values))
-	for i, v := range values {
-		names[i] = v.String()
-	}
-	return strings.Join(names, ", ")
 }

@@ -94,13 +94,13 @@ func TestWrongUsage(t *testing.T) {
 		{"ls --proto tcp,sctp", []string{"--proto", `"sctp"`, "tcp, udp"}},
 		{"ls --netns nope", []string{"--netns", `"nope"`, "host", "/run/netns", "inode number"}},
 		{"ls --netns ../nope", []string{"--netns", `"../nope"`, "host", "/run/netns", "inode number"}},
-		{"ls --state FOO", []string{"--state", `"FOO"`, joinNames(tracer.States())}},
-		{"ls --role foo", []string{"--role", `"foo"`, joinNames(tracer.Roles())}},
+		{"ls --state FOO", []string{"--state", `"FOO"`, "TIME-WAIT, UNCONN"}},
+		{"ls --role foo", []string{"--role", `"foo"`, "listener, client, server"}},
 		{"ls --pid -1", []string{"--pid", `"-1"`, "0 to 4294967295"}},
 		{"ls --uid root", []string{"--uid", `"root"`, "0 to 4294967295"}},
 		{"ls --lport 65536", []string{"--lport", `"65536"`, "1 to 65535"}},
 		{"ls --rport x", []string{"--rport", `"x"`, "1 to 65535"}},
-		{"tail --event foo", []string{"--event", `"foo"`, joinNames(tracer.EventTypes())}},
+		{"tail --event foo", []string{"--event", `"foo"`, "bind, listen, connect"}},
 		{"tail --port 0", []string{"--port", `"0"`, "1 to 65535"}},
 		{"tail --duration -1s", []string{"--duration", "-1s", "positive"}},
 		{"tail --duration soon", []string{"--duration", `"soon"`, "porthole tail --help"}},
@@ -110,6 +110,12 @@ func TestWrongUsage(t *testing.T) {
 		{"ls extra", []string{`"extra"`, "porthole ls --help"}},
 		{"ls --nope", []string{"--nope", "porthole ls --help"}},
 		{"ls --port", []string{"--port", "porthole ls --help"}},
+		{"tail --sockets --agent", []string{"--sockets", "--agent"}},
+		{"tail --agent --tier fentry", []string{"--tier", "--agent"}},
+		{"doctor --agent --no-syscall-hooks", []string{"--no-syscall-hooks", "--agent"}},
+		{"agent extra", []string{`"extra"`, "porthole agent --help"}},
+		{"agent --history -1", []string{"--history", "-1", "from 0 up"}},
+		{"agent --history many", []string{"--history", `"many"`, "porthole agent --help"}},
 		{"doctor extra", []string{`"extra"`, "porthole doctor --help"}},
 		{"version extra", []string{`"extra"`, "porthole version --help"}},
 	} {
@@ -151,7 +157,7 @@ func TestHints(t *testing.T) {
 		err  error
 		want []string
 	}{
-		{fmt.Errorf("attach: %w: %w", tracer.ErrNotPermitted, os.ErrPermission), []string{"sudo porthole", "setcap"}},
+		{fmt.Errorf("attach: %w: %w", tracer.ErrNotPermitted, os.ErrPermission), []string{"sudo porthole", "setcap", "porthole agent", "group porthole"}},
 		{fmt.Errorf("attach: %w", tracer.ErrNotSupported), []string{"porthole doctor"}},
 		{os.ErrClosed, nil},
 	} {

@@ -13,17 +13,19 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/porthole-dev/porthole/internal/filter"
 	"github.com/porthole-dev/porthole/internal/render"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
 type tailOptions struct {
-	filters  filterFlags
+	agent    agentOptions
+	hooks    hookOptions
 	duration time.Duration
 	count    uint64
 	jsonRows bool
+	verbose  bool
 	sockets  bool
-	cfg      tracer.Config
 }
 
 // tailQueue is how many events may wait for a slow terminal.
@@ -41,48 +43,67 @@ func newTail(e *env) *cobra.Command {
 			"  porthole tail --event bind --port 8080\n" +
 			"  porthole tail --comm nginx --json --duration 10s",
 		Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return tail(cmd.Context(), e, &o) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return tail(cmd, e, &o) },
 	}
 	flags := cmd.Flags()
 	flags.DurationVar(&o.duration, "duration", 0, "stop after this time, as 90s or 5m")
 	flags.Uint64Var(&o.count, "count", 0, "stop after this many events")
 	flags.BoolVar(&o.jsonRows, "json", false, "one JSON object a line")
-	flags.BoolVarP(&o.cfg.Established, "verbose", "v", false, "also TCP handshakes that ended well (established)")
+	flags.BoolVarP(&o.verbose, "verbose", "v", false, "also TCP handshakes that ended well (established)")
 	flags.BoolVar(&o.sockets, "sockets", false, "first the sockets there are, as ls; then events, without a gap or a double")
-	addTier(cmd, &o.cfg.Tier)
-	flags.BoolVar(&o.cfg.NoSyscallHooks, "no-syscall-hooks", false, "leave out the hooks that cost every system call; see doctor")
-	o.filters.add(cmd)
-	o.filters.addEvent(cmd)
+	o.hooks.add(cmd)
+	addFilters(cmd, filter.Events)
+	o.agent.add(cmd)
 	return cmd
 }
 
-func tail(ctx context.Context, e *env, o *tailOptions) error {
-	f, err := o.filters.parse()
+// tail follows events by hooks of its own, or the agent's.
+func tail(cmd *cobra.Command, e *env, o *tailOptions) error {
+	f, values, err := parseFilters(cmd, filter.Events)
 	if err != nil {
 		return err
 	}
 	if o.duration < 0 {
 		return usagef("--duration: %v: want a positive time", o.duration)
 	}
-	t, err := tracer.Open(o.cfg)
+	if o.agent.ask && o.sockets {
+		return usagef("--sockets: not with --agent, which cannot tell sockets and events without a gap or a double")
+	}
+	var t *tracer.Tracer
+	if !o.agent.ask {
+		cfg := o.hooks.config()
+		cfg.Established = o.verbose
+		t, err = tracer.Open(cfg)
+	}
+	if t == nil && !o.sockets {
+		c, err := o.hooks.useAgent(&o.agent, err)
+		if err != nil {
+			return err
+		}
+		return tailAgent(cmd.Context(), e, o, c, values)
+	}
 	if err != nil {
 		return err
 	}
 	defer t.Close()
+	return tailOwn(cmd.Context(), e, o, t, f)
+}
+
+func tailOwn(ctx context.Context, e *env, o *tailOptions, t *tracer.Tracer, f *filter.Filter) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	stopWhenUnread(ctx, e.stdout, stop)
 	names := newNames(e)
 	defer names.Cgroups.Close()
-	p := &eventPrinter{e: e, o: o, f: f, names: names, out: bufio.NewWriterSize(e.stdout, 1<<16)}
+	p := &ownTail{eventPrinter: newEventPrinter(e, o, names), t: t, sub: t.Subscribe(tailQueue), f: f}
 
-	sub := t.Subscribe(tailQueue)
 	ready := make(chan *tracer.Snapshot, 1)
 	ended := make(chan error, 1)
 	go func() { ended <- t.Run(ctx, func(s *tracer.Snapshot) { ready <- s }) }()
+	var err error
 	select {
 	case snap := <-ready:
-		err = p.start(t, snap)
+		err = p.start(snap)
 	case err = <-ended:
 		return err
 	}
@@ -91,30 +112,90 @@ func tail(ctx context.Context, e *env, o *tailOptions) error {
 		defer timer.Stop()
 	}
 	if err == nil {
-		err = p.follow(t, sub)
+		err = p.follow()
 	}
 	stop()
-	return errors.Join(err, <-ended, p.end(t, sub))
+	err = errors.Join(err, <-ended)
+	lost, statsErr := p.lostNow()
+	p.end(lost)
+	return errors.Join(err, statsErr)
 }
 
 // eventPrinter writes events until it has written enough.
 type eventPrinter struct {
 	e       *env
 	o       *tailOptions
-	f       *filter
 	names   *render.Names
 	out     *bufio.Writer
 	written uint64
-	looked  time.Time // when tellLost last looked
-	lost    uint64    // told of: lost in the kernel
-	late    uint64    // told of: lost for want of room in the queue
+	line    []byte
+}
+
+func newEventPrinter(e *env, o *tailOptions, names *render.Names) *eventPrinter {
+	return &eventPrinter{e: e, o: o, names: names, out: bufio.NewWriterSize(e.stdout, 1<<16)}
+}
+
+// head writes what stands above the events.
+func (p *eventPrinter) head() error {
+	if p.o.jsonRows {
+		return nil
+	}
+	_, err := fmt.Fprintln(p.out, p.e.style.Bold(render.EventHead))
+	return errors.Join(err, p.out.Flush())
+}
+
+// event writes one event; enough says that it was the last one wanted.
+func (p *eventPrinter) event(row *render.Event) (enough bool, err error) {
+	if p.o.jsonRows {
+		p.line = append(row.AppendJSON(p.line[:0]), '\n')
+	} else {
+		p.line = append(append(p.line[:0], p.names.EventLine(p.e.style, row)...), '\n')
+	}
+	return p.raw(p.line)
+}
+
+// raw writes the line of an event.
+func (p *eventPrinter) raw(line []byte) (enough bool, err error) {
+	if _, err := p.out.Write(line); err != nil {
+		return true, err
+	}
+	if p.written++; p.written == p.o.count {
+		return true, p.out.Flush()
+	}
+	return false, nil
+}
+
+// end tells how much was written and how much was lost.
+func (p *eventPrinter) end(lost uint64) {
+	fmt.Fprintf(p.e.stderr, "%d events, %d lost\n", p.written, lost)
+}
+
+// tellAttached says that events are followed from now on.
+func tellAttached(e *env, tier tracer.Tier, hooks int) {
+	fmt.Fprintf(e.stderr, "attached: %s tier, %d hooks\n", tier, hooks)
+}
+
+func tellLostKernel(e *env, n uint64) { fmt.Fprintf(e.stderr, "lost %d events in the kernel\n", n) }
+func tellLostLate(e *env, n uint64) {
+	fmt.Fprintf(e.stderr, "lost %d events: the output is too slow\n", n)
+}
+
+// ownTail follows the events of its own tracer.
+type ownTail struct {
+	*eventPrinter
+	t      *tracer.Tracer
+	sub    *tracer.Subscription
+	f      *filter.Filter
+	looked time.Time // when tellLost last looked
+	lost   uint64    // told of: lost in the kernel
+	late   uint64    // told of: lost for want of room in the queue
 }
 
 // start tells that the hooks are attached, and with --sockets what there is.
-func (p *eventPrinter) start(t *tracer.Tracer, snap *tracer.Snapshot) error {
+func (p *ownTail) start(snap *tracer.Snapshot) error {
 	if p.o.sockets {
-		sockets := slices.DeleteFunc(snap.Sockets, func(s tracer.Socket) bool { return !p.f.matchSocket(p.names, &s) })
-		write := func() error { return p.names.Sockets(p.out, p.e.style, sockets) }
+		sockets := slices.DeleteFunc(snap.Sockets, func(s tracer.Socket) bool { return !p.f.Socket(p.names.Cgroups, &s) })
+		write := func() error { return p.names.SocketsText(p.out, p.e.style, sockets) }
 		if p.o.jsonRows {
 			write = func() error { return p.names.SocketsJSON(p.out, sockets) }
 		}
@@ -123,88 +204,69 @@ func (p *eventPrinter) start(t *tracer.Tracer, snap *tracer.Snapshot) error {
 		}
 	}
 	attached := 0
-	for _, h := range t.Hooks() {
+	for _, h := range p.t.Hooks() {
 		if h.Attached {
 			attached++
 		}
 	}
-	fmt.Fprintf(p.e.stderr, "attached: %s tier, %d hooks\n", t.Tier(), attached)
-	if p.o.jsonRows {
-		return nil
-	}
-	_, err := fmt.Fprintln(p.out, p.e.style.Bold(render.EventHead))
-	return errors.Join(err, p.out.Flush())
+	tellAttached(p.e, p.t.Tier(), attached)
+	return p.head()
 }
 
 // follow writes events until the tracer ends, --count is reached or nobody
 // reads.
-func (p *eventPrinter) follow(t *tracer.Tracer, sub *tracer.Subscription) error {
+func (p *ownTail) follow() error {
 	var events []tracer.Event
-	var line []byte
 	for {
 		var err error
-		if events, err = sub.Next(context.Background(), events); errors.Is(err, io.EOF) {
+		if events, err = p.sub.Next(context.Background(), events); errors.Is(err, io.EOF) {
 			return nil
 		} else if err != nil {
 			return err
 		}
 		for i := range events {
-			ev := &events[i]
-			if !p.f.matchEvent(p.names, ev) {
+			if !p.f.Event(p.names.Cgroups, &events[i]) {
 				continue
 			}
-			if p.o.jsonRows {
-				row := p.names.Event(ev)
-				line = append(row.AppendJSON(line[:0]), '\n')
-				_, err = p.out.Write(line)
-			} else {
-				_, err = p.out.WriteString(p.names.EventLine(p.e.style, ev) + "\n")
-			}
-			if err != nil {
+			row := p.names.Event(&events[i])
+			if enough, err := p.event(&row); enough || err != nil {
 				return err
-			}
-			if p.written++; p.written == p.o.count {
-				return p.out.Flush()
 			}
 		}
 		if err := p.out.Flush(); err != nil {
 			return err
 		}
-		if err := p.tellLost(t, sub); err != nil {
+		if err := p.tellLost(); err != nil {
 			return err
 		}
 	}
 }
 
 // tellLost says at most every second what was lost since it last did.
-func (p *eventPrinter) tellLost(t *tracer.Tracer, sub *tracer.Subscription) error {
+func (p *ownTail) tellLost() error {
 	if time.Since(p.looked) < time.Second {
 		return nil
 	}
 	p.looked = time.Now()
-	stats, err := t.Stats()
+	stats, err := p.t.Stats()
 	if err != nil {
 		return err
 	}
 	if lost := stats.Lost() + stats.Bad; lost > p.lost {
-		fmt.Fprintf(p.e.stderr, "lost %d events in the kernel\n", lost-p.lost)
+		tellLostKernel(p.e, lost-p.lost)
 		p.lost = lost
 	}
-	if late := sub.Lost(); late > p.late {
-		fmt.Fprintf(p.e.stderr, "lost %d events: the output is too slow\n", late-p.late)
+	if late := p.sub.Lost(); late > p.late {
+		tellLostLate(p.e, late-p.late)
 		p.late = late
 	}
 	return nil
 }
 
-// end tells how much was written and how much was lost.
-func (p *eventPrinter) end(t *tracer.Tracer, sub *tracer.Subscription) error {
-	stats, err := t.Stats()
-	if err != nil {
-		return err
-	}
-	fmt.Fprintf(p.e.stderr, "%d events, %d lost\n", p.written, stats.Lost()+stats.Bad+sub.Lost())
-	return nil
+// lostNow is everything lost so far.
+func (p *ownTail) lostNow() (uint64, error) {
+	stats, err := p.t.Stats()
+	return stats.Lost() + stats.Bad + p.sub.Lost(), err
 }
 
 // stopWhenUnread calls stop when stdout is a pipe whose reader has gone, also

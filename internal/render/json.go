@@ -119,6 +119,12 @@ func (s *Socket) AppendJSON(b []byte) []byte {
 		o.uint(`"pid":`, uint64(s.Holders[i].PID))
 		o.str(`,"comm":`, s.Holders[i].Comm)
 		o.uint(`,"fd":`, uint64(s.Holders[i].FD))
+		if s.Holders[i].UID != nil {
+			o.uint(`,"uid":`, uint64(*s.Holders[i].UID))
+		}
+		if s.Holders[i].Container != nil {
+			o.other(`,"container":`, s.Holders[i].Container)
+		}
 		o.b = append(o.b, '}')
 	}
 	o.b = append(o.b, ']')

@@ -7,23 +7,17 @@ import (
 	"time"
 
 	"github.com/porthole-dev/porthole/internal/container"
-	"github.com/porthole-dev/porthole/internal/services"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
-// Names knows the words for numbers: services, cgroups, namespaces.
-type Names struct {
-	Services services.Names
-	Cgroups  *container.Resolver
-	NetNS    map[uint32]string
-	HostNS   uint32 // namespace that text output does not name
-}
-
-// Holder is a file descriptor of a process in JSON.
+// Holder is a file descriptor of a process in JSON. UID and Container are there
+// where the socket is of a Port.
 type Holder struct {
-	PID  uint32 `json:"pid"`
-	Comm string `json:"comm"`
-	FD   uint32 `json:"fd"`
+	PID       uint32               `json:"pid"`
+	Comm      string               `json:"comm"`
+	FD        uint32               `json:"fd"`
+	UID       *uint32              `json:"uid,omitempty"`
+	Container *container.Container `json:"container,omitempty"`
 }
 
 // Owner is the process that bound, connected or accepted a socket, in JSON.
@@ -146,6 +140,16 @@ func (n *Names) containerOf(s *tracer.Socket) *container.Container {
 		return nil
 	}
 	return n.Cgroups.Resolve(s.Holders[0].Cgroup).Container
+}
+
+// socketInFull makes the row of a socket of a Port.
+func (n *Names) socketInFull(s *tracer.Socket) Socket {
+	row := n.Socket(s)
+	for i := range s.Holders {
+		row.Holders[i].UID = &s.Holders[i].UID
+		row.Holders[i].Container = n.Cgroups.Resolve(s.Holders[i].Cgroup).Container
+	}
+	return row
 }
 
 // hasLocal: a socket without a port has no local end worth telling, unless it

@@ -98,14 +98,23 @@ func Table(w io.Writer, style Style, lines [][]string, right ...int) error {
 	return nil
 }
 
-// Sockets writes sockets as ls shows them. The columns for namespace and
+// SocketsText writes sockets as ls shows them.
+func (n *Names) SocketsText(w io.Writer, style Style, sockets []tracer.Socket) error {
+	rows := make([]Socket, len(sockets))
+	for i := range sockets {
+		rows[i] = n.Socket(&sockets[i])
+	}
+	return n.RowsText(w, style, rows)
+}
+
+// RowsText writes rows of sockets as ls shows them. The columns for namespace and
 // container are there where some socket is not the host's, or in a container.
-func (n *Names) Sockets(w io.Writer, style Style, sockets []tracer.Socket) error {
+func (n *Names) RowsText(w io.Writer, style Style, rows []Socket) error {
 	head := []string{"PROTO", "STATE", "LOCAL", "REMOTE", "ROLE", "PID", "COMM"}
 	withNS, withContainer := false, false
-	for i := range sockets {
-		withNS = withNS || sockets[i].NetNS != n.HostNS
-		withContainer = withContainer || n.containerOf(&sockets[i]) != nil
+	for i := range rows {
+		withNS = withNS || rows[i].NetNS != n.HostNS
+		withContainer = withContainer || rows[i].Container != nil
 	}
 	if withNS {
 		head = append(head, "NETNS")
@@ -113,12 +122,12 @@ func (n *Names) Sockets(w io.Writer, style Style, sockets []tracer.Socket) error
 	if withContainer {
 		head = append(head, "CONTAINER")
 	}
-	lines := make([][]string, 0, len(sockets)+1)
+	lines := make([][]string, 0, len(rows)+1)
 	lines = append(lines, head)
-	for i := range sockets {
-		s := &sockets[i]
+	for i := range rows {
+		s := &rows[i]
 		pid, comm := holderCells(s.Holders)
-		line := []string{s.Proto.String(), s.State.String(), AddrPort(s.Local), AddrPort(s.Remote), s.Role.String(), pid, comm}
+		line := []string{s.Proto, s.State, s.local(), s.remote(), s.Role, pid, comm}
 		if s.MPTCP {
 			line[0] += "+mp"
 		}
@@ -127,8 +136,8 @@ func (n *Names) Sockets(w io.Writer, style Style, sockets []tracer.Socket) error
 		}
 		if withContainer {
 			label := ""
-			if c := n.containerOf(s); c != nil {
-				label = Safe(c.Label())
+			if s.Container != nil {
+				label = Safe(s.Container.Label())
 			}
 			line = append(line, label)
 		}
@@ -137,8 +146,11 @@ func (n *Names) Sockets(w io.Writer, style Style, sockets []tracer.Socket) error
 	return Table(w, style, lines, 5)
 }
 
+func (s *Socket) local() string  { return AddrPort(netip.AddrPortFrom(s.LocalIP, s.LocalPort)) }
+func (s *Socket) remote() string { return AddrPort(netip.AddrPortFrom(s.RemoteIP, s.RemotePort)) }
+
 // holderCells shows the first process that holds a socket, and how many more.
-func holderCells(holders []tracer.Holder) (pid, comm string) {
+func holderCells(holders []Holder) (pid, comm string) {
 	if len(holders) == 0 {
 		return "-", "-"
 	}
@@ -171,24 +183,23 @@ const EventHead = "TIME         EVENT   PRO LOCAL             REMOTE            
 const eventPIDEnd = len(EventHead) - len(" COMM")
 
 // EventLine is one event as tail shows it, without the newline.
-func (n *Names) EventLine(style Style, ev *tracer.Event) string {
-	local := "-"
-	if hasLocal(ev) {
-		local = AddrPort(ev.Local)
+func (n *Names) EventLine(style Style, ev *Event) string {
+	local, remote := "-", "-"
+	if ev.LocalIP.IsValid() {
+		local = AddrPort(netip.AddrPortFrom(ev.LocalIP, ev.LocalPort))
 	}
-	remote := "-"
-	if ev.Remote.IsValid() {
-		remote = AddrPort(ev.Remote)
+	if ev.RemoteIP.IsValid() {
+		remote = AddrPort(netip.AddrPortFrom(ev.RemoteIP, ev.RemotePort))
 	}
 	pid, comm := "-", "-"
-	if ev.Process.PID != 0 {
-		pid, comm = strconv.Itoa(int(ev.Process.PID)), Safe(ev.Process.Comm)
+	if ev.PID != 0 {
+		pid, comm = strconv.Itoa(int(ev.PID)), Safe(ev.Comm)
 	}
-	event := ev.Type.String()
-	if ev.Type == tracer.EventEstablished {
+	event := ev.Event
+	if event == tracer.EventEstablished.String() {
 		event = "estab"
 	}
-	line := fmt.Sprintf("%s %-7s %-3s %-17s %s", clock(ev.Time), event, ev.Proto, local, remote)
+	line := fmt.Sprintf("%s %-7s %-3s %-17s %s", clock(ev.Time.Time), event, ev.Proto, local, remote)
 	// A long address takes the room before the PID, so that an ordinary line fits 80 columns.
 	line = fmt.Sprintf("%s %*s %s", line, max(0, eventPIDEnd-len(line)-1), pid, comm)
 	if extra := n.extra(style, ev); extra != "" {
@@ -199,21 +210,21 @@ func (n *Names) EventLine(style Style, ev *tracer.Event) string {
 
 // heldBy names the socket in the way of a bind by who holds it, or else by who
 // opened it.
-func heldBy(s *tracer.Socket) string {
+func heldBy(s *Socket) string {
 	if pid, comm := holderCells(s.Holders); pid != "-" {
 		return fmt.Sprintf("held by %s (%s, pid %s)", comm, s.Role, pid)
 	}
-	if s.Owner.PID != 0 {
+	if s.Owner != nil {
 		return fmt.Sprintf("held by a %s of %s (pid %d)", s.Role, Safe(s.Owner.Comm), s.Owner.PID)
 	}
-	return "held by a socket in " + s.State.String()
+	return "held by a socket in " + s.State
 }
 
 // extra is what an event has to tell beyond its columns.
-func (n *Names) extra(style Style, ev *tracer.Event) string {
+func (n *Names) extra(style Style, ev *Event) string {
 	var words []string
-	if e := ev.Error(); e != "" {
-		words = append(words, style.Red(e))
+	if ev.Error != "" {
+		words = append(words, style.Red(ev.Error))
 	}
 	if len(ev.HeldBy) > 0 {
 		words = append(words, heldBy(&ev.HeldBy[0]))
@@ -233,8 +244,8 @@ func (n *Names) extra(style Style, ev *tracer.Event) string {
 	if ev.NetNS != n.HostNS {
 		words = append(words, "netns="+n.NetNSName(ev.NetNS))
 	}
-	if c := n.Cgroups.Resolve(ev.Process.Cgroup).Container; c != nil {
-		words = append(words, "container="+Safe(c.Label()))
+	if ev.Container != nil {
+		words = append(words, "container="+Safe(ev.Container.Label()))
 	}
 	return strings.Join(words, " ")
 }

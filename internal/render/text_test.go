@@ -147,7 +147,7 @@ func TestSocketsText(t *testing.T) {
 		"tcp   ESTAB     10.0.0.5:22    10.0.0.9:51234 server      901 sshd-session\n" +
 		"tcp   TIME-WAIT 10.0.0.5:40012 10.0.8.20:5432 time_wait     - -\n"
 	var b strings.Builder
-	if err := testNames().Sockets(&b, Style{}, ordinarySockets()); err != nil {
+	if err := testNames().SocketsText(&b, Style{}, ordinarySockets()); err != nil {
 		t.Fatal(err)
 	}
 	if d := cmp.Diff(want, b.String()); d != "" {
@@ -170,7 +170,7 @@ func TestSocketsTextElsewhere(t *testing.T) {
 		"tcp+mp LISTEN 0.0.0.0:80    *:*    listener 48213 nginx +2 blue\n" +
 		"udp    UNCONN 127.0.0.53:53 *:*    bound        1 \"a\\nb\"   host\n"
 	var b strings.Builder
-	if err := testNames().Sockets(&b, Style{}, sockets); err != nil {
+	if err := testNames().SocketsText(&b, Style{}, sockets); err != nil {
 		t.Fatal(err)
 	}
 	if d := cmp.Diff(want, b.String()); d != "" {
@@ -195,6 +195,11 @@ func ordinaryEvent() tracer.Event {
 		Local: netip.MustParseAddrPort("10.0.3.17:40012"), Remote: netip.MustParseAddrPort("10.0.8.20:5432"),
 		NetNS: hostNS, Process: tracer.Process{PID: 48213, Comm: "fifteen-letters"},
 	}
+}
+
+func eventLine(style Style, ev *tracer.Event) string {
+	row := testNames().Event(ev)
+	return testNames().EventLine(style, &row)
 }
 
 func TestEventLine(t *testing.T) {
@@ -237,7 +242,7 @@ func TestEventLine(t *testing.T) {
 	} {
 		ev := ordinaryEvent()
 		test.change(&ev)
-		if d := cmp.Diff(test.want, testNames().EventLine(Style{}, &ev)); d != "" {
+		if d := cmp.Diff(test.want, eventLine(Style{}, &ev)); d != "" {
 			t.Errorf("-want +got:\n%s", d)
 		}
 	}
@@ -250,7 +255,7 @@ func TestEventLineWidth(t *testing.T) {
 	for _, typ := range tracer.EventTypes() {
 		ev := ordinaryEvent()
 		ev.Type = typ
-		line := testNames().EventLine(Style{}, &ev)
+		line := eventLine(Style{}, &ev)
 		if width := utf8.RuneCountInString(line); width > terminal {
 			t.Errorf("%d columns, want at most %d: %s", width, terminal, line)
 		}
@@ -267,11 +272,11 @@ func TestColor(t *testing.T) {
 	for _, color := range []bool{false, true} {
 		style := Style{Color: color}
 		var b strings.Builder
-		if err := testNames().Sockets(&b, style, ordinarySockets()); err != nil {
+		if err := testNames().SocketsText(&b, style, ordinarySockets()); err != nil {
 			t.Fatal(err)
 		}
 		for name, text := range map[string]string{
-			"table": b.String(), "event": testNames().EventLine(style, &refused),
+			"table": b.String(), "event": eventLine(style, &refused),
 			"red": style.Red("x"), "bold": style.Bold("x"),
 		} {
 			if strings.Contains(text, "\x1b") != color {

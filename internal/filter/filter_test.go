@@ -1,16 +1,15 @@
-package main
+package filter
 
 import (
 	"net/netip"
+	"net/url"
 	"slices"
 	"strings"
 	"testing"
 
-	"github.com/spf13/cobra"
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/porthole-dev/porthole/internal/container"
-	"github.com/porthole-dev/porthole/internal/render"
-	"github.com/porthole-dev/porthole/internal/services"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
@@ -19,25 +18,22 @@ const (
 	otherNS = 4026532000
 )
 
-func plainNames() *render.Names {
-	return &render.Names{
-		Services: services.Parse(strings.NewReader("my-web 8080/tcp\n")), Cgroups: container.NewResolver(""),
-		NetNS: map[uint32]string{hostNS: "host", otherNS: "blue"}, HostNS: hostNS,
-	}
-}
+// noCgroups names none.
+func noCgroups() *container.Resolver { return container.NewResolver("") }
 
 // filterOf is the filter of a command line.
-func filterOf(t *testing.T, line string) *filter {
+func filterOf(t *testing.T, line string) *Filter {
 	t.Helper()
-	var flags filterFlags
-	cmd := &cobra.Command{}
-	flags.add(cmd)
-	flags.addSocket(cmd)
-	flags.addEvent(cmd)
-	if err := cmd.ParseFlags(strings.Fields(line)); err != nil {
+	values := make(url.Values)
+	words := strings.Fields(strings.ReplaceAll(line, "--", ""))
+	for ; len(words) > 1; words = words[2:] {
+		values.Add(words[0], words[1])
+	}
+	given, err := FromQuery(values)
+	if err != nil {
 		t.Fatalf("%s: %v", line, err)
 	}
-	f, err := flags.parse()
+	f, err := Parse(Sockets|Events, given)
 	if err != nil {
 		t.Fatalf("%s: %v", line, err)
 	}
@@ -126,7 +122,7 @@ func TestMatchSocket(t *testing.T) {
 		f := filterOf(t, test.line)
 		var got []string
 		for name, s := range filtered() {
-			if f.matchSocket(plainNames(), &s) {
+			if f.Socket(noCgroups(), &s) {
 				got = append(got, name)
 			}
 		}
@@ -168,7 +164,7 @@ func TestMatchEvent(t *testing.T) {
 		f := filterOf(t, test.line)
 		var got []string
 		for name, ev := range events {
-			if f.matchEvent(plainNames(), &ev) {
+			if f.Event(noCgroups(), &ev) {
 				got = append(got, name)
 			}
 		}
@@ -217,35 +213,60 @@ func TestParseState(t *testing.T) {
 	}
 }
 
-// The flags of ss that ls knows.
-func TestLsMatch(t *testing.T) {
+// The filters that ls has of ss(8).
+func TestLikeSS(t *testing.T) {
 	six := socket(tracer.TCP, tracer.RoleListener, "[::]:80", "")
 	peer := socket(tracer.UDP, tracer.RoleClient, "10.0.0.1:5000", "10.0.0.2:53")
-	for _, test := range []struct {
-		o    lsOptions
-		want string
-	}{
-		{lsOptions{}, "dns gone in out peer six web"},
-		{lsOptions{tcp: true}, "gone in out six web"},
-		{lsOptions{udp: true}, "dns peer"},
-		{lsOptions{tcp: true, udp: true}, "dns gone in out peer six web"},
-		{lsOptions{listen: true}, "dns six web"},
-		{lsOptions{listen: true, udp: true}, "dns"},
-		{lsOptions{ipv6: true}, "six"},
-		{lsOptions{ipv4: true, listen: true}, "dns web"},
-		{lsOptions{ipv4: true, ipv6: true}, "dns gone in out peer six web"},
+	for _, test := range []struct{ line, want string }{
+		{"", "dns gone in out peer six web"},
+		{"--tcp true", "gone in out six web"},
+		{"--tcp false", "dns gone in out peer six web"},
+		{"--udp true", "dns peer"},
+		{"--tcp true --udp true", "dns gone in out peer six web"},
+		{"--tcp true --proto udp", ""},
+		{"--listening true", "dns six web"},
+		{"--listening true --udp true", "dns"},
+		{"--ipv6 true", "six"},
+		{"--ipv4 true --listening true", "dns web"},
+		{"--ipv4 true --ipv6 true", "dns gone in out peer six web"},
 	} {
 		all := filtered()
 		all["six"], all["peer"] = six, peer
+		f := filterOf(t, test.line)
 		var got []string
 		for name, s := range all {
-			if test.o.match(&s) {
+			if f.Socket(noCgroups(), &s) {
 				got = append(got, name)
 			}
 		}
 		slices.Sort(got)
 		if !slices.Equal(strings.Fields(test.want), got) {
-			t.Errorf("%+v passes %q, want %q", test.o, got, test.want)
+			t.Errorf("%q passes %q, want %q", test.line, got, test.want)
+		}
+	}
+}
+
+// What a query says is what was meant, commas and all.
+func TestQuery(t *testing.T) {
+	values := map[string][]string{"comm": {"a,b", `"c"`, "", " d ", "&=%"}, "port": {"80", "443"}}
+	got, err := FromQuery(Query(values))
+	if d := cmp.Diff(values, got); err != nil || d != "" {
+		t.Errorf("%v (-want +got):\n%s", err, d)
+	}
+	if got, err = FromQuery(url.Values{"port": {"80,443", "53"}}); err != nil || !slices.Equal(got["port"], []string{"80", "443", "53"}) {
+		t.Errorf("with commas: %q, %v", got, err)
+	}
+	for _, bad := range []string{"", `"80`, `8"0`} {
+		if got, err := FromQuery(url.Values{"port": {bad}}); err == nil || !strings.Contains(err.Error(), "port") {
+			t.Errorf("%q: %q, error %v; want one that names the parameter", bad, got, err)
+		}
+	}
+}
+
+func TestParseUnknown(t *testing.T) {
+	for _, name := range []string{"event", "nope"} {
+		if _, err := Parse(Sockets, map[string][]string{name: {"bind"}}); err == nil || !strings.Contains(err.Error(), name) || !strings.Contains(err.Error(), "lport") {
+			t.Errorf("%s: error %v, want one that names it and what there is", name, err)
 		}
 	}
 }

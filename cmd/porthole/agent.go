@@ -1,0 +1,87 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os/signal"
+	"sync"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/porthole-dev/porthole/internal/agent"
+)
+
+type serveOptions struct {
+	hooks  hookOptions
+	config agent.Config
+	tail   bool
+}
+
+func newAgent(e *env) *cobra.Command {
+	var o serveOptions
+	cmd := &cobra.Command{
+		Use:   "agent",
+		Short: "Run as a service: metrics, history, and an API on a unix socket",
+		Long: "Run as a service. Prometheus asks it at /metrics; tail, ls, who and doctor ask\n" +
+			"it through its unix socket where they may not ask the kernel, or with --agent;\n" +
+			"so can curl --unix-socket. The socket is for its owner and for group porthole,\n" +
+			"where there is one. SIGTERM ends the agent. SIGHUP does nothing: the web\n" +
+			"configuration file, with TLS and passwords of /metrics, is read anew for each\n" +
+			"connection.",
+		Example: "  porthole agent\n" +
+			"  porthole agent --web.listen-address :9655 --web.config.file web.yml\n" +
+			"  curl --unix-socket /run/porthole/porthole.sock http://porthole/v1/ports/8080",
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return serve(cmd.Context(), e, &o) },
+	}
+	flags := cmd.Flags()
+	addSocketFlag(cmd, &o.config.Socket)
+	flags.StringSliceVar(&o.config.Listen, "web.listen-address", []string{agent.DefaultListen}, "address of /metrics; empty: on the unix socket alone")
+	flags.StringVar(&o.config.WebConfig, "web.config.file", "", "file with TLS and basic auth of /metrics, as exporters of Prometheus have it")
+	flags.IntVar(&o.config.History, "history", agent.DefaultHistory, "how many closed sockets to remember")
+	flags.BoolVar(&o.tail, "tail", false, "also print events, as porthole tail does")
+	o.hooks.add(cmd)
+	return cmd
+}
+
+func serve(ctx context.Context, e *env, o *serveOptions) error {
+	if o.config.History < 0 {
+		return usagef("--history: %d: want a number from 0 up", o.config.History)
+	}
+	signal.Ignore(syscall.SIGHUP)
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	cfg := o.config
+	cfg.Tier, cfg.NoSyscallHooks, cfg.Version = o.hooks.tier, o.hooks.noSyscallHooks, version
+	cfg.Log = slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	var tail sync.WaitGroup
+	var tailErr error
+	cfg.Ready = func(info agent.Info) {
+		tellAttached(e, info.Tier, info.Hooks)
+		for _, url := range info.Metrics {
+			fmt.Fprintf(e.stderr, "metrics: %s\n", url)
+		}
+		fmt.Fprintf(e.stderr, "socket: %s\n", info.Socket)
+		if o.tail {
+			tail.Go(func() {
+				tailErr = tailOf(ctx, e, info.Socket)
+				stop()
+			})
+		}
+	}
+	err := agent.Run(ctx, cfg)
+	tail.Wait()
+	return errors.Join(err, tailErr)
+}
+
+// tailOf follows the events of an agent just started.
+func tailOf(ctx context.Context, e *env, socket string) error {
+	c, err := agent.Dial(socket)
+	if err != nil {
+		return err
+	}
+	return followAgent(ctx, e, &tailOptions{}, c, nil, func() {})
+}

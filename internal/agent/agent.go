@@ -1,0 +1,177 @@
+// Package agent is porthole as a service: one Tracer, asked by many through a unix
+// socket, and by Prometheus.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/porthole-dev/porthole/internal/doctor"
+	"github.com/porthole-dev/porthole/internal/render"
+	"github.com/porthole-dev/porthole/tracer"
+)
+
+// DefaultSocket is where the agent answers, DefaultListen where Prometheus asks.
+const (
+	DefaultSocket = "/run/porthole/porthole.sock"
+	DefaultListen = "127.0.0.1:9655"
+)
+
+const (
+	// DefaultHistory is how many tenancies that ended the agent keeps: some 16 MB.
+	DefaultHistory = 1 << 16
+	reconcileEvery = 30 * time.Second
+	// endWithin is how long clients have to take the end of their answers.
+	endWithin = 2 * time.Second
+)
+
+// Config says how to run an agent.
+type Config struct {
+	Socket         string   // path
+	Listen         []string // TCP addresses of /metrics; none: on the socket alone
+	WebConfig      string   // path of a web configuration file, for Listen; "": none
+	History        int      // how many tenancies that ended to keep
+	Tier           tracer.Tier
+	NoSyscallHooks bool
+	Version        string
+	Log            *slog.Logger // warnings and errors; of level info others say that they listen
+	Ready          func(Info)   // called once, when the agent knows every socket
+}
+
+// Info tells what an agent that is ready does.
+type Info struct {
+	Tier    tracer.Tier
+	Hooks   int      // attached
+	Metrics []string // URLs
+	Socket  string
+}
+
+type agent struct {
+	cfg     Config
+	tracer  *tracer.Tracer
+	report  *doctor.Report
+	names   *render.Names
+	since   time.Time
+	ready   atomic.Bool
+	clients atomic.Int64 // that read events
+}
+
+// Run runs an agent until ctx ends, or something fails. Whatever it began has
+// ended when it returns: nothing is attached, the socket is gone. What can be refused
+// without attaching anything is.
+func Run(ctx context.Context, cfg Config) (err error) {
+	if err := tracer.CheckTrace(cfg.Tier); err != nil {
+		return err
+	}
+	socket, err := listenSocket(cfg.Socket) // first: of two agents that tells more than a port in use
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, socket.close()) }()
+	front, err := openWeb(cfg)
+	if err != nil {
+		return err
+	}
+	defer front.close()
+
+	a := &agent{cfg: cfg, names: render.LoadNames(), since: time.Now()}
+	defer a.names.Cgroups.Close()
+	if err := a.names.Cgroups.Check(); err != nil {
+		cfg.Log.Warn("not all is named", "error", err)
+	}
+	if a.report, err = doctor.Machine(); err != nil {
+		return err
+	}
+	a.tracer, err = tracer.Open(tracer.Config{
+		Established: true, Tier: cfg.Tier, NoSyscallHooks: cfg.NoSyscallHooks, History: cfg.History, Reconcile: reconcileEvery,
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, a.tracer.Close()) }()
+	a.report.Attached(a.tracer)
+	return a.serve(ctx, socket, front)
+}
+
+// serve does everything at once until ctx ends or one thing fails.
+func (a *agent) serve(ctx context.Context, socket *socket, front *webFront) error {
+	ctx, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	var all sync.WaitGroup
+	start := func(what string, run func() error) {
+		all.Go(func() {
+			if err := run(); err != nil && !errors.Is(err, http.ErrServerClosed) {
+				fail(fmt.Errorf("%s: %w", what, err))
+			}
+		})
+	}
+	metrics, err := a.metrics()
+	if err != nil {
+		return err
+	}
+	inside := newServer(a.socketHandler(metrics), a.cfg.Log)
+	outside := front.servers(a.webHandler(metrics), a.cfg.Log)
+	ready := make(chan struct{})
+	start("trace", func() error {
+		return a.tracer.Run(ctx, func(*tracer.Snapshot) { a.ready.Store(true); close(ready) })
+	})
+	start("serve "+a.cfg.Socket, func() error { return inside.Serve(socket) })
+	for i, server := range outside {
+		start("serve metrics", func() error { return front.serve(i, server, a.cfg.Log) })
+	}
+	start("watch", func() error { return a.watch(ctx, ready, front.urls()) })
+	<-ctx.Done()
+	// Every stream of events ends with the tracer.
+	end(append(outside, inside))
+	all.Wait()
+	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
+		return cause
+	}
+	return nil
+}
+
+// newServer bounds what a client can make the agent wait for, or keep.
+func newServer(h http.Handler, log *slog.Logger) *http.Server {
+	return &http.Server{
+		Handler: h, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: time.Minute, IdleTimeout: 2 * time.Minute,
+		MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+	}
+}
+
+// end ends servers when their answers have been read, or nobody reads them.
+func end(servers []*http.Server) {
+	ctx, cancel := context.WithTimeout(context.Background(), endWithin)
+	defer cancel()
+	var all sync.WaitGroup
+	for _, s := range servers {
+		all.Go(func() {
+			if s.Shutdown(ctx) != nil {
+				s.Close()
+			}
+		})
+	}
+	all.Wait()
+}
+
+// metrics collects those of porthole, of the process and of Go.
+func (a *agent) metrics() (*prometheus.Registry, error) {
+	reg := prometheus.NewRegistry()
+	for _, c := range []prometheus.Collector{
+		newMetrics(a.tracer, a.names, a.cfg.Version),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), collectors.NewGoCollector(),
+	} {
+		if err := reg.Register(c); err != nil {
+			return nil, fmt.Errorf("register metrics: %w", err)
+		}
+	}
+	return reg, nil
+}

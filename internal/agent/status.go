@@ -1,0 +1,36 @@
+package agent
+
+import (
+	"net/http"
+
+	"github.com/porthole-dev/porthole/internal/doctor"
+	"github.com/porthole-dev/porthole/internal/render"
+)
+
+// Status is the answer of /v1/status.
+type Status struct {
+	doctor.Report
+	Version     string       `json:"version"`
+	Since       render.Stamp `json:"since"`        // when the agent was started
+	Ready       bool         `json:"ready"`        // it knows every socket
+	Events      uint64       `json:"events"`       // read from the kernel
+	Lost        uint64       `json:"lost"`         // events that were not
+	Clients     int64        `json:"clients"`      // that read events now
+	OpenSockets int          `json:"open_sockets"` // in the table
+	Tenancies   int          `json:"tenancies"`    // in the history
+}
+
+func (a *agent) status(w http.ResponseWriter, r *http.Request) error {
+	if _, err := onlyValues(r); err != nil {
+		return err
+	}
+	stats, err := a.tracer.Stats()
+	if err != nil {
+		return err
+	}
+	return writeObject(w, Status{
+		Report: *a.report, Version: a.cfg.Version, Since: render.Stamp{Time: a.since}, Ready: a.ready.Load(),
+		Events: stats.Decoded, Lost: stats.Lost() + stats.Bad, Clients: a.clients.Load(),
+		OpenSockets: a.tracer.Table().Len(), Tenancies: a.tracer.History().Len(),
+	})
+}

@@ -1,0 +1,71 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+)
+
+// lookEvery is how often the agent looks after itself, at least.
+const lookEvery = 10 * time.Second
+
+// watch tells systemd that the agent is ready, that it lives, as often as systemd
+// wants to hear it, and that it stops; and the log what was lost.
+func (a *agent) watch(ctx context.Context, ready <-chan struct{}, metrics []string) error {
+	watchdog, err := daemon.SdWatchdogEnabled(false)
+	if err != nil {
+		return fmt.Errorf("read WATCHDOG_USEC: %w", err)
+	}
+	every := lookEvery
+	if watchdog > 0 {
+		every = min(every, watchdog/2)
+	}
+	select {
+	case <-ready:
+	case <-ctx.Done():
+		return nil
+	}
+	if a.cfg.Ready != nil {
+		a.cfg.Ready(Info{Tier: a.tracer.Tier(), Hooks: a.report.CountAttached(), Metrics: metrics, Socket: a.cfg.Socket})
+	}
+	if err := notify(daemon.SdNotifyReady); err != nil {
+		return err
+	}
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	var told uint64
+	for {
+		select {
+		case <-ctx.Done():
+			return notify(daemon.SdNotifyStopping)
+		case <-tick.C:
+		}
+		lost, err := a.lost() // waits for the tracer's locks: who cannot get them is not alive
+		if err != nil {
+			return err
+		}
+		if lost > told {
+			a.cfg.Log.Warn("events were lost in the kernel; the table has been rebuilt", "lost", lost-told)
+			told = lost
+		}
+		if err := notify(daemon.SdNotifyWatchdog); err != nil {
+			return err
+		}
+	}
+}
+
+// lost is the number of events that did not come from the kernel.
+func (a *agent) lost() (uint64, error) {
+	stats, err := a.tracer.Stats()
+	return stats.Lost() + stats.Bad, err
+}
+
+// notify tells systemd, where it wants to be told.
+func notify(state string) error {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		return fmt.Errorf("notify systemd: %w", err)
+	}
+	return nil
+}

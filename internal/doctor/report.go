@@ -1,0 +1,136 @@
+// Package doctor tells what porthole can see on this machine, and why not more.
+package doctor
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/porthole-dev/porthole/internal/render"
+	"github.com/porthole-dev/porthole/tracer"
+)
+
+// Report is the JSON of doctor.
+type Report struct {
+	OK           bool            `json:"ok"`
+	Error        string          `json:"error,omitempty"`
+	Tier         tracer.Tier     `json:"tier,omitempty"`
+	Kernel       string          `json:"kernel"`
+	Arch         string          `json:"arch"`
+	BTF          bool            `json:"btf"`
+	Cgroup2      string          `json:"cgroup2,omitempty"`
+	MissingCaps  []string        `json:"missing_capabilities"`
+	Hooks        []Hook          `json:"hooks"`
+	NotSeen      []string        `json:"not_seen"`
+	Capabilities map[string]bool `json:"capabilities"`
+}
+
+// Hook is one hook that was tried.
+type Hook struct {
+	Hook     string      `json:"hook"`
+	Tier     tracer.Tier `json:"tier,omitempty"`
+	Attached bool        `json:"attached"`
+	Reason   string      `json:"reason,omitempty"`
+	Lost     string      `json:"lost_without_it,omitempty"`
+}
+
+// Machine reports what can be said before anything is attached.
+func Machine() (*Report, error) {
+	r := &Report{MissingCaps: []string{}, Hooks: []Hook{}, NotSeen: []string{}, Capabilities: tracer.Capabilities()}
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err != nil {
+		return nil, fmt.Errorf("read kernel version: %w", err)
+	}
+	r.Kernel, r.Arch = unix.ByteSliceToString(uts.Release[:]), unix.ByteSliceToString(uts.Machine[:])
+	_, err := os.Stat(tracer.KernelBTF)
+	r.BTF = err == nil
+	if root, err := tracer.CgroupRoot(); err == nil {
+		r.Cgroup2 = root
+	}
+	for name, has := range r.Capabilities {
+		if !has {
+			r.MissingCaps = append(r.MissingCaps, name)
+		}
+	}
+	slices.Sort(r.MissingCaps)
+	return r, nil
+}
+
+// Attached adds what became of the hooks.
+func (r *Report) Attached(t *tracer.Tracer) {
+	r.OK, r.Tier = true, t.Tier()
+	for _, h := range t.Hooks() {
+		r.Hooks = append(r.Hooks, Hook{h.Hook, h.Tier, h.Attached, h.Reason, h.Lost})
+	}
+	r.NotSeen = append(r.NotSeen, t.NotSeen()...)
+}
+
+// CountAttached is how many hooks are attached.
+func (r *Report) CountAttached() int {
+	n := 0
+	for _, h := range r.Hooks {
+		if h.Attached {
+			n++
+		}
+	}
+	return n
+}
+
+// refused is why the kernel refuses the fentry tier, if it refuses every hook of
+// it for the same reason.
+func (r *Report) refused() string {
+	why := ""
+	for _, h := range r.Hooks {
+		if h.Tier != tracer.TierFentry {
+			continue
+		}
+		if h.Attached || why != "" && h.Reason != why {
+			return ""
+		}
+		why = h.Reason
+	}
+	return why
+}
+
+// Text writes the report for people.
+func (r *Report) Text(out io.Writer, style render.Style) error {
+	var b strings.Builder
+	yes := func(ok bool, good, bad string) string {
+		if ok {
+			return good
+		}
+		return style.Red(bad)
+	}
+	fmt.Fprintf(&b, "kernel        %s %s\n", r.Kernel, r.Arch)
+	fmt.Fprintf(&b, "BTF           %s\n", yes(r.BTF, "yes", "no"))
+	fmt.Fprintf(&b, "cgroup2       %s\n", yes(r.Cgroup2 != "", r.Cgroup2, "not mounted"))
+	fmt.Fprintf(&b, "capabilities  %s\n", yes(len(r.MissingCaps) == 0, "all that are needed", "missing "+strings.Join(r.MissingCaps, ", ")))
+	tier, why := string(r.Tier), r.refused()
+	if why != "" {
+		tier += ", not fentry: " + why
+	}
+	fmt.Fprintf(&b, "tier          %s\n", yes(r.OK, tier, "none: porthole cannot trace here"))
+	if len(r.Hooks) > 0 {
+		lines := [][]string{{"HOOK", "ATTACHED"}}
+		for _, h := range r.Hooks {
+			if why != "" && h.Tier == tracer.TierFentry {
+				continue
+			}
+			lines = append(lines, []string{h.Hook, yes(h.Attached, "yes", "no: "+h.Reason)})
+		}
+		b.WriteByte('\n')
+		if err := render.Table(&b, style, lines); err != nil {
+			return err
+		}
+		b.WriteString("\nnot seen in this tier:\n")
+		for _, s := range r.NotSeen {
+			fmt.Fprintf(&b, "  %s\n", s)
+		}
+	}
+	_, err := io.WriteString(out, b.String())
+	return err
+}

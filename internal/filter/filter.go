@@ -1,0 +1,265 @@
+// Package filter picks sockets and events. The filters of commands and those of
+// requests to the agent are the same, by the same names.
+package filter
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/porthole-dev/porthole/internal/container"
+	"github.com/porthole-dev/porthole/internal/netns"
+	"github.com/porthole-dev/porthole/tracer"
+)
+
+// Kind is what a filter looks at.
+type Kind uint8
+
+// The kinds.
+const (
+	Sockets Kind = 1 << iota
+	Events
+)
+
+// Param is one filter. Its values are those of Parse; a Bool has "true" or none.
+type Param struct {
+	Name, Short, Usage string
+	Bool               bool
+	Accepts            []string // every value there is, where they can be listed
+	kind               Kind
+}
+
+// Params returns the filters for a kind.
+func Params(kind Kind) []Param {
+	roles, events := names(tracer.Roles()), names(tracer.EventTypes())
+	both := Sockets | Events
+	all := []Param{
+		{Name: "port", Usage: "local or remote port", kind: both},
+		{Name: "lport", Usage: "local port", kind: both},
+		{Name: "rport", Usage: "remote port", kind: both},
+		{Name: "proto", Usage: "tcp or udp", Accepts: names(Protos()), kind: both},
+		{Name: "pid", Usage: "process id", kind: both},
+		{Name: "comm", Usage: "process name", kind: both},
+		{Name: "uid", Usage: "user id", kind: both},
+		{Name: "netns", Usage: "network namespace: host, a name of /run/netns, or an inode number", kind: both},
+		{Name: "container", Usage: "container name, or the start of its id", kind: both},
+		{Name: "role", Usage: "role: " + strings.Join(roles, ", "), Accepts: roles, kind: Sockets},
+		{Name: "state", Usage: "state, by its name in ss(8)", Accepts: names(tracer.States()), kind: Sockets},
+		{Name: "event", Usage: "event: " + strings.Join(events, ", "), Accepts: events, kind: Events},
+		{Name: "tcp", Short: "t", Usage: "only TCP; with -u both", Bool: true, kind: Sockets},
+		{Name: "udp", Short: "u", Usage: "only UDP; with -t both", Bool: true, kind: Sockets},
+		{Name: "listening", Short: "l", Usage: "only TCP listeners and UDP sockets without a peer", Bool: true, kind: Sockets},
+		{Name: "ipv4", Short: "4", Usage: "only IPv4 addresses", Bool: true, kind: Sockets},
+		{Name: "ipv6", Short: "6", Usage: "only IPv6 addresses", Bool: true, kind: Sockets},
+	}
+	return slices.DeleteFunc(all, func(p Param) bool { return p.kind&kind == 0 })
+}
+
+// Filter lets pass what every list has a value for; an empty list lets everything
+// pass.
+type Filter struct {
+	port, lport, rport              []uint16
+	proto                           []tracer.Proto
+	state                           []tracer.State
+	role                            []tracer.Role
+	event                           []tracer.EventType
+	pid, uid, netNS                 []uint32
+	comm, container                 []string
+	tcp, udp, listening, ipv4, ipv6 bool
+}
+
+// Parse reads the values of filters by their names. The error names the filter,
+// the value and what is accepted.
+func Parse(kind Kind, values map[string][]string) (*Filter, error) {
+	p := parser{values: values}
+	p.known(Params(kind))
+	f := &Filter{
+		port: each(&p, "port", ParsePort), lport: each(&p, "lport", ParsePort), rport: each(&p, "rport", ParsePort),
+		proto: each(&p, "proto", ParseProto), state: each(&p, "state", parseState),
+		role: each(&p, "role", oneOf(tracer.Roles())), event: each(&p, "event", oneOf(tracer.EventTypes())),
+		pid: each(&p, "pid", parseID), uid: each(&p, "uid", parseID), netNS: each(&p, "netns", netns.Resolve),
+		comm: values["comm"], container: values["container"],
+		tcp: p.isTrue("tcp"), udp: p.isTrue("udp"), listening: p.isTrue("listening"),
+		ipv4: p.isTrue("ipv4"), ipv6: p.isTrue("ipv6"),
+	}
+	return f, p.err
+}
+
+// parser keeps the first error.
+type parser struct {
+	values map[string][]string
+	err    error
+}
+
+func (p *parser) fail(name string, err error) {
+	if p.err == nil {
+		p.err = fmt.Errorf("%s: %w", name, err)
+	}
+}
+
+// known refuses names that are of no filter.
+func (p *parser) known(params []Param) {
+	want := make([]string, len(params))
+	for i := range params {
+		want[i] = params[i].Name
+	}
+	for name := range p.values {
+		if !slices.Contains(want, name) {
+			p.err = fmt.Errorf("parameter %q: want one of %s", name, strings.Join(want, ", "))
+		}
+	}
+}
+
+func (p *parser) isTrue(name string) bool {
+	set := each(p, name, ParseBool)
+	return len(set) > 0 && set[len(set)-1]
+}
+
+func each[T any](p *parser, name string, parse func(string) (T, error)) []T {
+	var out []T
+	for _, s := range p.values[name] {
+		v, err := parse(s)
+		if err != nil {
+			p.fail(name, err)
+			return nil
+		}
+		out = append(out, v)
+	}
+	return out
+}
+
+// ParseBool accepts true and false.
+func ParseBool(s string) (bool, error) {
+	switch s {
+	case "true":
+		return true, nil
+	case "false":
+		return false, nil
+	}
+	return false, fmt.Errorf("%q: want true or false", s)
+}
+
+// ParsePort accepts 1-65535.
+func ParsePort(s string) (uint16, error) {
+	n, err := strconv.ParseUint(s, 10, 16)
+	if err != nil || n == 0 {
+		return 0, fmt.Errorf("port %q: want a number from 1 to 65535", s)
+	}
+	return uint16(n), nil
+}
+
+// ParseProto accepts tcp and udp.
+func ParseProto(s string) (tracer.Proto, error) { return oneOf(Protos())(s) }
+
+// Protos returns every protocol there is.
+func Protos() []tracer.Proto { return []tracer.Proto{tracer.TCP, tracer.UDP} }
+
+func parseID(s string) (uint32, error) {
+	n, err := strconv.ParseUint(s, 10, 32)
+	if err != nil {
+		return 0, fmt.Errorf("%q: want a number from 0 to 4294967295", s)
+	}
+	return uint32(n), nil
+}
+
+func oneOf[T fmt.Stringer](values []T) func(string) (T, error) {
+	return func(s string) (T, error) {
+		for _, v := range values {
+			if strings.EqualFold(v.String(), s) {
+				return v, nil
+			}
+		}
+		var none T
+		return none, fmt.Errorf("%q: want one of %s", s, strings.Join(names(values), ", "))
+	}
+}
+
+// parseState accepts the names of ss(8), in either case, with - or _.
+func parseState(s string) (tracer.State, error) {
+	switch name := strings.ReplaceAll(strings.ToUpper(s), "_", "-"); name {
+	case "ESTABLISHED":
+		return tracer.StateEstablished, nil
+	case "LISTENING":
+		return tracer.StateListen, nil
+	default:
+		v, err := oneOf(tracer.States())(name)
+		if err != nil {
+			return 0, fmt.Errorf("%q: want one of %s", s, strings.Join(names(tracer.States()), ", "))
+		}
+		return v, nil
+	}
+}
+
+func names[T fmt.Stringer](values []T) []string {
+	out := make([]string, len(values))
+	for i, v := range values {
+		out[i] = v.String()
+	}
+	return out
+}
+
+// LocalPort is the local port that everything passed has; 0: not just one.
+func (f *Filter) LocalPort() uint16 {
+	if len(f.lport) != 1 {
+		return 0
+	}
+	return f.lport[0]
+}
+
+func pass[T comparable](list []T, v T) bool { return len(list) == 0 || slices.Contains(list, v) }
+
+func (f *Filter) ports(local, remote uint16) bool {
+	return pass(f.lport, local) && pass(f.rport, remote) &&
+		(len(f.port) == 0 || slices.Contains(f.port, local) || slices.Contains(f.port, remote))
+}
+
+func (f *Filter) inContainer(cgroups *container.Resolver, cgroup uint64) bool {
+	return len(f.container) == 0 || isContainer(f.container, cgroups.Resolve(cgroup).Container)
+}
+
+func isContainer(wanted []string, c *container.Container) bool {
+	return c != nil && slices.ContainsFunc(wanted, func(w string) bool {
+		return w != "" && (w == c.Name || strings.HasPrefix(c.ID, w))
+	})
+}
+
+// Event tells whether an event passes.
+func (f *Filter) Event(cgroups *container.Resolver, ev *tracer.Event) bool {
+	p := &ev.Process
+	return pass(f.event, ev.Type) && pass(f.proto, ev.Proto) && pass(f.netNS, ev.NetNS) &&
+		f.ports(ev.Local.Port(), ev.Remote.Port()) &&
+		(len(f.pid) == 0 || slices.Contains(f.pid, p.PID)) &&
+		(len(f.uid) == 0 || p.PID != 0 && slices.Contains(f.uid, p.UID)) &&
+		(len(f.comm) == 0 || slices.Contains(f.comm, p.Comm)) &&
+		f.inContainer(cgroups, p.Cgroup)
+}
+
+// Socket tells whether a socket passes. Filters of processes pass when any holder
+// does; uid is the socket's own.
+func (f *Filter) Socket(cgroups *container.Resolver, s *tracer.Socket) bool {
+	if !f.likeSS(s) || !pass(f.proto, s.Proto) || !pass(f.state, s.State) || !pass(f.role, s.Role) || !pass(f.netNS, s.NetNS) ||
+		!f.ports(s.Local.Port(), s.Remote.Port()) {
+		return false
+	}
+	if len(f.uid) > 0 && (s.Role == tracer.RoleTimeWait || !slices.Contains(f.uid, s.UID)) {
+		return false
+	}
+	if len(f.pid) == 0 && len(f.comm) == 0 && len(f.container) == 0 {
+		return true
+	}
+	return slices.ContainsFunc(s.Holders, func(h tracer.Holder) bool {
+		return pass(f.pid, h.PID) && pass(f.comm, h.Comm) && f.inContainer(cgroups, h.Cgroup)
+	})
+}
+
+// likeSS applies the filters that ls has of ss(8).
+func (f *Filter) likeSS(s *tracer.Socket) bool {
+	if f.tcp != f.udp && (s.Proto == tracer.TCP) != f.tcp {
+		return false
+	}
+	if f.ipv4 != f.ipv6 && s.Local.Addr().Is4() != f.ipv4 {
+		return false
+	}
+	return !f.listening || s.State == tracer.StateListen || s.Proto == tracer.UDP && s.State == tracer.StateUnconn
+}

@@ -1,0 +1,287 @@
+package render
+
+import (
+	"encoding/json"
+	"errors"
+	"net/netip"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/porthole-dev/porthole/internal/netns"
+	"github.com/porthole-dev/porthole/internal/services"
+	"github.com/porthole-dev/porthole/tracer"
+)
+
+func process(pid, uid uint32, comm string) tracer.Process {
+	return tracer.Process{PID: pid, UID: uid, Comm: comm}
+}
+
+func heldByAll(processes ...tracer.Process) []tracer.Holder {
+	holders := make([]tracer.Holder, len(processes))
+	for i, p := range processes {
+		holders[i] = tracer.Holder{Process: p, FD: uint32(3 + i)}
+	}
+	return holders
+}
+
+// socket is one in the host's namespace; remote "" is none.
+func socket(proto tracer.Proto, role tracer.Role, local, remote string, holders ...tracer.Holder) tracer.Socket {
+	s := tracer.Socket{Proto: proto, Role: role, State: tracer.StateEstablished, Local: netip.MustParseAddrPort(local), NetNS: hostNS, Holders: holders}
+	switch role {
+	case tracer.RoleListener:
+		s.State = tracer.StateListen
+	case tracer.RoleBound:
+		s.State = tracer.StateUnconn
+	case tracer.RoleTimeWait:
+		s.State = tracer.StateTimeWait
+	}
+	if remote != "" {
+		s.Remote = netip.MustParseAddrPort(remote)
+	}
+	if len(holders) > 0 {
+		s.UID = holders[0].UID
+	}
+	return s
+}
+
+// nobodysUID has a name on no machine.
+const nobodysUID = 4000000001
+
+func question(port uint16, protos ...tracer.Proto) Question {
+	if len(protos) == 0 {
+		protos = []tracer.Proto{tracer.TCP, tracer.UDP}
+	}
+	return Question{Port: port, Protos: protos}
+}
+
+func testPool(t *testing.T) *netns.Pool {
+	t.Helper()
+	pool, err := netns.ParsePool("32768\t60999\n", "8080,40000-40010\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pool
+}
+
+// portNames knows one more service, and a namespace besides the host's.
+func portNames() *Names {
+	n := testNames()
+	n.Services = services.Parse(strings.NewReader("my-web 8080/tcp\n"))
+	n.NetNS[otherNS] = "blue"
+	return n
+}
+
+const otherNS = 4026532000
+
+// askWho answers a question about these sockets in words.
+func askWho(t *testing.T, q Question, before []tracer.Tenancy, sockets ...tracer.Socket) string {
+	t.Helper()
+	tracer.SortSockets(sockets)
+	var b strings.Builder
+	if err := portNames().PortText(&b, Style{}, portNames().Port(q, testPool(t), sockets, before)); err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
+const about8080 = "8080: registered (1024-49151); my-web/tcp; http-alt/udp\n" +
+	"  outside this machine's ephemeral range 32768-60999, and reserved\n"
+
+func web(pid uint32) tracer.Process { return process(pid, nobodysUID, "nginx") }
+
+func TestPortText(t *testing.T) {
+	shared := socket(tracer.TCP, tracer.RoleListener, "0.0.0.0:8080", "", heldByAll(web(10), web(11), web(11))...)
+	alone := socket(tracer.TCP, tracer.RoleListener, "0.0.0.0:8080", "", heldByAll(web(10))...)
+	reuse := socket(tracer.TCP, tracer.RoleListener, "0.0.0.0:8080", "", heldByAll(web(11))...)
+	server := socket(tracer.TCP, tracer.RoleServer, "10.0.0.1:8080", "10.0.0.2:40000", heldByAll(web(10))...)
+	orphan := socket(tracer.TCP, tracer.RoleOrphan, "10.0.0.1:8080", "10.0.0.2:40001")
+	gone := socket(tracer.TCP, tracer.RoleTimeWait, "10.0.0.1:8080", "10.0.0.2:40002")
+	goneToo := socket(tracer.TCP, tracer.RoleTimeWait, "10.0.0.1:8080", "10.0.0.2:40003")
+	client := socket(tracer.TCP, tracer.RoleClient, "10.0.0.1:8080", "10.0.0.9:443", heldByAll(process(12, nobodysUID, "curl"))...)
+	other := alone
+	other.NetNS, other.MPTCP, other.Since = otherNS, true, time.Date(2026, 1, 2, 3, 4, 5, 6, time.Local)
+	kernels := socket(tracer.UDP, tracer.RoleBound, "[::]:8080", "")
+	hostile := socket(tracer.UDP, tracer.RoleBound, "127.0.0.1:8080", "", heldByAll(process(13, nobodysUID, "a\x1b[2J\nb"))...)
+	for _, test := range []struct {
+		name     string
+		question Question
+		sockets  []tracer.Socket
+		want     string
+	}{
+		{"nobody", question(8080), nil, "8080/tcp is held by nobody\n8080/udp is held by nobody\n" + about8080},
+		{"one process", question(8080), []tracer.Socket{alone},
+			"8080/tcp is held by nginx (pid 10, user 4000000001), listening on 0.0.0.0\n" + about8080},
+		{"two processes with one socket", question(8080), []tracer.Socket{shared},
+			"8080/tcp is held by 2 processes, listening on 0.0.0.0:\n" +
+				"  nginx (pid 10, user 4000000001)\n  nginx (pid 11, user 4000000001)\n" + about8080},
+		{"SO_REUSEPORT", question(8080), []tracer.Socket{alone, reuse},
+			"8080/tcp is held by 2 processes, listening on 0.0.0.0, 2 sockets:\n" +
+				"  nginx (pid 10, user 4000000001)\n  nginx (pid 11, user 4000000001)\n" + about8080},
+		{"listener and its connections", question(8080), []tracer.Socket{alone, server, orphan, gone, goneToo},
+			"8080/tcp is held by nginx (pid 10, user 4000000001), listening on 0.0.0.0\n" +
+				"  and by 1 accepted connection,\n" +
+				"         1 connection that no process holds,\n" +
+				"         2 connections in TIME-WAIT, each for up to a minute\n" + about8080},
+		{"TIME_WAIT only", question(8080), []tracer.Socket{gone},
+			"8080/tcp has no listener; it is held by 1 connection in TIME-WAIT, for up to a minute\n" + about8080},
+		{"clients apart", question(8080), []tracer.Socket{alone, client},
+			"8080/tcp is held by nginx (pid 10, user 4000000001), listening on 0.0.0.0\n  and by 1 client\n" + about8080 +
+				"\nclients that have 8080 as their own port:\n" +
+				"PROTO STATE LOCAL         REMOTE       ROLE   PID COMM\n" +
+				"tcp   ESTAB 10.0.0.1:8080 10.0.0.9:443 client  12 curl\n"},
+		{"two namespaces", question(8080), []tracer.Socket{alone, other},
+			"8080/tcp is held by nginx (pid 10, user 4000000001), listening on 0.0.0.0\n" +
+				"8080/tcp is held by nginx (pid 10, user 4000000001), listening on 0.0.0.0 (MPTCP) in network namespace blue since 2026-01-02 03:04:05\n" + about8080},
+		{"the kernel", question(8080), []tracer.Socket{kernels},
+			"8080/udp is held by no process, bound to :: (a socket of the kernel, or one on its way between processes)\n" + about8080},
+		{"a name with escapes", question(8080, tracer.UDP), []tracer.Socket{hostile},
+			`8080/udp is held by "a\x1b[2J\nb" (pid 13, user 4000000001), bound to 127.0.0.1` + "\n" +
+				"8080: registered (1024-49151); http-alt/udp\n  outside this machine's ephemeral range 32768-60999, and reserved\n"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			if d := cmp.Diff(test.want, askWho(t, test.question, nil, test.sockets...)); d != "" {
+				t.Errorf("-want +got:\n%s", d)
+			}
+		})
+	}
+}
+
+func TestPortTextAboutNumber(t *testing.T) {
+	for port, want := range map[uint16]string{
+		443:   "443: system (0-1023); https/tcp\n  outside this machine's ephemeral range 32768-60999\n",
+		32767: "  outside this machine's",
+		32768: "  inside this machine's ephemeral range 32768-60999\n",
+		60999: "60999: dynamic (49152-65535)\n  inside this machine's ephemeral range 32768-60999\n",
+		61000: "  outside this machine's",
+		40010: "  inside this machine's ephemeral range 32768-60999, and reserved\n",
+	} {
+		if got := askWho(t, question(port, tracer.TCP), nil); !strings.Contains(got, want) {
+			t.Errorf("%d: %q, want %q in it", port, got, want)
+		}
+	}
+}
+
+func TestPortJSON(t *testing.T) {
+	dns := socket(tracer.UDP, tracer.RoleBound, "127.0.0.53:53", "", heldByAll(process(20, 101, "resolved"))...)
+	other := socket(tracer.TCP, tracer.RoleListener, "127.0.0.53:53", "")
+	past := tracer.Tenancy{
+		Proto: tracer.UDP, Local: netip.MustParseAddrPort("127.0.0.1:53"), NetNS: hostNS, Owner: process(19, 0, "dnsmasq"),
+		Since: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC), Until: time.Date(2026, 1, 2, 3, 4, 6, 6, time.UTC),
+	}
+	for _, test := range []struct {
+		question Question
+		sockets  []tracer.Socket
+		past     []tracer.Tenancy
+		want     string
+	}{
+		{question(8080), nil, nil, `{"port":8080,"range":"registered","service":"my-web","in_ephemeral_range":false,"range_low":32768,"range_high":60999,"reserved":true,"sockets":[],"history":[]}`},
+		{question(40001, tracer.UDP), nil, nil, `{"port":40001,"proto":"udp","range":"registered","in_ephemeral_range":true,"range_low":32768,"range_high":60999,"reserved":true,"sockets":[],"history":[]}`},
+		{question(53, tracer.UDP), []tracer.Socket{dns, other}, []tracer.Tenancy{past, {Proto: tracer.TCP}},
+			`{"port":53,"proto":"udp","range":"system","service":"domain","in_ephemeral_range":false,"range_low":32768,"range_high":60999,"reserved":false,"sockets":[` +
+				`{"proto":"udp","state":"UNCONN","role":"bound","local_ip":"127.0.0.53","local_port":53,"netns":4026531840,"uid":101,` +
+				`"holders":[{"pid":20,"comm":"resolved","fd":3,"uid":101}],"origin":"snapshot","service":"domain"}],"history":[` +
+				`{"proto":"udp","local_ip":"127.0.0.1","local_port":53,"netns":4026531840,"pid":19,"comm":"dnsmasq","uid":0,` +
+				`"since":"2026-01-02T03:04:05.000000006Z","until":"2026-01-02T03:04:06.000000006Z","duration_ns":1000000000}]}`},
+	} {
+		got, err := json.Marshal(portNames().Port(test.question, testPool(t), test.sockets, test.past))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(test.want, string(got)); d != "" {
+			t.Errorf("%v (-want +got):\n%s", test.question, d)
+		}
+	}
+}
+
+// Who had the port before: each process once, the latest first.
+func TestPortTextBefore(t *testing.T) {
+	until := time.Date(2026, 1, 2, 3, 4, 5, 0, time.Local)
+	held := func(pid uint32, comm string) tracer.Tenancy {
+		return tracer.Tenancy{
+			Proto: tracer.TCP, Local: netip.MustParseAddrPort("0.0.0.0:8080"), NetNS: hostNS, Owner: process(pid, nobodysUID, comm),
+			Since: until.Add(-1500 * time.Millisecond), Until: until,
+		}
+	}
+	client := held(11, "a\nb")
+	client.Remote, client.Since, client.NetNS = netip.MustParseAddrPort("10.0.0.9:443"), time.Time{}, otherNS
+	short := held(12, "nc")
+	short.Since = until.Add(-1234 * time.Microsecond)
+	const want = "8080/tcp is held by nobody\n" +
+		"8080: registered (1024-49151); my-web/tcp\n  outside this machine's ephemeral range 32768-60999, and reserved\n" +
+		"held before by\n" +
+		"  nginx (pid 10, user 4000000001), tcp 0.0.0.0, until 2026-01-02 03:04:05, for 2s; 2 times in all\n" +
+		`  "a\nb" (pid 11, user 4000000001), tcp 0.0.0.0 to 10.0.0.9:443 in network namespace blue, until 2026-01-02 03:04:05` + "\n" +
+		"  nc (pid 12, user 4000000001), tcp 0.0.0.0, until 2026-01-02 03:04:05, for 1ms\n" +
+		"  a process that is not known, tcp 0.0.0.0, until 2026-01-02 03:04:05, for 2s\n" +
+		"  x (pid 13, user 4000000001), tcp 0.0.0.0, until 2026-01-02 03:04:05, for 2s\n" +
+		"  and 1 more\n"
+	got := askWho(t, question(8080, tracer.TCP), []tracer.Tenancy{
+		held(10, "nginx"), client, held(10, "nginx"), short, held(0, ""), held(13, "x"), held(14, "y"),
+	})
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("-want +got:\n%s", d)
+	}
+}
+
+// What was written as JSON and read back is the same text: that is how the agent's
+// answers are shown.
+func TestTextFromJSON(t *testing.T) {
+	n := portNames()
+	again := func(from, to any) {
+		b, err := json.Marshal(from)
+		if err == nil {
+			err = json.Unmarshal(b, to)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	sockets := ordinarySockets()
+	sockets[0].Since, sockets[1].NetNS = time.Date(2026, 1, 2, 3, 4, 5, 6, time.Local), otherNS
+	var rows []Socket
+	for i := range sockets {
+		var row Socket
+		again(n.Socket(&sockets[i]), &row)
+		rows = append(rows, row)
+	}
+	var want, got strings.Builder
+	if err := errors.Join(n.SocketsText(&want, Style{}, sockets), n.RowsText(&got, Style{}, rows)); err != nil {
+		t.Fatal(err)
+	}
+	answer := n.Port(question(80), testPool(t), sockets[:1], nil)
+	var read Port
+	again(answer, &read)
+	if err := errors.Join(n.PortText(&want, Style{}, answer), n.PortText(&got, Style{}, &read)); err != nil {
+		t.Fatal(err)
+	}
+	ev := ordinaryEvent()
+	ev.Type, ev.Errno, ev.HeldBy = tracer.EventBind, syscall.EADDRINUSE, sockets[:1]
+	row := n.Event(&ev)
+	var readRow Event
+	again(&row, &readRow)
+	want.WriteString(n.EventLine(Style{}, &row))
+	got.WriteString(n.EventLine(Style{}, &readRow))
+	if d := cmp.Diff(want.String(), got.String()); d != "" {
+		t.Errorf("-want +got:\n%s", d)
+	}
+}
+
+func TestDuration(t *testing.T) {
+	for in, want := range map[time.Duration]string{
+		133*time.Second + 400*time.Millisecond: "2m13s", 999_400 * time.Microsecond: "999ms", 1_500_499: "2ms", 12_345: "12µs", 0: "0s",
+	} {
+		if got := duration(in); got != want {
+			t.Errorf("%d ns are %s, want %s", in, got, want)
+		}
+	}
+}
+
+func TestPortTextWriteError(t *testing.T) {
+	if err := portNames().PortText(&noSpace{}, Style{}, portNames().Port(question(8080), testPool(t), nil, nil)); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("error %v, want %v", err, syscall.ENOSPC)
+	}
+}

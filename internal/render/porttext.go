@@ -1,0 +1,284 @@
+package render
+
+import (
+	"fmt"
+	"io"
+	"net/netip"
+	"os/user"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/porthole-dev/porthole/internal/container"
+	"github.com/porthole-dev/porthole/internal/services"
+	"github.com/porthole-dev/porthole/tracer"
+)
+
+// PortText says in words who has a port, and had it before.
+func (n *Names) PortText(out io.Writer, style Style, p *Port) error {
+	w := portWriter{out: out, names: n, port: p.Port, users: make(map[uint32]string)}
+	protos := []string{p.Proto}
+	if p.Proto == "" {
+		protos = []string{tracer.TCP.String(), tracer.UDP.String()}
+	}
+	for _, proto := range protos {
+		w.proto(proto, p.Sockets, p.Proto != "" || len(p.Sockets) == 0)
+	}
+	w.about(p, protos)
+	w.before(p.History)
+	if w.err != nil {
+		return w.err
+	}
+	if clients := section(p.Sockets, tracer.RoleClient, ""); len(clients) > 0 {
+		fmt.Fprintf(out, "\nclients that have %d as their own port:\n", p.Port)
+		return n.RowsText(out, style, clients)
+	}
+	return nil
+}
+
+// section is those sockets of a role, and of a protocol unless that is "", which
+// are together as SortSockets orders them.
+func section(sockets []Socket, role tracer.Role, proto string) []Socket {
+	name := role.String()
+	match := func(s *Socket) bool { return s.Role == name && (proto == "" || s.Proto == proto) }
+	from := 0
+	for from < len(sockets) && !match(&sockets[from]) {
+		from++
+	}
+	to := from
+	for to < len(sockets) && match(&sockets[to]) {
+		to++
+	}
+	return sockets[from:to]
+}
+
+// portWriter keeps the first error.
+type portWriter struct {
+	out   io.Writer
+	names *Names
+	port  uint16
+	users map[uint32]string
+	err   error
+}
+
+func (w *portWriter) printf(format string, args ...any) {
+	if w.err == nil {
+		_, w.err = fmt.Fprintf(w.out, format, args...)
+	}
+}
+
+// proto tells of one protocol; nobody says so only where asked.
+func (w *portWriter) proto(proto string, sockets []Socket, sayNobody bool) {
+	held := false
+	for _, role := range []tracer.Role{tracer.RoleListener, tracer.RoleBound} {
+		for _, group := range groups(section(sockets, role, proto)) {
+			w.group(group)
+			held = true
+		}
+	}
+	rest := []struct {
+		role tracer.Role
+		one  string
+		many string
+	}{
+		{tracer.RoleServer, "1 accepted connection", "%d accepted connections"},
+		{tracer.RoleOrphan, "1 connection that no process holds", "%d connections that no process holds"},
+		{tracer.RoleTimeWait, "1 connection in TIME-WAIT, for up to a minute", "%d connections in TIME-WAIT, each for up to a minute"},
+		{tracer.RoleClient, "1 client", "%d clients"},
+	}
+	var parts []string
+	for _, r := range rest {
+		switch n := len(section(sockets, r.role, proto)); {
+		case n == 1:
+			parts = append(parts, r.one)
+		case n > 1:
+			parts = append(parts, fmt.Sprintf(r.many, n))
+		}
+	}
+	switch {
+	case len(parts) > 0 && held:
+		w.printf("  and by %s\n", strings.Join(parts, ",\n         "))
+	case len(parts) > 0:
+		w.printf("%d/%s has no listener; it is held by %s\n", w.port, proto, strings.Join(parts, ",\n  "))
+	case !held && sayNobody:
+		w.printf("%d/%s is held by nobody\n", w.port, proto)
+	}
+}
+
+// groups puts sockets together that share address, namespace and role, as those
+// of SO_REUSEPORT do.
+func groups(sockets []Socket) [][]Socket {
+	type key struct {
+		local netip.Addr
+		netns uint32
+	}
+	at := make(map[key]int)
+	var out [][]Socket
+	for _, s := range sockets {
+		k := key{s.LocalIP, s.NetNS}
+		i, ok := at[k]
+		if !ok {
+			i = len(out)
+			at[k] = i
+			out = append(out, nil)
+		}
+		out[i] = append(out[i], s)
+	}
+	return out
+}
+
+// group is one sentence: who has this address, and how.
+func (w *portWriter) group(group []Socket) {
+	s := &group[0]
+	how := "bound to"
+	if s.Role == tracer.RoleListener.String() {
+		how = "listening on"
+	}
+	where := fmt.Sprintf("%s %s", how, s.LocalIP) + w.where(s.NetNS, s.MPTCP)
+	if !s.Since.IsZero() {
+		where += " since " + date(s.Since.Time)
+	}
+	if len(group) > 1 {
+		where += fmt.Sprintf(", %d sockets", len(group))
+	}
+	var holders []string
+	seen := make(map[uint32]bool)
+	for i := range group {
+		for _, h := range group[i].Holders {
+			if !seen[h.PID] {
+				seen[h.PID] = true
+				holders = append(holders, w.process(h.PID, h.Comm, h.UID, h.Container))
+			}
+		}
+	}
+	switch len(holders) {
+	case 0:
+		w.printf("%d/%s is held by no process, %s (a socket of the kernel, or one on its way between processes)\n", w.port, s.Proto, where)
+	case 1:
+		w.printf("%d/%s is held by %s, %s\n", w.port, s.Proto, holders[0], where)
+	default:
+		w.printf("%d/%s is held by %d processes, %s:\n  %s\n", w.port, s.Proto, len(holders), where, strings.Join(holders, "\n  "))
+	}
+}
+
+// where is what is special about an address.
+func (w *portWriter) where(netns uint32, mptcp bool) string {
+	text := ""
+	if mptcp {
+		text += " (MPTCP)"
+	}
+	if netns != w.names.HostNS {
+		text += " in network namespace " + w.names.NetNSName(netns)
+	}
+	return text
+}
+
+func (w *portWriter) process(pid uint32, comm string, uid *uint32, c *container.Container) string {
+	text := fmt.Sprintf("%s (pid %d", Safe(comm), pid)
+	if uid != nil {
+		text += ", user " + w.user(*uid)
+	}
+	if c != nil {
+		text += ", container " + Safe(c.Label())
+	}
+	return text + ")"
+}
+
+func (w *portWriter) user(uid uint32) string {
+	if name, ok := w.users[uid]; ok {
+		return name
+	}
+	name := strconv.Itoa(int(uid))
+	if u, err := user.LookupId(name); err == nil {
+		name = Safe(u.Username)
+	}
+	w.users[uid] = name
+	return name
+}
+
+// about tells what is known of the number itself.
+func (w *portWriter) about(p *Port, protos []string) {
+	ranges := map[services.Class]string{
+		services.System: "system (0-1023)", services.Registered: "registered (1024-49151)", services.Dynamic: "dynamic (49152-65535)",
+	}
+	text := fmt.Sprintf("%d: %s", p.Port, ranges[p.Range])
+	for _, proto := range protos {
+		if name := w.names.Services.Name(p.Port, proto == tracer.UDP.String()); name != "" {
+			text += fmt.Sprintf("; %s/%s", Safe(name), proto)
+		}
+	}
+	w.printf("%s\n", text)
+	in := "outside"
+	if p.InEphemeralRange {
+		in = "inside"
+	}
+	text = fmt.Sprintf("%s this machine's ephemeral range %d-%d", in, p.RangeLow, p.RangeHigh)
+	if p.Reserved {
+		text += ", and reserved"
+	}
+	w.printf("  %s\n", text)
+}
+
+// maxBefore is how many of those who had the port before are told in words.
+const maxBefore = 5
+
+// before tells who had the port, the latest first, each process once.
+func (w *portWriter) before(history []Tenancy) {
+	type who struct {
+		pid   uint32
+		comm  string
+		proto string
+	}
+	times := make(map[who]int)
+	var latest []*Tenancy
+	for i := range history {
+		t := &history[i]
+		k := who{t.PID, t.Comm, t.Proto}
+		if times[k]++; times[k] == 1 {
+			latest = append(latest, t)
+		}
+	}
+	if len(latest) == 0 {
+		return
+	}
+	w.printf("held before by\n")
+	for _, t := range latest[:min(maxBefore, len(latest))] {
+		w.printf("  %s\n", w.tenancy(t, times[who{t.PID, t.Comm, t.Proto}]))
+	}
+	if more := len(latest) - maxBefore; more > 0 {
+		w.printf("  and %d more\n", more)
+	}
+}
+
+// tenancy is one line: who had the port the last of so many times.
+func (w *portWriter) tenancy(t *Tenancy, times int) string {
+	text := "a process that is not known"
+	if t.PID != 0 {
+		text = w.process(t.PID, t.Comm, t.UID, t.Container)
+	}
+	text += fmt.Sprintf(", %s %s", t.Proto, t.LocalIP)
+	if t.RemoteIP.IsValid() {
+		text += " to " + AddrPort(netip.AddrPortFrom(t.RemoteIP, t.RemotePort))
+	}
+	text += w.where(t.NetNS, t.MPTCP) + ", until " + date(t.Until.Time)
+	if !t.Since.IsZero() {
+		text += ", for " + duration(time.Duration(t.DurationNS))
+	}
+	if times > 1 {
+		text += fmt.Sprintf("; %d times in all", times)
+	}
+	return text
+}
+
+func date(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05") }
+
+// duration is a time as people say it: to a second, or where that says nothing to
+// a millisecond, or a microsecond.
+func duration(d time.Duration) string {
+	for _, unit := range []time.Duration{time.Second, time.Millisecond} {
+		if d >= unit {
+			return d.Round(unit).String()
+		}
+	}
+	return d.Round(time.Microsecond).String()
+}
