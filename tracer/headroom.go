@@ -7,6 +7,7 @@ import (
 	"math/bits"
 	"net/netip"
 	"slices"
+	"strconv"
 )
 
 // PortOp is a way to get a port from the kernel.
@@ -39,6 +40,8 @@ type PortSpace struct {
 	Low, High uint16 // net.ipv4.ip_local_port_range, both ends included
 	Reserved  int    // ports of the range that are in ip_local_reserved_ports
 	Capacity  int    // ports of the range that are not
+	// ReservedPorts is all of ip_local_reserved_ports, as that shows it.
+	ReservedPorts string
 	// Blocked ports no connect() may use, towards whatever destination, for a socket
 	// bound or listens there; 0 for UDP.
 	Blocked   int
@@ -53,10 +56,13 @@ type Headroom struct {
 	PortSpace
 	Op       PortOp
 	Local    netip.Addr     // the address of this side; of OpBind what is bound to
-	Remote   netip.AddrPort // OpConnect: the destination
+	Remote   netip.AddrPort // OpConnect: the destination; not valid: any without a connection
 	Used     int            // taken, for this way; TIME_WAIT that cannot be reused included
 	TimeWait int            // how many of Used are in TIME_WAIT and have no other user
 	Free     int            // how many calls in a row would succeed now
+	// Reclaimable is how many of TimeWait connect() would take over if tcp_tw_reuse
+	// were 1.
+	Reclaimable int
 	// MaybeOneLess: the range has an odd number of ports, of which the kernel looks at
 	// all but one: the last Free port may not be found. Not known beforehand, for which
 	// one it leaves out depends on a secret of the kernel.
@@ -108,9 +114,9 @@ type destination struct {
 
 // dest is the ports in use towards a destination.
 type dest struct {
-	used, timeWait    int
-	lowUsed, highUsed bool
-	users             []PortUser // Process by PID and Start only is not enough to print: whole
+	used, timeWait, reclaimable int
+	lowUsed, highUsed           bool
+	users                       []PortUser
 }
 
 // holding is a port of a process.
@@ -231,6 +237,9 @@ func (p *Ports) use(d *dest, s *space, row *bpfRow, procs []int) {
 	d.used++
 	if row.Flags&uint16(bpfRowFlagROW_TIMEWAIT) != 0 {
 		d.timeWait++
+		if aged(row) {
+			d.reclaimable++
+		}
 	}
 	d.lowUsed = d.lowUsed || row.Flow.LocalPort == s.low
 	d.highUsed = d.highUsed || row.Flow.LocalPort == s.high
@@ -253,16 +262,22 @@ func addUser(users []PortUser, process Process) []PortUser {
 // tcp_twsk_unique() of the kernel.
 func (s *space) reusable(row *bpfRow) bool {
 	switch {
-	case row.Flags&uint16(bpfRowFlagROW_TW_AGED) == 0 || row.Flags&uint16(bpfRowFlagROW_TIMEWAIT) == 0:
+	case !aged(row):
 		return false
-	case row.State == uint8(StateFinWait2):
-		return false // since 6.12, and since the stable releases of 2024 of older kernels
 	case s.twReuse == 2:
 		const loopbackIndex = 1
 		local, remote := addrPort(row.Flow.LocalIp, 0).Addr(), addrPort(row.Flow.RemoteIp, 0).Addr()
 		return row.Dev == loopbackIndex || local.IsLoopback() || remote.IsLoopback()
 	}
 	return s.twReuse == 1
+}
+
+// aged tells whether a socket is a timewait sock that may be taken over, if
+// tcp_tw_reuse allows it. Not in FIN_WAIT2: since 6.12, and since the stable releases of
+// 2024 of older kernels.
+func aged(row *bpfRow) bool {
+	const both = uint16(bpfRowFlagROW_TIMEWAIT | bpfRowFlagROW_TW_AGED)
+	return row.Flags&both == both && row.State != uint8(StateFinWait2)
 }
 
 // take marks the port as one that bind() to what conflicts with row would not get.
@@ -309,6 +324,9 @@ next:
 	return to
 }
 
+// Has tells whether there is a network namespace of this inode number.
+func (p *Ports) Has(netns uint32) bool { return p.spaces[netns] != nil }
+
 // Spaces returns the port spaces of every namespace, TCP and UDP, ordered by
 // namespace and protocol.
 func (p *Ports) Spaces() []PortSpace {
@@ -330,11 +348,7 @@ func (p *Ports) sorted() []*space {
 
 func (p *Ports) space(s *space, proto Proto) PortSpace {
 	out := PortSpace{NetNS: s.netns, Proto: proto, Low: s.low, High: s.high}
-	for port := int(s.low); port <= int(s.high); port++ {
-		if s.isReserved(uint16(port)) {
-			out.Reserved++
-		}
-	}
+	out.Reserved, out.ReservedPorts = s.reservedPorts()
 	out.Capacity = s.size() - out.Reserved
 	if proto == TCP {
 		out.Blocked = s.blocked.len()
@@ -347,6 +361,31 @@ func (p *Ports) space(s *space, proto Proto) PortSpace {
 		out.ListenOn = slices.Compact(out.ListenOn)
 	}
 	return out
+}
+
+// reservedPorts returns how many ports of the range are reserved, and all that are.
+func (s *space) reservedPorts() (n int, text string) {
+	for port := 0; port < 1<<16; port++ {
+		if s.reserved[port/64]>>(port%64) == 0 { // nor any other of this word
+			port |= 63
+			continue
+		}
+		if !s.isReserved(uint16(port)) {
+			continue
+		}
+		first := port
+		for port < 1<<16-1 && s.isReserved(uint16(port+1)) {
+			port++
+		}
+		n += max(0, min(port, int(s.high))-max(first, int(s.low))+1)
+		if text != "" {
+			text += ","
+		}
+		if text += strconv.Itoa(first); port > first {
+			text += "-" + strconv.Itoa(port)
+		}
+	}
+	return n, text
 }
 
 func (s *space) size() int { return int(s.high) - int(s.low) + 1 }
@@ -378,13 +417,14 @@ func sortUsers(users []PortUser) {
 	})
 }
 
-// All returns the headroom towards every destination that has a connection
-// (OpConnect), of every local address that has a socket (OpBind) and of any address,
+// All returns the headroom towards every destination that has a connection, and
+// towards any other (OpConnect), of every local address that has a socket (OpBind) and of any address,
 // and of UDP (OpImplicitBind), the fullest first.
 func (p *Ports) All() []Headroom {
 	var out []Headroom
 	for _, s := range p.sorted() {
 		tcp, udp := p.space(s, TCP), p.space(s, UDP)
+		out = append(out, p.connect(s, tcp, destination{}, nil))
 		for key, d := range s.dests {
 			out = append(out, p.connect(s, tcp, key, d))
 		}
@@ -448,7 +488,7 @@ func (p *Ports) connect(s *space, space PortSpace, key destination, d *dest) Hea
 	}
 	h := Headroom{
 		PortSpace: space, Op: OpConnect, Local: key.local, Remote: key.remote,
-		Used: d.used, TimeWait: d.timeWait, Holders: slices.Clone(d.users),
+		Used: d.used, TimeWait: d.timeWait, Reclaimable: d.reclaimable, Holders: slices.Clone(d.users),
 	}
 	sortUsers(h.Holders)
 	h.Free = h.Capacity - h.Blocked - h.Used

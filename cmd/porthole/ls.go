@@ -3,9 +3,6 @@ package main
 import (
 	"bufio"
 	"context"
-	"encoding/json"
-	"errors"
-	"fmt"
 	"io"
 	"runtime/debug"
 	"slices"
@@ -90,15 +87,9 @@ func lsAgent(ctx context.Context, e *env, o *lsOptions, c *agent.Client, values 
 		_, err := io.Copy(e.stdout, answer)
 		return err
 	}
-	var rows []render.Socket
-	for dec := json.NewDecoder(answer); ; {
-		var row render.Socket
-		if err := dec.Decode(&row); errors.Is(err, io.EOF) {
-			break
-		} else if err != nil {
-			return fmt.Errorf("read the agent's answer: %w", err)
-		}
-		rows = append(rows, row)
+	rows, err := decodeRows[render.Socket](answer)
+	if err != nil {
+		return err
 	}
 	names := render.LoadNames()
 	defer names.Cgroups.Close()

@@ -1,11 +1,46 @@
 package agent
 
 import (
+	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
+
+	"github.com/porthole-dev/porthole/internal/headroom"
+	"github.com/porthole-dev/porthole/internal/netns"
+	"github.com/porthole-dev/porthole/internal/render"
+	"github.com/porthole-dev/porthole/tracer"
 )
 
-// headroom answers as the command of that name will.
-func (a *agent) headroom(http.ResponseWriter, *http.Request) error {
-	return &httpError{http.StatusNotImplemented, errors.New("headroom is not there yet")}
+// headroom answers as headroom does.
+func (a *agent) headroom(w http.ResponseWriter, r *http.Request) error {
+	v, err := values(r)
+	if err != nil {
+		return err
+	}
+	q, err := headroom.Parse(v)
+	if err != nil {
+		return badRequest(err)
+	}
+	ports, err := a.tracer.Ports()
+	if err != nil {
+		return fmt.Errorf("read ports: %w", err)
+	}
+	found, err := q.Answer(ports)
+	switch {
+	case errors.Is(err, netns.ErrNone), errors.Is(err, tracer.ErrNoNetNS), errors.Is(err, netns.ErrUnreachable):
+		return badRequest(err)
+	case errors.Is(err, netns.ErrNotPermitted):
+		return &httpError{http.StatusForbidden, err}
+	case err != nil:
+		return err
+	}
+	w.Header().Set("Content-Type", lines)
+	enc := json.NewEncoder(w)
+	for _, row := range render.Headrooms(found) {
+		if err := enc.Encode(row); err != nil {
+			return sentError{err}
+		}
+	}
+	return nil
 }

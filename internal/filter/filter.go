@@ -20,6 +20,7 @@ type Kind uint8
 const (
 	Sockets Kind = 1 << iota
 	Events
+	Headrooms
 )
 
 // Param is one filter. Its values are those of Parse; a Bool has "true" or none.
@@ -32,28 +33,29 @@ type Param struct {
 
 // Params returns the filters for a kind.
 func Params(kind Kind) []Param {
-	roles, events := names(tracer.Roles()), names(tracer.EventTypes())
-	both := Sockets | Events
-	all := []Param{
+	roles, events, ops := names(tracer.Roles()), names(tracer.EventTypes()), names(ops())
+	both, all := Sockets|Events, Sockets|Events|Headrooms
+	params := []Param{
 		{Name: "port", Usage: "local or remote port", kind: both},
 		{Name: "lport", Usage: "local port", kind: both},
-		{Name: "rport", Usage: "remote port", kind: both},
-		{Name: "proto", Usage: "tcp or udp", Accepts: names(Protos()), kind: both},
-		{Name: "pid", Usage: "process id", kind: both},
-		{Name: "comm", Usage: "process name", kind: both},
+		{Name: "rport", Usage: "remote port", kind: all},
+		{Name: "proto", Usage: "tcp or udp", Accepts: names(Protos()), kind: all},
+		{Name: "pid", Usage: "process id", kind: all},
+		{Name: "comm", Usage: "process name", kind: all},
 		{Name: "uid", Usage: "user id", kind: both},
-		{Name: "netns", Usage: "network namespace: host, a name of /run/netns, or an inode number", kind: both},
+		{Name: "netns", Usage: "network namespace: host, a name of /run/netns, or an inode number", kind: all},
 		{Name: "container", Usage: "container name, or the start of its id", kind: both},
 		{Name: "role", Usage: "role: " + strings.Join(roles, ", "), Accepts: roles, kind: Sockets},
 		{Name: "state", Usage: "state, by its name in ss(8)", Accepts: names(tracer.States()), kind: Sockets},
 		{Name: "event", Usage: "event: " + strings.Join(events, ", "), Accepts: events, kind: Events},
+		{Name: "op", Usage: "way to get a port: " + strings.Join(ops, ", "), Accepts: ops, kind: Headrooms},
 		{Name: "tcp", Short: "t", Usage: "only TCP; with -u both", Bool: true, kind: Sockets},
 		{Name: "udp", Short: "u", Usage: "only UDP; with -t both", Bool: true, kind: Sockets},
 		{Name: "listening", Short: "l", Usage: "only TCP listeners and UDP sockets without a peer", Bool: true, kind: Sockets},
 		{Name: "ipv4", Short: "4", Usage: "only IPv4 addresses", Bool: true, kind: Sockets},
 		{Name: "ipv6", Short: "6", Usage: "only IPv6 addresses", Bool: true, kind: Sockets},
 	}
-	return slices.DeleteFunc(all, func(p Param) bool { return p.kind&kind == 0 })
+	return slices.DeleteFunc(params, func(p Param) bool { return p.kind&kind == 0 })
 }
 
 // Filter lets pass what every list has a value for; an empty list lets everything
@@ -64,6 +66,7 @@ type Filter struct {
 	state                           []tracer.State
 	role                            []tracer.Role
 	event                           []tracer.EventType
+	op                              []tracer.PortOp
 	pid, uid, netNS                 []uint32
 	comm, container                 []string
 	tcp, udp, listening, ipv4, ipv6 bool
@@ -78,6 +81,7 @@ func Parse(kind Kind, values map[string][]string) (*Filter, error) {
 		port: each(&p, "port", ParsePort), lport: each(&p, "lport", ParsePort), rport: each(&p, "rport", ParsePort),
 		proto: each(&p, "proto", ParseProto), state: each(&p, "state", parseState),
 		role: each(&p, "role", oneOf(tracer.Roles())), event: each(&p, "event", oneOf(tracer.EventTypes())),
+		op:  each(&p, "op", oneOf(ops())),
 		pid: each(&p, "pid", parseID), uid: each(&p, "uid", parseID), netNS: each(&p, "netns", netns.Resolve),
 		comm: values["comm"], container: values["container"],
 		tcp: p.isTrue("tcp"), udp: p.isTrue("udp"), listening: p.isTrue("listening"),
@@ -154,6 +158,10 @@ func ParseProto(s string) (tracer.Proto, error) { return oneOf(Protos())(s) }
 
 // Protos returns every protocol there is.
 func Protos() []tracer.Proto { return []tracer.Proto{tracer.TCP, tracer.UDP} }
+
+func ops() []tracer.PortOp {
+	return []tracer.PortOp{tracer.OpConnect, tracer.OpBind, tracer.OpImplicitBind}
+}
 
 func parseID(s string) (uint32, error) {
 	n, err := strconv.ParseUint(s, 10, 32)
@@ -263,3 +271,19 @@ func (f *Filter) likeSS(s *tracer.Socket) bool {
 	}
 	return !f.listening || s.State == tracer.StateListen || s.Proto == tracer.UDP && s.State == tracer.StateUnconn
 }
+
+// Headroom tells whether a way to get a port passes. Filters of processes pass when
+// any that has its ports does.
+func (f *Filter) Headroom(h *tracer.Headroom) bool {
+	if !pass(f.op, h.Op) || !pass(f.proto, h.Proto) || !pass(f.netNS, h.NetNS) || !pass(f.rport, h.Remote.Port()) {
+		return false
+	}
+	if len(f.pid) == 0 && len(f.comm) == 0 {
+		return true
+	}
+	has := func(u tracer.PortUser) bool { return u.PID != 0 && pass(f.pid, u.PID) && pass(f.comm, u.Comm) }
+	return slices.ContainsFunc(h.Holders, has) || slices.ContainsFunc(h.BlockedBy, has)
+}
+
+// NetNS are the namespaces that pass; none: all.
+func (f *Filter) NetNS() []uint32 { return slices.Clone(f.netNS) }

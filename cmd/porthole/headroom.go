@@ -1,0 +1,162 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"runtime/debug"
+	"strconv"
+
+	"github.com/spf13/cobra"
+
+	"github.com/porthole-dev/porthole/internal/agent"
+	"github.com/porthole-dev/porthole/internal/filter"
+	"github.com/porthole-dev/porthole/internal/headroom"
+	"github.com/porthole-dev/porthole/internal/netns"
+	"github.com/porthole-dev/porthole/internal/render"
+	"github.com/porthole-dev/porthole/tracer"
+)
+
+type headroomOptions struct {
+	agent    agentOptions
+	to, from string
+	top      int
+	jsonRows bool
+}
+
+func newHeadroom(e *env) *cobra.Command {
+	var o headroomOptions
+	cmd := &cobra.Command{
+		Use:   "headroom",
+		Short: "Tell how many ephemeral ports are left, and who has the others",
+		Long: "Tell how many ephemeral ports are left before connect(), bind() to port 0 or UDP\n" +
+			"gets none, for each destination, in every network namespace, and who has the\n" +
+			"others; the fullest come first. FREE is the number of calls that would succeed\n" +
+			"now. A destination's own ports are USED; those that a bound socket has are\n" +
+			"blocked for every destination. Filters can be repeated or comma-separated; all\n" +
+			"must match.",
+		Example: "  porthole headroom\n" +
+			"  porthole headroom --to 192.0.2.1:443     also without a connection there\n" +
+			"  porthole headroom --netns blue --json",
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return runHeadroom(cmd, e, &o) },
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&o.to, "to", "", "only this destination, as 192.0.2.1:443")
+	flags.StringVar(&o.from, "from", "", "with --to: from this local address, not the one that the route has")
+	flags.IntVar(&o.top, "top", 20, "lines to show of each network namespace; 0: all")
+	flags.BoolVar(&o.jsonRows, "json", false, "one JSON object a line")
+	addFilters(cmd, filter.Headrooms)
+	o.agent.add(cmd)
+	return cmd
+}
+
+func runHeadroom(cmd *cobra.Command, e *env, o *headroomOptions) error {
+	if o.top < 0 {
+		return usagef("--top: %d: want a number from 0 up", o.top)
+	}
+	values, err := filterValues(cmd, filter.Headrooms)
+	if err != nil {
+		return err
+	}
+	for name, given := range map[string]string{"to": o.to, "from": o.from} {
+		if cmd.Flags().Changed(name) {
+			values[name] = []string{given}
+		}
+	}
+	q, err := headroom.Parse(values)
+	if err != nil {
+		return usagef("--%w", err)
+	}
+	c, err := useAgent(&o.agent, tracer.CheckSnapshot())
+	if err != nil {
+		return err
+	}
+	var rows []render.Headroom
+	if c == nil {
+		rows, err = readHeadroom(q)
+	} else {
+		rows, err = askHeadroom(cmd.Context(), e, c, values)
+	}
+	if err != nil {
+		return err
+	}
+	return writeHeadroom(e, o, rows)
+}
+
+// readHeadroom reads the kernel's tables once.
+func readHeadroom(q *headroom.Question) ([]render.Headroom, error) {
+	debug.SetGCPercent(-1) // as for ls
+	debug.SetMemoryLimit(256 << 20)
+	s, err := tracer.NewSnapshotter()
+	if err != nil {
+		return nil, err
+	}
+	defer s.Close()
+	ports, err := s.Ports()
+	if err != nil {
+		return nil, err
+	}
+	found, err := q.Answer(ports)
+	if errors.Is(err, netns.ErrNone) || errors.Is(err, tracer.ErrNoNetNS) || errors.Is(err, netns.ErrUnreachable) {
+		return nil, usageError{err}
+	}
+	if errors.Is(err, netns.ErrNotPermitted) {
+		return nil, fmt.Errorf("look up the route: %w; with --from there is no need to", err)
+	}
+	return render.Headrooms(found), err
+}
+
+// askHeadroom asks the agent. A destination is meant to be seen from the namespace of
+// the one who asks.
+func askHeadroom(ctx context.Context, e *env, c *agent.Client, values map[string][]string) ([]render.Headroom, error) {
+	if values["to"] != nil && values["netns"] == nil {
+		own, err := netns.OfThread()
+		if err != nil {
+			return nil, err
+		}
+		values["netns"] = []string{strconv.FormatUint(uint64(own), 10)}
+	}
+	answer, err := askAgent(ctx, e, c, "/v1/headroom", values)
+	if err != nil {
+		return nil, err
+	}
+	defer answer.Close()
+	return decodeRows[render.Headroom](answer)
+}
+
+// decodeRows reads objects a line each.
+func decodeRows[T any](from io.Reader) ([]T, error) {
+	var rows []T
+	for dec := json.NewDecoder(from); ; {
+		var row T
+		if err := dec.Decode(&row); errors.Is(err, io.EOF) {
+			return rows, nil
+		} else if err != nil {
+			return nil, fmt.Errorf("read the agent's answer: %w", err)
+		}
+		rows = append(rows, row)
+	}
+}
+
+func writeHeadroom(e *env, o *headroomOptions, rows []render.Headroom) error {
+	out := bufio.NewWriterSize(e.stdout, 1<<16)
+	if o.jsonRows {
+		enc := json.NewEncoder(out)
+		for i := range rows {
+			if err := enc.Encode(&rows[i]); err != nil {
+				return err
+			}
+		}
+		return out.Flush()
+	}
+	names := render.LoadNames()
+	defer names.Cgroups.Close()
+	if err := names.HeadroomText(out, e.style, rows, o.top); err != nil {
+		return err
+	}
+	return out.Flush()
+}

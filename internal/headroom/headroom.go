@@ -1,0 +1,125 @@
+// Package headroom answers how many more ports there are, for the command and for the
+// agent alike.
+package headroom
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/porthole-dev/porthole/internal/filter"
+	"github.com/porthole-dev/porthole/internal/netns"
+	"github.com/porthole-dev/porthole/tracer"
+)
+
+// Question is what is asked: about a destination, or about all there is.
+type Question struct {
+	filter *filter.Filter
+	netns  uint32
+	to     netip.AddrPort // not valid: all
+	from   netip.Addr     // not valid: the address the route has
+}
+
+// Parse reads the parameters: filters, to and from. The error names the value and
+// what is accepted; it wraps netns.ErrNone where there is no such namespace.
+func Parse(values map[string][]string) (*Question, error) {
+	filters := make(map[string][]string)
+	q := &Question{}
+	var err error
+	for name, given := range values {
+		switch name {
+		case "to":
+			q.to, err = one(given, parseTo)
+		case "from":
+			q.from, err = one(given, parseFrom)
+		default:
+			filters[name] = given
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	if q.filter, err = filter.Parse(filter.Headrooms, filters); err != nil {
+		return nil, err
+	}
+	if !q.to.IsValid() {
+		if q.from.IsValid() {
+			return nil, errors.New("from: wants to, the destination, beside it")
+		}
+		return q, nil
+	}
+	return q, q.about(filters)
+}
+
+// about checks a question about a destination.
+func (q *Question) about(filters map[string][]string) error {
+	for name, given := range filters {
+		if name != "netns" && len(given) > 0 {
+			return fmt.Errorf("%s: a destination has one answer, which no filter but netns goes with", name)
+		}
+	}
+	if q.from.IsValid() && q.from.Is4() != q.to.Addr().Is4() {
+		return fmt.Errorf("from: %s: want an address of the family of %s", q.from, q.to.Addr())
+	}
+	if len(filters["netns"]) > 1 {
+		return fmt.Errorf("netns: %q: want one", filters["netns"])
+	}
+	if given := q.filter.NetNS(); len(given) == 1 {
+		q.netns = given[0]
+		return nil
+	}
+	var err error
+	q.netns, err = netns.OfThread()
+	return err
+}
+
+func one[T any](given []string, parse func(string) (T, error)) (T, error) {
+	if len(given) != 1 {
+		var none T
+		return none, fmt.Errorf("%q: want one", given)
+	}
+	return parse(given[0])
+}
+
+func parseTo(s string) (netip.AddrPort, error) {
+	to, err := netip.ParseAddrPort(s)
+	if err != nil || to.Port() == 0 || to.Addr().Zone() != "" || to.Addr().IsUnspecified() {
+		return to, fmt.Errorf("%q: want an address and a port, as 192.0.2.1:443 or [2001:db8::1]:443", s)
+	}
+	return netip.AddrPortFrom(to.Addr().Unmap(), to.Port()), nil
+}
+
+func parseFrom(s string) (netip.Addr, error) {
+	from, err := netip.ParseAddr(s)
+	if err != nil || from.Zone() != "" || from.IsUnspecified() {
+		return from, fmt.Errorf("%q: want an address, as 192.0.2.1 or 2001:db8::1", s)
+	}
+	return from.Unmap(), nil
+}
+
+// Answer picks what was asked for; the fullest comes first. The error wraps
+// tracer.ErrNoNetNS, netns.ErrUnreachable or netns.ErrNotPermitted.
+func (q *Question) Answer(ports *tracer.Ports) ([]tracer.Headroom, error) {
+	for _, netns := range append(q.filter.NetNS(), q.netns) {
+		if netns != 0 && !ports.Has(netns) {
+			return nil, fmt.Errorf("%w: inode number %d", tracer.ErrNoNetNS, netns)
+		}
+	}
+	if !q.to.IsValid() {
+		all := ports.All()
+		return slices.DeleteFunc(all, func(h tracer.Headroom) bool { return !q.filter.Headroom(&h) }), nil
+	}
+	from, err := netns.RouteSource(q.netns, q.to.Addr(), q.from)
+	if err != nil && !(q.from.IsValid() && errors.Is(err, netns.ErrNotPermitted)) {
+		return nil, err
+	}
+	if q.from.IsValid() {
+		from = q.from
+	}
+	h, err := ports.Connect(q.netns, from, q.to)
+	if err != nil {
+		return nil, err
+	}
+	return []tracer.Headroom{h}, nil
+}

@@ -1,0 +1,104 @@
+package netns
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// Reasons why there is no answer. Match them with errors.Is.
+var (
+	// ErrNone: no process and no name of Dir has a namespace of this inode number.
+	ErrNone = errors.New("no such network namespace")
+	// ErrUnreachable: the namespace has no route there, or not from that address.
+	ErrUnreachable = errors.New("no route")
+	// ErrNotPermitted: the namespace may not be entered, which takes CAP_SYS_ADMIN.
+	ErrNotPermitted = errors.New("the namespace may not be entered, which takes CAP_SYS_ADMIN")
+)
+
+// RouteSource returns the local address that a connection to a destination has in a
+// namespace, as the kernel's routes are now. If from is valid it must be an address of
+// the namespace that the destination can be reached from, and is the answer.
+func RouteSource(inode uint32, to, from netip.Addr) (netip.Addr, error) {
+	h, err := routes(inode)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	defer h.Close()
+	var opts *netlink.RouteGetOptions
+	if from.IsValid() {
+		opts = &netlink.RouteGetOptions{SrcAddr: net.IP(from.AsSlice())}
+	}
+	found, err := h.RouteGetWithOptions(net.IP(to.AsSlice()), opts)
+	switch {
+	case from.IsValid() && (err != nil || len(found) == 0):
+		return from, fmt.Errorf("%w from %s to %s in namespace %d: is it one of its addresses?", ErrUnreachable, from, to, inode)
+	case err != nil:
+		return from, fmt.Errorf("%w to %s in namespace %d: %w", ErrUnreachable, to, inode, err)
+	case from.IsValid():
+		return from, nil
+	}
+	for _, r := range found {
+		if src, ok := netip.AddrFromSlice(r.Src); ok {
+			return src.Unmap(), nil
+		}
+	}
+	return from, fmt.Errorf("%w to %s in namespace %d", ErrUnreachable, to, inode)
+}
+
+// routes asks for the routes of a namespace.
+func routes(inode uint32) (*netlink.Handle, error) {
+	own, err := OfThread()
+	if err != nil {
+		return nil, err
+	}
+	if inode == own {
+		return netlink.NewHandle(unix.NETLINK_ROUTE)
+	}
+	path, err := find(inode)
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("open network namespace %d: %w", inode, err)
+	}
+	defer f.Close()
+	h, err := netlink.NewHandleAt(netns.NsHandle(f.Fd()), unix.NETLINK_ROUTE)
+	if errors.Is(err, unix.EPERM) {
+		return nil, fmt.Errorf("network namespace %d: %w", inode, ErrNotPermitted)
+	} else if err != nil {
+		return nil, fmt.Errorf("enter network namespace %d: %w", inode, err)
+	}
+	return h, nil
+}
+
+// find returns a file that refers to a namespace.
+func find(inode uint32) (string, error) {
+	unread := false
+	for _, pattern := range []string{filepath.Join(Dir, "*"), "/proc/[0-9]*/ns/net"} {
+		paths, err := filepath.Glob(pattern)
+		if err != nil {
+			return "", err
+		}
+		for _, path := range paths {
+			found, err := inodeOf(path)
+			unread = unread || errors.Is(err, fs.ErrPermission)
+			if err == nil && found == inode {
+				return path, nil
+			}
+		}
+	}
+	if unread {
+		return "", fmt.Errorf("network namespace %d: %w", inode, ErrNotPermitted)
+	}
+	return "", fmt.Errorf("%w: inode number %d", ErrNone, inode)
+}
