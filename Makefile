@@ -18,7 +18,8 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 # What is needed besides Go: command or file = Debian package.
-TEST_NEEDS := ss=iproute2 lsof=lsof qemu-system-x86_64=qemu-system-x86 qemu-system-aarch64=qemu-system-arm xz=xz-utils
+TEST_NEEDS := ss=iproute2 lsof=lsof qemu-system-x86_64=qemu-system-x86 qemu-system-aarch64=qemu-system-arm xz=xz-utils \
+	prometheus=prometheus promtool=prometheus
 GENERATE_NEEDS := $(CLANG)=clang-19 $(CLANG_FORMAT)=clang-format-19 llvm-strip-19=llvm-19 \
 	/usr/include/bpf/bpf_helpers.h=libbpf-dev /usr/include/linux/bpf.h=linux-libc-dev
 
@@ -77,9 +78,10 @@ test-kernels: deps
 	if [ -z '$(KERNEL)' ] && ! diff -u --label docs/kernels.md --label 'these runs' docs/kernels.md "$$doc"; then \
 		echo "docs/kernels.md is not what the kernels show: run make docs" >&2; exit 1; fi
 
-## docs: write docs/kernels.md from what the kernels in VMs show
+## docs: write docs/metrics.md, and docs/kernels.md from what VMs show
 .PHONY: docs
 docs: deps
+	$(GO) test ./internal/agent -run Docs -update
 	$(GO) run ./test/vm -doc docs/kernels.md
 
 ## bench-kernels: what the hooks of both tiers cost, in VMs of two kernels
