@@ -190,11 +190,11 @@ func (r *sampler) ok(what string, err error) bool {
 // the start where a rule or a sum needs it: the first failure must be a rise.
 func (s *sample) count(c tracer.Counts) {
 	s.events = make(map[tracer.EventKey]uint64)
-	for _, typ := range []tracer.EventType{tracer.EventBind, tracer.EventListen, tracer.EventConnect, tracer.EventAccept, tracer.EventClose} {
+	for _, typ := range tracer.EventTypes() {
 		s.events[tracer.EventKey{Type: typ, Proto: tracer.TCP}] = 0
-		if typ != tracer.EventListen && typ != tracer.EventAccept {
-			s.events[tracer.EventKey{Type: typ, Proto: tracer.UDP}] = 0
-		}
+	}
+	for _, typ := range []tracer.EventType{tracer.EventBind, tracer.EventConnect, tracer.EventClose} {
+		s.events[tracer.EventKey{Type: typ, Proto: tracer.UDP}] = 0
 	}
 	maps.Copy(s.events, c.Events)
 	s.failures = map[tracer.Failure]uint64{
