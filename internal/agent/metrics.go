@@ -62,7 +62,7 @@ var metrics = []metric{
 	},
 	{
 		"porthole_ephemeral_bind_max_utilization_ratio", gauge, []string{"netns", "proto"},
-		"Share of the ephemeral ports that bind() to port 0 of the fullest local address cannot use; 1: it fails.",
+		"Share of the ephemeral ports that bind() to port 0 of the fullest local address, any address included, cannot use; 1: it fails.",
 		func(s *sample, e emitter) { s.bindUtilization.each(e) },
 	},
 	{

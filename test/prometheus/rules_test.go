@@ -65,3 +65,17 @@ func TestRulesOfKnownMetrics(t *testing.T) {
 		}
 	}
 }
+
+// What a scrape returns is as Prometheus wants it.
+func TestMetricsText(t *testing.T) {
+	text, err := os.Open("../../internal/agent/testdata/metrics.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer text.Close()
+	cmd := exec.Command("promtool", "check", "metrics")
+	cmd.Stdin = text
+	if out, err := cmd.CombinedOutput(); err != nil || len(out) > 0 {
+		t.Errorf("promtool check metrics: %v\n%s", err, out)
+	}
+}
