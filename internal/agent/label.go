@@ -88,13 +88,22 @@ type top[K comparable] struct {
 	held map[K]time.Time // the small ones, and since when
 }
 
+// counted is a label value and what counts for its place.
+type counted[K comparable] struct {
+	key   K
+	ports int
+}
+
 // choose returns those that have series of their own. ranked is every value, the
-// greatest first, and ports tells how great.
-func (t *top[K]) choose(ranked []K, ports func(K) int, now time.Time) map[K]bool {
+// greatest first.
+func (t *top[K]) choose(ranked []counted[K], now time.Time) map[K]bool {
 	chosen := make(map[K]bool)
-	for _, k := range ranked {
-		if len(chosen) < topK && ports(k) >= fewPorts {
-			chosen[k] = true
+	for _, c := range ranked {
+		if len(chosen) == topK {
+			break
+		}
+		if c.ports >= fewPorts {
+			chosen[c.key] = true
 		}
 	}
 	held := make(map[K]time.Time)
@@ -104,9 +113,12 @@ func (t *top[K]) choose(ranked []K, ports func(K) int, now time.Time) map[K]bool
 			held[k] = since
 		}
 	}
-	for _, k := range ranked {
-		if _, ok := held[k]; !ok && !chosen[k] && room() {
-			held[k] = now
+	for _, c := range ranked {
+		if !room() {
+			break
+		}
+		if _, ok := held[c.key]; !ok && !chosen[c.key] {
+			held[c.key] = now
 		}
 	}
 	for k := range held {
@@ -119,19 +131,19 @@ func (t *top[K]) choose(ranked []K, ports func(K) int, now time.Time) map[K]bool
 // sum returns the counts of those chosen, and adds the others to what rest makes
 // of their key. compare orders equal counts.
 func (t *top[K]) sum(counts map[K]int, compare func(a, b K) int, rest func(K) K, now time.Time) map[K]int {
-	ranked := make([]K, 0, len(counts))
-	for k := range counts {
-		ranked = append(ranked, k)
+	ranked := make([]counted[K], 0, len(counts))
+	for k, n := range counts {
+		ranked = append(ranked, counted[K]{k, n})
 	}
-	slices.SortFunc(ranked, func(a, b K) int { return cmp.Or(cmp.Compare(counts[b], counts[a]), compare(a, b)) })
-	chosen := t.choose(ranked, func(k K) int { return counts[k] }, now)
+	slices.SortFunc(ranked, func(a, b counted[K]) int { return cmp.Or(cmp.Compare(b.ports, a.ports), compare(a.key, b.key)) })
+	chosen := t.choose(ranked, now)
 	sums := make(map[K]int)
-	for _, k := range ranked {
-		if chosen[k] {
-			sums[k] += counts[k]
-		} else {
-			sums[rest(k)] += counts[k]
+	for _, c := range ranked {
+		k := c.key
+		if !chosen[k] {
+			k = rest(k)
 		}
+		sums[k] += c.ports
 	}
 	return sums
 }

@@ -240,16 +240,13 @@ func (s *sample) fill(spaces []tracer.PortSpace, all []tracer.Headroom, name fun
 // destinations are the ports of each destination that has a series of its own, and
 // of the rest of each namespace.
 func destinations(all []tracer.Headroom, top *top[destination], name func(uint32) string, now time.Time) map[destinationKey]usage {
-	used := make(map[destination]int)
-	var ranked []destination
+	ranked := make([]counted[destination], 0, len(all))
 	for i := range all {
 		if h := &all[i]; h.Op == tracer.OpConnect {
-			d := destination{h.NetNS, h.Local, h.Remote}
-			ranked = append(ranked, d)
-			used[d] = h.Used
+			ranked = append(ranked, counted[destination]{destination{h.NetNS, h.Local, h.Remote}, h.Used})
 		}
 	}
-	chosen := top.choose(ranked, func(d destination) int { return used[d] }, now)
+	chosen := top.choose(ranked, now)
 	sums := make(map[destinationKey]usage)
 	for i := range all {
 		h := &all[i]

@@ -153,15 +153,14 @@ func TestDestinationsTopAndOther(t *testing.T) {
 func TestTopHoldsSmall(t *testing.T) {
 	var tp top[int]
 	now := time.Unix(1_700_000_000, 0)
-	one := func(int) int { return 1 }
 	seen := make(map[int]bool)
 	const scrapes = 120 // 30 minutes
 	for scrape := range scrapes {
-		var ranked []int
+		var ranked []counted[int]
 		for i := range 100 {
-			ranked = append(ranked, 1000*scrape+i)
+			ranked = append(ranked, counted[int]{1000*scrape + i, 1})
 		}
-		chosen := tp.choose(ranked, one, now.Add(time.Duration(scrape)*15*time.Second))
+		chosen := tp.choose(ranked, now.Add(time.Duration(scrape)*15*time.Second))
 		if len(chosen) > topK {
 			t.Fatalf("%d chosen", len(chosen))
 		}
@@ -173,8 +172,7 @@ func TestTopHoldsSmall(t *testing.T) {
 		t.Errorf("%d values had a series within half an hour, want %d", len(seen), 3*topK)
 	}
 	// One that is not small does not wait.
-	ports := func(k int) int { return map[int]int{-1: fewPorts}[k] }
-	if chosen := tp.choose([]int{-1}, ports, now.Add(time.Hour)); !chosen[-1] {
+	if chosen := tp.choose([]counted[int]{{-1, fewPorts}}, now.Add(scrapes*15*time.Second)); !chosen[-1] {
 		t.Error("a great one has to wait")
 	}
 }
