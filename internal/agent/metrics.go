@@ -123,8 +123,9 @@ var metrics = []metric{
 	},
 	{
 		"porthole_port_failures_total", counter, []string{"op", "proto", "error"},
-		"Calls that got no port. Exhaustion is EADDRNOTAVAIL of connect and EAGAIN of implicit_bind; but connect says EADDRNOTAVAIL also where no " +
-			"address of this machine fits the destination. EADDRINUSE of bind is exhaustion if any port was asked for, and a conflict if a certain one was: both count here.",
+		"Refused calls; of connect those refused before anything was sent. Exhaustion is EADDRNOTAVAIL of connect and EAGAIN of implicit_bind; but connect " +
+			"says EADDRNOTAVAIL also where no address of this machine fits the destination. EADDRINUSE of bind is exhaustion if any port was asked for, " +
+			"and a conflict if a certain one was: both count here.",
 		func(s *sample, e emitter) {
 			for f, n := range s.failures {
 				e.put(float64(n), f.Op.String(), f.Proto.String(), f.Error())
