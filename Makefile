@@ -18,7 +18,11 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 # What is needed besides Go: command or file = Debian package.
-TEST_NEEDS := ss=iproute2 lsof=lsof qemu-system-x86_64=qemu-system-x86 qemu-system-aarch64=qemu-system-arm xz=xz-utils
+TEST_NEEDS := ss=iproute2 lsof=lsof qemu-system-x86_64=qemu-system-x86 qemu-system-aarch64=qemu-system-arm xz=xz-utils \
+	prometheus=prometheus promtool=prometheus
+# Its package starts a server and lets it start at boot; the tests start their own.
+STOP_PROMETHEUS := if [ -d /run/systemd/system ]; then systemctl disable --now prometheus; \
+	elif [ -x /etc/init.d/prometheus ]; then /etc/init.d/prometheus stop; fi
 GENERATE_NEEDS := $(CLANG)=clang-19 $(CLANG_FORMAT)=clang-format-19 llvm-strip-19=llvm-19 \
 	/usr/include/bpf/bpf_helpers.h=libbpf-dev /usr/include/linux/bpf.h=linux-libc-dev
 
@@ -49,7 +53,8 @@ deps:
 	required=$$(missing $(TEST_NEEDS)); all=$$(missing $(TEST_NEEDS) $(GENERATE_NEEDS)); \
 	if [ -z "$$all" ]; then exit 0; fi; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $$all; \
+		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $$all && \
+		case "$$all" in *prometheus*) $(STOP_PROMETHEUS);; esac; \
 	else \
 		echo "missing, by the names of Debian's packages:" $$all >&2; [ -z "$$required" ]; \
 	fi
@@ -77,9 +82,10 @@ test-kernels: deps
 	if [ -z '$(KERNEL)' ] && ! diff -u --label docs/kernels.md --label 'these runs' docs/kernels.md "$$doc"; then \
 		echo "docs/kernels.md is not what the kernels show: run make docs" >&2; exit 1; fi
 
-## docs: write docs/kernels.md from what the kernels in VMs show
+## docs: write docs/metrics.md, and docs/kernels.md from what VMs show
 .PHONY: docs
 docs: deps
+	$(GO) test ./internal/agent -run Docs -update
 	$(GO) run ./test/vm -doc docs/kernels.md
 
 ## bench-kernels: what the hooks of both tiers cost, in VMs of two kernels

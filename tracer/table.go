@@ -353,6 +353,16 @@ func (t *Table) All() []Socket {
 	return out
 }
 
+// Each calls f with every socket, in no order. The socket stays the table's: f must
+// neither change nor keep it, nor call the table.
+func (t *Table) Each(f func(*Socket)) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	for _, r := range t.rows {
+		f(&r.Socket)
+	}
+}
+
 // Len returns the number of sockets.
 func (t *Table) Len() int {
 	t.mu.RLock()

@@ -582,6 +582,18 @@ func TestTableOrderAndCopies(t *testing.T) {
 }
 
 // Whatever comes, the rows found by port are those of the table.
+func TestTableEach(t *testing.T) {
+	tt := newTableTest(t)
+	tt.news(tcp(1, EventListen, sockA, "0.0.0.0:80", ""))
+	tt.news(tcp(2, EventConnect, sockB, "10.0.0.1:40000", "10.0.0.2:443"))
+	tt.news(tcp(3, EventConnect, sockC, "10.0.0.1:40001", "10.0.0.2:443"))
+	tt.news(tcp(4, EventClose, sockC, "10.0.0.1:40001", "10.0.0.2:443"))
+	var seen []Socket
+	tt.Each(func(s *Socket) { seen = append(seen, *s) })
+	SortSockets(seen)
+	equal(t, "sockets", tt.All(), seen)
+}
+
 func TestTablePortIndex(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	tt := newTableTest(t)

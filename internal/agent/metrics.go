@@ -1,17 +1,354 @@
 package agent
 
 import (
+	"slices"
+	"strings"
+	"time"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/porthole-dev/porthole/internal/render"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
-// newMetrics collects what porthole tells Prometheus.
-func newMetrics(_ *tracer.Tracer, _ *render.Names, version string) prometheus.Collector {
-	info := prometheus.NewGauge(prometheus.GaugeOpts{
-		Name: "porthole_build_info", Help: "What porthole runs.", ConstLabels: prometheus.Labels{"version": version},
-	})
-	info.Set(1)
-	return info
+// metric is one metric: what is written of it, and how it follows from a sample.
+// A new one is a row of metrics and its lines in testdata/metrics.txt.
+type metric struct {
+	name   string
+	kind   prometheus.ValueType // Untyped: a native histogram
+	labels []string             // each is told of in labels
+	help   string
+	emit   func(s *sample, e emitter)
+}
+
+const (
+	counter   = prometheus.CounterValue
+	gauge     = prometheus.GaugeValue
+	histogram = prometheus.UntypedValue
+)
+
+// label is what the values of a label are, and what bounds them.
+type label struct{ name, values string }
+
+// labels lists every label, in the order of the documentation.
+var labels = []label{
+	{"version", "the version of porthole"},
+	{"goversion", "the version of Go it was built with"},
+	{"probe", "a hook of the kernel, as `porthole doctor` lists them"},
+	{"tier", "`fentry`, `tracepoint`, or `any`: it belongs to both"},
+	{"event", "`bind`, `listen`, `connect`, `established`, `accept`, `close`"},
+	{"proto", "`tcp`, `udp`"},
+	{"reason", "of a loss: `ring` (the ring buffer was full), `state` (the kernel had no memory to remember a socket's state), " +
+		"`nested` (a hook fired while its program ran on the same processor); of a resync: `loss`, `interval`"},
+	{"role", "`listener`, `client`, `server`, `bound`, `orphan`; sockets in TIME-WAIT are not followed, and not counted"},
+	{"op", "`connect` (TCP), `bind`, `listen`, `implicit_bind` (the first datagram or connect() of a UDP socket without a port)"},
+	{"error", "the name of the errno, as `EADDRNOTAVAIL`"},
+	{"netns", "a network namespace: `host`, its name in /run/netns, else the container first seen in it, else its inode number. " +
+		"At most 256 namespaces have one, `other` is the rest"},
+	{"local_ip", "an address of this machine; `other` where `remote` is"},
+	{"remote", "a destination, ip:port, of the 20 fullest on the machine; one with fewer than 8 ports keeps its place for ten minutes. `other` is the rest of the namespace"},
+	{"comm", "the name of a process, quoted where it has characters that do not print, of the 20 with most, chosen as `remote` is; `other` is the rest"},
+	{"program", "the hook a BPF program is attached to, as in `probe`"},
+	{"what", "`counters`, `ports`, `programs`"},
+}
+
+// metrics lists every metric, in the order of the documentation.
+var metrics = []metric{
+	{
+		"porthole_ephemeral_max_utilization_ratio", gauge, []string{"netns", "proto"},
+		"Share of the ephemeral ports that the next connect() to the fullest destination cannot use (tcp), or the next implicit bind (udp); " +
+			"1: it fails. Above 0.5 every connect() to that destination takes the kernel much longer.",
+		func(s *sample, e emitter) { s.utilization.each(e) },
+	},
+	{
+		"porthole_ephemeral_bind_max_utilization_ratio", gauge, []string{"netns", "proto"},
+		"Share of the ephemeral ports that bind() to port 0 of the fullest local address, any address included, cannot use; 1: it fails.",
+		func(s *sample, e emitter) { s.bindUtilization.each(e) },
+	},
+	{
+		"porthole_ephemeral_capacity_ports", gauge, []string{"netns"},
+		"Ports of net.ipv4.ip_local_port_range that net.ipv4.ip_local_reserved_ports does not take away.",
+		func(s *sample, e emitter) {
+			for name, sp := range s.spaces {
+				e.put(float64(sp.capacity), name)
+			}
+		},
+	},
+	{
+		"porthole_ephemeral_blocked_ports", gauge, []string{"netns"},
+		"TCP ports of the capacity that no connect() may use, towards whatever destination, for a socket is bound to them or listens there.",
+		func(s *sample, e emitter) {
+			for name, sp := range s.spaces {
+				e.put(float64(sp.blocked), name)
+			}
+		},
+	},
+	{
+		"porthole_ephemeral_used_ports", gauge, []string{"netns", "local_ip", "remote"},
+		"Ephemeral ports in use for TCP connections to one destination, those in TIME-WAIT that cannot be used again included; " +
+			"of remote=\"other\" a port counts once for each destination.",
+		func(s *sample, e emitter) {
+			for to, n := range s.destinations {
+				e.put(float64(n.used), to.netns, to.localIP, to.remote)
+			}
+		},
+	},
+	{
+		"porthole_ephemeral_time_wait_ports", gauge, []string{"netns", "local_ip", "remote"},
+		"Those of porthole_ephemeral_used_ports that are in TIME-WAIT and have no other user.",
+		func(s *sample, e emitter) {
+			for to, n := range s.destinations {
+				e.put(float64(n.timeWait), to.netns, to.localIP, to.remote)
+			}
+		},
+	},
+	{
+		"porthole_ephemeral_free_ports", gauge, []string{"netns", "local_ip", "remote"},
+		"How many connect() in a row to one destination would succeed now; of remote=\"other\" the least. " +
+			"capacity = used + blocked + free, for each destination.",
+		func(s *sample, e emitter) {
+			for to, n := range s.destinations {
+				e.put(float64(n.free), to.netns, to.localIP, to.remote)
+			}
+		},
+	},
+	{
+		"porthole_ephemeral_listening_ports", gauge, []string{"netns", "comm"},
+		"Ports of the ephemeral range that a process listens on: lost to connect(), and the listener cannot start again while a connection has its port.",
+		func(s *sample, e emitter) {
+			for l, n := range s.listening {
+				e.put(float64(n), l.netns, l.comm)
+			}
+		},
+	},
+	{
+		"porthole_port_failures_total", counter, []string{"op", "proto", "error"},
+		"Refused calls; of connect those refused before anything was sent. Exhaustion is EADDRNOTAVAIL of connect and EAGAIN of implicit_bind; but connect " +
+			"says EADDRNOTAVAIL also where no address of this machine fits the destination. EADDRINUSE of bind is exhaustion if any port was asked for, " +
+			"and a conflict if a certain one was: both count here.",
+		func(s *sample, e emitter) {
+			for f, n := range s.failures {
+				e.put(float64(n), f.Op.String(), f.Proto.String(), f.Error())
+			}
+		},
+	},
+	{
+		"porthole_process_ports", gauge, []string{"comm", "proto"},
+		"Sockets that have a local port, by the process that bound, connected or accepted them, or else the first that holds them. " +
+			"Accepted connections count, though they share their listener's port.",
+		func(s *sample, e emitter) {
+			for p, n := range s.processes {
+				e.put(float64(n), p.comm, p.proto.String())
+			}
+		},
+	},
+	{
+		"porthole_sockets", gauge, []string{"proto", "role"},
+		"Sockets that have a local port.",
+		func(s *sample, e emitter) {
+			for k, n := range s.sockets {
+				e.put(float64(n), k.proto.String(), k.role.String())
+			}
+		},
+	},
+	{
+		"porthole_connect_port_search_seconds", histogram, nil,
+		"How long the kernel looked for the port of a TCP connect(), as a native histogram. Absent where no hook of the fentry tier sees connects.",
+		func(s *sample, e emitter) {
+			if s.searches {
+				e.histogram(s)
+			}
+		},
+	},
+	{
+		"porthole_events_total", counter, []string{"event", "proto"},
+		"Events: what happened to sockets, as `porthole tail` shows it.",
+		func(s *sample, e emitter) {
+			for k, n := range s.events {
+				e.put(float64(n), k.Type.String(), k.Proto.String())
+			}
+		},
+	},
+	{
+		"porthole_events_submitted_total", counter, nil,
+		"Events the kernel handed over. What the hooks saw is these and those lost for reason=\"ring\".",
+		func(s *sample, e emitter) { s.stat(e, func(st *tracer.Stats) uint64 { return st.Submitted }) },
+	},
+	{
+		"porthole_events_decoded_total", counter, nil,
+		"Events read and understood. Once all are read, submitted = decoded + bad.",
+		func(s *sample, e emitter) { s.stat(e, func(st *tracer.Stats) uint64 { return st.Decoded }) },
+	},
+	{
+		"porthole_events_bad_total", counter, nil,
+		"Events read and not understood.",
+		func(s *sample, e emitter) { s.stat(e, func(st *tracer.Stats) uint64 { return st.Bad }) },
+	},
+	{
+		"porthole_events_lost_total", counter, []string{"reason"},
+		"Events the kernel could not hand over. The sockets are read anew after each loss, the other counters stay short.",
+		func(s *sample, e emitter) {
+			s.stat(e, func(st *tracer.Stats) uint64 { return st.LostRing }, "ring")
+			s.stat(e, func(st *tracer.Stats) uint64 { return st.LostState }, "state")
+			s.stat(e, func(st *tracer.Stats) uint64 { return st.LostNested }, "nested")
+		},
+	},
+	{
+		"porthole_resyncs_total", counter, []string{"reason"},
+		"Times the sockets were compared with the kernel's own tables.",
+		func(s *sample, e emitter) {
+			s.stat(e, func(st *tracer.Stats) uint64 { return st.Resyncs }, "loss")
+			s.stat(e, func(st *tracer.Stats) uint64 { return st.Reconciles }, "interval")
+		},
+	},
+	{
+		"porthole_snapshot_duration_seconds", gauge, nil,
+		"How long it took to read every use of an ephemeral port for this scrape. Scrapes within one second share one reading.",
+		func(s *sample, e emitter) {
+			if s.walk > 0 {
+				e.put(s.walk.Seconds())
+			}
+		},
+	},
+	{
+		"porthole_read_errors_total", counter, []string{"what"},
+		"Times something could not be read for a scrape; its metrics are then absent.",
+		func(s *sample, e emitter) {
+			for what, n := range s.errors {
+				e.put(float64(n), what)
+			}
+		},
+	},
+	{
+		"porthole_probe_attached", gauge, []string{"probe", "tier"},
+		"Whether a hook is attached. Where one of the fentry tier is not, those of the tracepoint tier do its part.",
+		func(s *sample, e emitter) {
+			for _, h := range s.hooks {
+				e.put(float64(oneIf(h.Attached)), h.Hook, tierLabel(h.Tier))
+			}
+		},
+	},
+	{
+		"porthole_bpf_program_run_seconds_total", counter, []string{"program"},
+		"Time a BPF program took. Absent while the kernel does not count it (sysctl kernel.bpf_stats_enabled=0).",
+		func(s *sample, e emitter) {
+			for _, p := range s.programs {
+				e.put(p.Time.Seconds(), p.Hook)
+			}
+		},
+	},
+	{
+		"porthole_bpf_program_runs_total", counter, []string{"program"},
+		"Times a BPF program ran. Absent while the kernel does not count it (sysctl kernel.bpf_stats_enabled=0).",
+		func(s *sample, e emitter) {
+			for _, p := range s.programs {
+				e.put(float64(p.Runs), p.Hook)
+			}
+		},
+	},
+	{
+		"porthole_build_info", gauge, []string{"version", "goversion"},
+		"Always 1.",
+		func(s *sample, e emitter) { e.put(1, s.version, s.goVersion) },
+	},
+}
+
+func oneIf(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+func tierLabel(t tracer.Tier) string {
+	if t == "" {
+		return "any"
+	}
+	return string(t)
+}
+
+// newMetrics returns the metrics of a running tracer. Scrapes may come at once;
+// those within one second share one reading of the kernel.
+func newMetrics(t *tracer.Tracer, names *render.Names, version string) prometheus.Collector {
+	return newCollector(shared(time.Second, time.Now, newSampler(t, names, version).read))
+}
+
+// collector shows samples as metrics. It keeps no number.
+type collector struct {
+	sample func() *sample
+	descs  []*prometheus.Desc // of metrics
+}
+
+func newCollector(sample func() *sample) *collector {
+	c := &collector{sample: sample}
+	for _, m := range metrics {
+		c.descs = append(c.descs, prometheus.NewDesc(m.name, m.help, m.labels, nil))
+	}
+	return c
+}
+
+// Describe implements prometheus.Collector.
+func (c *collector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range c.descs {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c *collector) Collect(ch chan<- prometheus.Metric) {
+	s := c.sample()
+	for i, m := range metrics {
+		m.emit(s, emitter{c.descs[i], m.kind, ch})
+	}
+}
+
+// emitter takes the values of one metric.
+type emitter struct {
+	desc *prometheus.Desc
+	kind prometheus.ValueType
+	ch   chan<- prometheus.Metric
+}
+
+// put takes the value of one combination of labels.
+func (e emitter) put(value float64, labels ...string) {
+	e.send(prometheus.NewConstMetric(e.desc, e.kind, value, labels...))
+}
+
+// histogram takes the searches of a sample: buckets of schema 2, each four times as many
+// as powers of two.
+func (e emitter) histogram(s *sample) {
+	const schema = 2
+	e.send(prometheus.NewConstNativeHistogram(e.desc, s.searchCount, s.searchSum.Seconds(), s.searchBuckets, nil, 0, schema, 0, s.started))
+}
+
+// send fails the scrape on an error, which is a mistake in metrics.
+func (e emitter) send(m prometheus.Metric, err error) {
+	if err != nil {
+		m = prometheus.NewInvalidMetric(e.desc, err)
+	}
+	e.ch <- m
+}
+
+// metricsDoc is docs/metrics.md.
+func metricsDoc() string {
+	var b strings.Builder
+	b.WriteString("# Metrics\n\n" +
+		"What `porthole agent` serves at /metrics. Written by `go test ./internal/agent -run Docs -update`; names and labels are a contract.\n" +
+		"Ready alerts: [deploy/prometheus](../deploy/prometheus); a dashboard: [deploy/grafana](../deploy/grafana).\n\n" +
+		"| metric | type | labels | what it is |\n|---|---|---|---|\n")
+	kinds := map[prometheus.ValueType]string{counter: "counter", gauge: "gauge", histogram: "native histogram"}
+	for _, m := range metrics {
+		names := slices.Clone(m.labels)
+		for i := range names {
+			names[i] = "`" + names[i] + "`"
+		}
+		b.WriteString("| `" + m.name + "` | " + kinds[m.kind] + " | " + strings.Join(names, " ") + " | " + m.help + " |\n")
+	}
+	b.WriteString("\n## Labels\n\n" +
+		"Every set of values is closed or has a bound; no label is a pid or an ephemeral port.\n\n" +
+		"| label | values |\n|---|---|\n")
+	for _, l := range labels {
+		b.WriteString("| `" + l.name + "` | " + l.values + " |\n")
+	}
+	return b.String()
 }

@@ -1,0 +1,328 @@
+package agent
+
+import (
+	"cmp"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/porthole-dev/porthole/internal/netns"
+	"github.com/porthole-dev/porthole/internal/render"
+	"github.com/porthole-dev/porthole/tracer"
+)
+
+// sample is every number of one scrape, with the words of its labels. It does not
+// change once made. What could not be read is nil.
+type sample struct {
+	version, goVersion string
+	started            time.Time // when counting began
+
+	hooks    []tracer.HookStatus
+	stats    *tracer.Stats
+	events   map[tracer.EventKey]uint64
+	failures map[tracer.Failure]uint64
+	programs []tracer.ProgramStats // nil while the kernel does not count
+	errors   map[string]uint64     // by what could not be read
+
+	searches      bool // whether a hook sees them
+	searchBuckets map[int]int64
+	searchCount   uint64
+	searchSum     time.Duration
+
+	sockets   map[socketKind]int
+	processes map[processKey]int
+
+	walk            time.Duration // what it took to read the following
+	spaces          map[string]space
+	utilization     shares
+	bindUtilization shares
+	destinations    map[destinationKey]usage
+	listening       map[listenerKey]int
+}
+
+type socketKind struct {
+	proto tracer.Proto
+	role  tracer.Role
+}
+
+type processKey struct {
+	comm  string
+	proto tracer.Proto
+}
+
+type listenerKey struct{ netns, comm string }
+
+type destinationKey struct{ netns, localIP, remote string }
+
+// destination is the same before it is words: there may be very many.
+type destination struct {
+	netns  uint32
+	local  netip.Addr
+	remote netip.AddrPort
+}
+
+// space is the ephemeral ports of the namespaces of one name.
+type space struct{ capacity, blocked int }
+
+// usage is the ephemeral ports of the destinations of one name.
+type usage struct{ used, timeWait, free int }
+
+// shares is the greatest share in use by name of namespace and protocol.
+type shares map[shareKey]float64
+
+type shareKey struct {
+	netns string
+	proto tracer.Proto
+}
+
+func (s shares) raise(netns string, h *tracer.Headroom) {
+	k := shareKey{netns, h.Proto}
+	s[k] = max(s[k], h.Utilization())
+}
+
+func (s shares) each(e emitter) {
+	for k, v := range s {
+		e.put(v, k.netns, k.proto.String())
+	}
+}
+
+// stat puts one of the tracer's counters, if they could be read.
+func (s *sample) stat(e emitter, of func(*tracer.Stats) uint64, labels ...string) {
+	if s.stats != nil {
+		e.put(float64(of(s.stats)), labels...)
+	}
+}
+
+// other is the label of what has no series of its own.
+const other = "other"
+
+// topK is how many destinations, processes and listeners have series of their own.
+const topK = 20
+
+// shared returns a function that calls read, and gives its result to every caller
+// until it is older than d. Callers wait for each other.
+func shared(d time.Duration, now func() time.Time, read func() *sample) func() *sample {
+	var mu sync.Mutex
+	var last *sample
+	var at time.Time
+	return func() *sample {
+		mu.Lock()
+		defer mu.Unlock()
+		if last == nil || now().Sub(at) >= d {
+			last = read()
+			at = now()
+		}
+		return last
+	}
+}
+
+// sampler reads a tracer. What it remembers from one sample to the next keeps
+// series from coming and going. Not safe for concurrent use.
+type sampler struct {
+	tracer  *tracer.Tracer
+	names   *render.Names
+	version string
+	started time.Time
+
+	netns        *namer
+	destinations top[destination]
+	processes    top[processKey]
+	listeners    top[listenerKey]
+	errors       map[string]uint64
+}
+
+func newSampler(t *tracer.Tracer, names *render.Names, version string) *sampler {
+	return &sampler{
+		tracer: t, names: names, version: version, started: time.Now(), netns: newNamer(),
+		errors: map[string]uint64{"counters": 0, "ports": 0, "programs": 0},
+	}
+}
+
+// read reads everything now.
+func (r *sampler) read() *sample {
+	s := &sample{version: r.version, goVersion: runtime.Version(), started: r.started, hooks: r.tracer.Hooks()}
+	if stats, err := r.tracer.Stats(); r.ok("counters", err) {
+		s.stats = &stats
+	}
+	if programs, err := r.tracer.Programs(); r.ok("programs", err) && slices.ContainsFunc(programs, func(p tracer.ProgramStats) bool { return p.Runs > 0 }) {
+		s.programs = programs
+	}
+	s.count(r.tracer.Counts())
+	c := newCensus(r.names)
+	r.tracer.Table().Each(c.add)
+	now := time.Now()
+	s.sockets = c.sockets
+	s.processes = r.processes.sum(c.processes, byProcess, func(k processKey) processKey { return processKey{other, k.proto} }, now)
+	ports, err := r.tracer.Ports()
+	if r.ok("ports", err) {
+		s.walk = time.Since(now)
+		spaces := ports.Spaces()
+		r.netns.update(spaces, netns.Names(), c.containers)
+		r.ports(s, spaces, ports.All(), now)
+	}
+	s.errors = maps.Clone(r.errors)
+	return s
+}
+
+// ports takes what was read of the ephemeral ports.
+func (r *sampler) ports(s *sample, spaces []tracer.PortSpace, all []tracer.Headroom, now time.Time) {
+	s.fill(spaces, all, r.netns.name)
+	s.listening = r.listeners.sum(listening(spaces, r.netns.name), byListener, func(k listenerKey) listenerKey { return listenerKey{k.netns, other} }, now)
+	s.destinations = destinations(all, &r.destinations, r.netns.name, now)
+}
+
+// ok counts and logs an error.
+func (r *sampler) ok(what string, err error) bool {
+	if err != nil {
+		r.errors[what]++
+		slog.Error("read for metrics", "what", what, "error", err)
+	}
+	return err == nil
+}
+
+// count takes what the events told. What is zero until it happens is there from
+// the start where a rule or a sum needs it: the first failure must be a rise.
+func (s *sample) count(c tracer.Counts) {
+	s.events = make(map[tracer.EventKey]uint64)
+	for _, typ := range tracer.EventTypes() {
+		s.events[tracer.EventKey{Type: typ, Proto: tracer.TCP}] = 0
+	}
+	for _, typ := range []tracer.EventType{tracer.EventBind, tracer.EventConnect, tracer.EventClose} {
+		s.events[tracer.EventKey{Type: typ, Proto: tracer.UDP}] = 0
+	}
+	maps.Copy(s.events, c.Events)
+	s.failures = map[tracer.Failure]uint64{
+		{Op: tracer.OpConnect, Proto: tracer.TCP, Errno: syscall.EADDRNOTAVAIL}: 0,
+		{Op: tracer.OpImplicitBind, Proto: tracer.UDP, Errno: syscall.EAGAIN}:   0,
+		{Op: tracer.OpBind, Proto: tracer.TCP, Errno: syscall.EADDRINUSE}:       0,
+		{Op: tracer.OpBind, Proto: tracer.UDP, Errno: syscall.EADDRINUSE}:       0,
+		{Op: tracer.OpListen, Proto: tracer.TCP, Errno: syscall.EADDRINUSE}:     0,
+	}
+	maps.Copy(s.failures, c.Failures)
+	s.searches = slices.ContainsFunc(s.hooks, func(h tracer.HookStatus) bool {
+		return h.Attached && (h.Hook == "fexit/inet_hash_connect" || h.Hook == "fexit/inet6_hash_connect")
+	})
+	s.searchBuckets, s.searchSum = c.Searches, c.SearchSum
+	for _, n := range c.Searches {
+		s.searchCount += uint64(n) // not SearchCount: a histogram that does not add up fails the scrape
+	}
+}
+
+// fill takes what was read of each namespace. name gives it its label.
+func (s *sample) fill(spaces []tracer.PortSpace, all []tracer.Headroom, name func(uint32) string) {
+	s.spaces, s.utilization, s.bindUtilization = make(map[string]space), make(shares), make(shares)
+	for _, sp := range spaces {
+		if sp.Proto != tracer.TCP {
+			continue // the same range; nothing is blocked
+		}
+		ns := name(sp.NetNS)
+		sum := s.spaces[ns]
+		s.spaces[ns] = space{sum.capacity + sp.Capacity, sum.blocked + sp.Blocked}
+		// Towards a destination without a connection.
+		s.utilization.raise(ns, &tracer.Headroom{PortSpace: sp, Free: sp.Capacity - sp.Blocked})
+	}
+	for i := range all {
+		h := &all[i]
+		if h.Op == tracer.OpBind {
+			s.bindUtilization.raise(name(h.NetNS), h)
+		} else {
+			s.utilization.raise(name(h.NetNS), h)
+		}
+	}
+}
+
+// destinations are the ports of each destination that has a series of its own, and
+// of the rest of each namespace.
+func destinations(all []tracer.Headroom, top *top[destination], name func(uint32) string, now time.Time) map[destinationKey]usage {
+	ranked := make([]counted[destination], 0, len(all))
+	for i := range all {
+		if h := &all[i]; h.Op == tracer.OpConnect {
+			ranked = append(ranked, counted[destination]{destination{h.NetNS, h.Local, h.Remote}, h.Used})
+		}
+	}
+	chosen := top.choose(ranked, now)
+	sums := make(map[destinationKey]usage)
+	for i := range all {
+		h := &all[i]
+		if h.Op != tracer.OpConnect {
+			continue
+		}
+		k := destinationKey{name(h.NetNS), other, other}
+		if chosen[destination{h.NetNS, h.Local, h.Remote}] {
+			k.localIP, k.remote = h.Local.String(), h.Remote.String()
+		}
+		sum, ok := sums[k]
+		if !ok {
+			sum.free = h.Free
+		}
+		sums[k] = usage{sum.used + h.Used, sum.timeWait + h.TimeWait, min(sum.free, h.Free)}
+	}
+	return sums
+}
+
+// listening adds up the ports of the ephemeral ranges that are listened on.
+func listening(spaces []tracer.PortSpace, name func(uint32) string) map[listenerKey]int {
+	sums := make(map[listenerKey]int)
+	for _, sp := range spaces {
+		for _, u := range sp.Listeners {
+			comm := render.Safe(u.Comm)
+			if u.PID == 0 {
+				comm = "unknown"
+			}
+			sums[listenerKey{name(sp.NetNS), comm}] += u.Ports
+		}
+	}
+	return sums
+}
+
+func byListener(a, b listenerKey) int {
+	return cmp.Or(strings.Compare(a.netns, b.netns), strings.Compare(a.comm, b.comm))
+}
+
+func byProcess(a, b processKey) int {
+	return cmp.Or(strings.Compare(a.comm, b.comm), cmp.Compare(a.proto, b.proto))
+}
+
+// census adds up the sockets of the table.
+type census struct {
+	names      *render.Names
+	sockets    map[socketKind]int
+	processes  map[processKey]int
+	containers map[uint32]string // of a namespace the container in it; of several the first by name
+}
+
+func newCensus(names *render.Names) *census {
+	c := &census{names, make(map[socketKind]int), make(map[processKey]int), make(map[uint32]string)}
+	for _, role := range tracer.Roles() {
+		if role != tracer.RoleTimeWait { // nothing tells its end: the table has none
+			c.sockets[socketKind{tracer.TCP, role}] = 0
+		}
+	}
+	for _, role := range []tracer.Role{tracer.RoleClient, tracer.RoleBound, tracer.RoleOrphan} {
+		c.sockets[socketKind{tracer.UDP, role}] = 0
+	}
+	return c
+}
+
+func (c *census) add(s *tracer.Socket) {
+	c.sockets[socketKind{s.Proto, s.Role}]++
+	p := &s.Owner
+	if p.PID == 0 && len(s.Holders) > 0 {
+		p = &s.Holders[0].Process
+	}
+	if p.PID == 0 {
+		return
+	}
+	c.processes[processKey{render.Safe(p.Comm), s.Proto}]++
+	if in := c.names.Cgroups.Resolve(p.Cgroup).Container; in != nil {
+		if label := render.Safe(in.Label()); c.containers[s.NetNS] == "" || label < c.containers[s.NetNS] {
+			c.containers[s.NetNS] = label
+		}
+	}
+}

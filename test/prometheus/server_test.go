@@ -1,0 +1,222 @@
+package prometheus
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+const (
+	// pollEvery is how often a condition is looked at.
+	pollEvery = 100 * time.Millisecond
+	// window is how far back the rules look here.
+	window = 10 * time.Second
+)
+
+// await waits until check returns nil, or the test's time is up.
+func await(t *testing.T, ctx context.Context, what string, check func() error) {
+	t.Helper()
+	tick := time.NewTicker(pollEvery)
+	defer tick.Stop()
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			t.Fatalf("%s: %v; %v", what, context.Cause(ctx), err)
+		case <-tick.C:
+		}
+	}
+}
+
+// output collects what a program writes.
+type output struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (o *output) Write(b []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.buf.Write(b)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.buf.String()
+}
+
+// startProgram runs a program until the test ends; if it ends before, so does the
+// test. What it wrote is shown when the test failed.
+func startProgram(t *testing.T, fail context.CancelCauseFunc, name string, args ...string) {
+	t.Helper()
+	var out output
+	cmd := exec.Command(name, args...)
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		err := cmd.Wait()
+		fail(fmt.Errorf("%s ended: %v", filepath.Base(name), err))
+	}()
+	t.Cleanup(func() {
+		cmd.Process.Signal(syscall.SIGTERM)
+		late := time.AfterFunc(20*time.Second, func() { cmd.Process.Kill() })
+		<-ended
+		if !late.Stop() {
+			t.Errorf("%s did not end on SIGTERM", name)
+		}
+		if t.Failed() {
+			t.Logf("%s:\n%s", filepath.Base(name), out.String())
+		}
+	})
+}
+
+// freeAddr is an address nobody listens on.
+func freeAddr(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// server is a Prometheus that scrapes an agent.
+type server struct{ addr string }
+
+// startPrometheus starts one with the shipped rules, in which every time is short.
+func startPrometheus(t *testing.T, ctx context.Context, fail context.CancelCauseFunc, target string) *server {
+	t.Helper()
+	dir := t.TempDir()
+	rules := regexp.MustCompile(`for: \w+`).ReplaceAllString(read(t, rulesFile), "for: 1s")
+	rules = regexp.MustCompile(`\[\dm\]`).ReplaceAllString(rules, fmt.Sprintf("[%s]", window))
+	config := fmt.Sprintf(`global: {scrape_interval: 1s, evaluation_interval: 1s}
+rule_files: [porthole.rules.yml]
+scrape_configs: [{job_name: porthole, static_configs: [{targets: [%q]}]}]
+`, target)
+	for name, text := range map[string]string{"porthole.rules.yml": rules, "prometheus.yml": config} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := &server{freeAddr(t)}
+	startProgram(t, fail, "prometheus", "--config.file", filepath.Join(dir, "prometheus.yml"), "--storage.tsdb.path", filepath.Join(dir, "data"),
+		"--web.listen-address", s.addr, "--enable-feature", "native-histograms", "--log.level", "warn")
+	await(t, ctx, "prometheus is ready", func() error {
+		resp, err := http.Get("http://" + s.addr + "/-/ready")
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			return fmt.Errorf("status %s", resp.Status)
+		}
+		return nil
+	})
+	return s
+}
+
+// get asks the API.
+func (s *server) get(path string, values url.Values, data any) error {
+	resp, err := http.Get("http://" + s.addr + "/api/v1/" + path + "?" + values.Encode())
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	answer := struct {
+		Status, Error string
+		Data          any
+	}{Data: data}
+	if err := json.NewDecoder(resp.Body).Decode(&answer); err != nil {
+		return fmt.Errorf("answer to %s: %w", path, err)
+	}
+	if answer.Status != "success" {
+		return fmt.Errorf("%s: %s", path, answer.Error)
+	}
+	return nil
+}
+
+type series struct {
+	Metric    map[string]string
+	Value     [2]any
+	Histogram []any
+}
+
+// query is the series of an expression, now.
+func (s *server) query(expr string) ([]series, error) {
+	var data struct{ Result []series }
+	err := s.get("query", url.Values{"query": {expr}}, &data)
+	return data.Result, err
+}
+
+// is checks that an expression has one value, and which.
+func (s *server) is(expr, want string) error {
+	found, err := s.query(expr)
+	if err != nil {
+		return err
+	}
+	if len(found) != 1 || found[0].Value[1] != want {
+		return fmt.Errorf("%s is %v, want one value of %s", expr, found, want)
+	}
+	return nil
+}
+
+type alert struct {
+	Labels, Annotations map[string]string
+	State               string
+}
+
+// firing returns the alerts that fire.
+func (s *server) firing() ([]alert, error) {
+	var data struct{ Alerts []alert }
+	if err := s.get("alerts", nil, &data); err != nil {
+		return nil, err
+	}
+	var out []alert
+	for _, a := range data.Alerts {
+		if a.State == "firing" {
+			out = append(out, a)
+		}
+	}
+	return out, nil
+}
+
+// fires returns the alert with these labels ("name=value"), or an error that says
+// which fire.
+func (s *server) fires(name string, labels ...string) (alert, error) {
+	firing, err := s.firing()
+	if err != nil {
+		return alert{}, err
+	}
+next:
+	for _, a := range firing {
+		for _, l := range append([]string{"alertname=" + name}, labels...) {
+			if k, v, _ := strings.Cut(l, "="); a.Labels[k] != v {
+				continue next
+			}
+		}
+		return a, nil
+	}
+	return alert{}, fmt.Errorf("%s %v does not fire; these do: %v", name, labels, firing)
+}
