@@ -142,13 +142,12 @@ static __always_inline __u32 tw_reuse_delay(const struct net *net)
 /*
  * Is a timewait sock old enough, and with timestamps, for connect() to take its
  * port over (tcp_twsk_unique)? Since 6.14 delay_ms after its beginning, before at
- * the next tick of the second. FIN_WAIT2, and whether tcp_tw_reuse allows it, are for
- * Go to judge.
+ * the next tick of the second; now is CLOCK_MONOTONIC, in nanoseconds. FIN_WAIT2, and whether tcp_tw_reuse allows it,
+ * are for Go to judge.
  */
-static __always_inline bool timewait_aged(const struct tcp_timewait_sock *tw, __u32 delay_ms)
+static __always_inline bool timewait_aged(const struct tcp_timewait_sock *tw, __u32 delay_ms, __u64 now)
 {
 	__u32 stamp = READ(tw, tw_ts_recent_stamp);
-	__u64 now = bpf_ktime_get_ns();
 
 	if (!stamp)
 		return false;

@@ -157,11 +157,13 @@ struct walk {
 	__u8 done;	       /* out: the table was read to its end */
 	__u8 ephemeral;	       /* in: only ports of their namespace's ephemeral range, and no inodes */
 	__u8 connected;	       /* in/out: the present bind bucket is connect()'s own */
-	__u8 pad[3];
+	__u8 pad;
+	__u16 tb_port;	   /* in/out: port of the present bind bucket */
 	__u64 net;	   /* in/out: namespace that low and high are of */
 	__u16 low;	   /* in/out: its ephemeral range */
 	__u16 high;	   /* in/out */
 	__u32 tw_delay_ms; /* in/out: its tcp_tw_reuse_delay */
+	__u64 now;	   /* CLOCK_MONOTONIC at the beginning of the call, nanoseconds */
 };
 
 /*
@@ -191,5 +193,5 @@ _Static_assert(sizeof(struct process) == 40, "struct process");
 _Static_assert(sizeof(struct event) == 112 && EVENT_SHORT == 32, "struct event");
 _Static_assert(sizeof(struct row) == 88, "struct row");
 _Static_assert(sizeof(struct fds) == 560, "struct fds");
-_Static_assert(sizeof(struct walk) == 112, "struct walk");
+_Static_assert(sizeof(struct walk) == 120, "struct walk");
 _Static_assert(sizeof(struct netns_row) == 8208, "struct netns_row");

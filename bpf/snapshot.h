@@ -73,6 +73,7 @@ static __always_inline int handle_task(struct bpf_iter__task *ctx)
 /* ---- walk of the kernel's tables ---- */
 
 #define WALK_TRIES 32
+#define WALK_SLOTS 8 /* looked at in one step while they are empty */
 
 static __always_inline bool node_ends(__u64 node)
 {
@@ -105,6 +106,16 @@ static __always_inline void row_full_sock(struct row *row, const struct sock *sk
 	const struct socket *socket;
 	__u64 prot;
 
+	if (walk.ephemeral) {
+		/* Every line of memory counts: a socket of a connect() bucket has called connect(). */
+		if (row->proto == IPPROTO_TCP && !walk.connected && row->state != TCP_CLOSE &&
+		    row->state != TCP_LISTEN && sock_is_active(sk))
+			row->flags |= ROW_ACTIVE;
+		socket = READ(sk, sk_socket);
+		if (socket)
+			row->file = (__u64)READ(socket, file);
+		return;
+	}
 	if (row->proto == IPPROTO_TCP) {
 		if (row->state != TCP_CLOSE && row->state != TCP_LISTEN && sock_is_active(sk))
 			row->flags |= ROW_ACTIVE;
@@ -124,8 +135,6 @@ static __always_inline void row_full_sock(struct row *row, const struct sock *sk
 	if (socket) {
 		row->flags |= ROW_FILE;
 		row->file = (__u64)READ(socket, file);
-		if (walk.ephemeral)
-			return;
 		row->inode = READ((const struct socket_alloc *)socket, vfs_inode.i_ino);
 	}
 	row->uid = READ(sk, sk_uid.val);
@@ -156,14 +165,19 @@ static __always_inline bool walk_row(const struct sock *sk)
 	row = bpf_map_lookup_elem(&rows, &i);
 	if (!row)
 		return false;
-	row->time_ns = bpf_ktime_get_boot_ns();
+	row->time_ns = walk.ephemeral ? 0 : bpf_ktime_get_boot_ns();
 	row->sock = (__u64)sk;
 	row->file = 0;
 	row->inode = 0;
 	row->uid = 0;
 	row->dev = READ(sk, __sk_common.skc_bound_dev_if);
 	row->state = sock_state(sk);
-	row->proto = row->state == TCP_TIME_WAIT || row->state == TCP_NEW_SYN_RECV ? IPPROTO_TCP : sock_protocol(sk);
+	if (walk.ephemeral)
+		row->proto = walk.table == WALK_TCP_BIND ? IPPROTO_TCP : IPPROTO_UDP;
+	else if (row->state == TCP_TIME_WAIT || row->state == TCP_NEW_SYN_RECV)
+		row->proto = IPPROTO_TCP;
+	else
+		row->proto = sock_protocol(sk);
 	row->flags = walk.connected ? ROW_CONNECTED : 0;
 	sock_flow(&row->flow, sk);
 	if (READ_BITS(sk, __sk_common.skc_ipv6only))
@@ -175,7 +189,7 @@ static __always_inline bool walk_row(const struct sock *sk)
 	if (row->state == TCP_TIME_WAIT) {
 		row->flags |= ROW_TIMEWAIT;
 		row->state = READ((const struct inet_timewait_sock *)sk, tw_substate);
-		if (walk.ephemeral && timewait_aged((const void *)sk, walk.tw_delay_ms))
+		if (walk.ephemeral && timewait_aged((const void *)sk, walk.tw_delay_ms, walk.now))
 			row->flags |= ROW_TW_AGED;
 	} else if (row->state != TCP_NEW_SYN_RECV) {
 		row_full_sock(row, sk);
@@ -221,6 +235,8 @@ static __always_inline struct sock *node_sock(__u64 node)
  */
 static __always_inline bool node_holds(const struct sock *sk)
 {
+	if (walk.table == WALK_TCP_BIND && walk.ephemeral) /* that sk is near in memory is worth more than to be sure */
+		return sock_port(sk) == walk.tb_port && (__u64)READ(sk, __sk_common.skc_net.net) == walk.net;
 	if (walk.table == WALK_TCP_BIND)
 		return sock_bucket(sk) == walk.owner;
 	if (walk.table == WALK_UDP)
@@ -249,6 +265,7 @@ static __always_inline bool bucket_wanted(const struct inet_bind_bucket *tb)
 
 	if (!walk.ephemeral)
 		return !walk.port || port == walk.port;
+	walk.tb_port = port;
 	walk_settings(READ(tb, ib_net.net));
 	return port >= walk.low && port <= walk.high && !READ(tb, l3mdev);
 }
@@ -339,9 +356,9 @@ static __always_inline long walk_netns(void)
 }
 
 /*
- * One step: next owner, else next bind bucket, else next slot. A single function
- * for all tables, as the verifier goes through it once and that takes longer than
- * to walk.
+ * One step: on to the next owner, through empty slots and a bind bucket, and read
+ * it. A single function for all tables, as the verifier goes through it once and
+ * that takes longer than to walk.
  */
 static __always_inline long walk_on(const struct walk_tables *tables)
 {
@@ -362,11 +379,13 @@ static __always_inline long walk_on(const struct walk_tables *tables)
 		walk_bind_bucket();
 		return 0;
 	}
-	if (walk.bucket >= walk.buckets) {
-		walk.done = 1;
-		return 1;
+	for (int i = 0; i < WALK_SLOTS && !walk.tb && node_ends(walk.node); i++) {
+		if (walk.bucket >= walk.buckets) {
+			walk.done = 1;
+			return 1;
+		}
+		walk_slot(tables);
 	}
-	walk_slot(tables);
 	return 0;
 }
 
@@ -393,6 +412,7 @@ static __always_inline struct walk_tables walk_begin(void)
 
 	walk.rows = 0;
 	walk.done = 0;
+	walk.now = bpf_ktime_get_ns();
 	switch (walk.table) {
 	case WALK_TCP_BIND:
 		walk.buckets = READ(info, bhash_size);

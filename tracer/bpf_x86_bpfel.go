@@ -203,11 +203,13 @@ type bpfWalk struct {
 	Done      uint8
 	Ephemeral uint8
 	Connected uint8
-	Pad       [3]uint8
+	Pad       uint8
+	TbPort    uint16
 	Net       uint64
 	Low       uint16
 	High      uint16
 	TwDelayMs uint32
+	Now       uint64
 }
 
 type bpfWalkTable uint32

@@ -107,9 +107,10 @@ type space struct {
 	owners    map[Proto]map[boundTo]*taken
 }
 
+// destination is both addresses as the kernel's rows have them, and the remote port.
 type destination struct {
-	local  netip.Addr
-	remote netip.AddrPort
+	local, remote [16]byte
+	port          uint16
 }
 
 // dest is the ports in use towards a destination.
@@ -119,15 +120,17 @@ type dest struct {
 	users                       []PortUser
 }
 
-// holding is a port of a process.
-type holding struct {
-	port uint16
-	proc int // index into procs
-}
+// holding is a port of a process: the port, and in the lower half an index into
+// procs.
+type holding uint64
+
+func holdingOf(port uint16, proc int) holding { return holding(port)<<32 | holding(proc) }
+func (h holding) port() uint16                { return uint16(h >> 32) }
+func (h holding) proc() int                   { return int(uint32(h)) }
 
 // boundTo is what decides whether two sockets may have the same port.
 type boundTo struct {
-	addr   netip.Addr
+	addr   [16]byte // as the kernel's rows have it
 	v6only bool
 }
 
@@ -221,7 +224,7 @@ func (p *Ports) addOwner(row *bpfRow, by []Process) {
 	if row.Flow.RemotePort == 0 || !connected && !flag(bpfRowFlagROW_ACTIVE) {
 		return // no connection, or one that came from a listener
 	}
-	key := destination{addrPort(row.Flow.LocalIp, 0).Addr(), addrPort(row.Flow.RemoteIp, row.Flow.RemotePort)}
+	key := destination{row.Flow.LocalIp, row.Flow.RemoteIp, row.Flow.RemotePort}
 	d := s.dests[key]
 	if d == nil {
 		d = new(dest)
@@ -283,7 +286,7 @@ func aged(row *bpfRow) bool {
 // take marks the port as one that bind() to what conflicts with row would not get.
 func (s *space) take(row *bpfRow, procs []int) {
 	owners := s.owners[Proto(row.Proto)]
-	key := boundTo{addrPort(row.Flow.LocalIp, 0).Addr(), row.Flags&uint16(bpfRowFlagROW_V6ONLY) != 0}
+	key := boundTo{row.Flow.LocalIp, row.Flags&uint16(bpfRowFlagROW_V6ONLY) != 0}
 	t := owners[key]
 	if t == nil {
 		t = &taken{all: make(portSet, s.words), live: make(portSet, s.words)}
@@ -314,12 +317,13 @@ func (s *space) block(row *bpfRow, procs []int) {
 func addHoldings(to []holding, port uint16, procs []int) []holding {
 next:
 	for _, proc := range procs {
-		for i := len(to) - 1; i >= 0 && to[i].port == port; i-- {
-			if to[i].proc == proc {
+		h := holdingOf(port, proc)
+		for i := len(to) - 1; i >= 0 && to[i].port() == port; i-- {
+			if to[i] == h {
 				continue next
 			}
 		}
-		to = append(to, holding{port, proc})
+		to = append(to, h)
 	}
 	return to
 }
@@ -355,7 +359,7 @@ func (p *Ports) space(s *space, proto Proto) PortSpace {
 		out.BlockedBy = p.users(s.blockedBy)
 		out.Listeners = p.users(s.listening)
 		for _, h := range s.listening {
-			out.ListenOn = append(out.ListenOn, h.port)
+			out.ListenOn = append(out.ListenOn, h.port())
 		}
 		slices.Sort(out.ListenOn)
 		out.ListenOn = slices.Compact(out.ListenOn)
@@ -390,22 +394,27 @@ func (s *space) reservedPorts() (n int, text string) {
 
 func (s *space) size() int { return int(s.high) - int(s.low) + 1 }
 
-// users adds holdings up by process, most ports first. Of a port that a process is
-// known to have, nobody counts not.
+// users adds holdings up by process, most ports first. Those of a port stand together;
+// where a process is known to have it, nobody counts not.
 func (p *Ports) users(holdings []holding) []PortUser {
-	known := make(map[uint16]bool, len(holdings))
-	for _, h := range holdings {
-		known[h.port] = known[h.port] || h.proc != 0
-	}
-	counts := make(map[int]int)
-	for _, h := range holdings {
-		if h.proc != 0 || !known[h.port] {
-			counts[h.proc]++
+	counts := make([]int, len(p.procs))
+	for i := 0; i < len(holdings); {
+		known, first := false, i
+		for ; i < len(holdings) && holdings[i].port() == holdings[first].port(); i++ {
+			if proc := holdings[i].proc(); proc != 0 {
+				known = true
+				counts[proc]++
+			}
+		}
+		if !known {
+			counts[0]++
 		}
 	}
 	var out []PortUser
 	for proc, n := range counts {
-		out = append(out, PortUser{p.procs[proc], n})
+		if n > 0 {
+			out = append(out, PortUser{p.procs[proc], n})
+		}
 	}
 	sortUsers(out)
 	return out
@@ -424,9 +433,11 @@ func (p *Ports) All() []Headroom {
 	var out []Headroom
 	for _, s := range p.sorted() {
 		tcp, udp := p.space(s, TCP), p.space(s, UDP)
-		out = append(out, p.connect(s, tcp, destination{}, nil))
+		out = append(out, p.connect(s, tcp, nil))
 		for key, d := range s.dests {
-			out = append(out, p.connect(s, tcp, key, d))
+			h := p.connect(s, tcp, d)
+			h.Local, h.Remote = addrPort(key.local, 0).Addr(), addrPort(key.remote, key.port)
+			out = append(out, h)
 		}
 		for _, space := range []PortSpace{tcp, udp} {
 			for _, local := range s.locals(space.Proto) {
@@ -453,8 +464,8 @@ func compareHeadroom(a, b Headroom) int {
 func (s *space) locals(proto Proto) []netip.Addr {
 	out := anyAddress()
 	for key := range s.owners[proto] {
-		if !slices.Contains(out, key.addr) {
-			out = append(out, key.addr)
+		if addr := addrPort(key.addr, 0).Addr(); !slices.Contains(out, addr) {
+			out = append(out, addr)
 		}
 	}
 	return out
@@ -467,8 +478,9 @@ func (p *Ports) Connect(netns uint32, local netip.Addr, remote netip.AddrPort) (
 	if s == nil {
 		return Headroom{}, fmt.Errorf("%w: inode number %d", ErrNoNetNS, netns)
 	}
-	key := destination{local.Unmap(), netip.AddrPortFrom(remote.Addr().Unmap(), remote.Port())}
-	return p.connect(s, p.space(s, TCP), key, s.dests[key]), nil
+	h := p.connect(s, p.space(s, TCP), s.dests[destination{local.As16(), remote.Addr().As16(), remote.Port()}])
+	h.Local, h.Remote = local, remote
+	return h, nil
 }
 
 // Bind returns the headroom of bind(addr, 0), or with OpImplicitBind of the port that a
@@ -482,13 +494,13 @@ func (p *Ports) Bind(netns uint32, proto Proto, op PortOp, local netip.Addr) (He
 	return p.bind(s, p.space(s, proto), op, local.Unmap()), nil
 }
 
-func (p *Ports) connect(s *space, space PortSpace, key destination, d *dest) Headroom {
+// connect is the headroom towards a destination, nil: one without a connection.
+func (p *Ports) connect(s *space, space PortSpace, d *dest) Headroom {
 	if d == nil {
 		d = new(dest)
 	}
 	h := Headroom{
-		PortSpace: space, Op: OpConnect, Local: key.local, Remote: key.remote,
-		Used: d.used, TimeWait: d.timeWait, Reclaimable: d.reclaimable, Holders: slices.Clone(d.users),
+		PortSpace: space, Op: OpConnect, Used: d.used, TimeWait: d.timeWait, Reclaimable: d.reclaimable, Holders: slices.Clone(d.users),
 	}
 	sortUsers(h.Holders)
 	h.Free = h.Capacity - h.Blocked - h.Used
@@ -506,13 +518,19 @@ func (s *space) odd() bool { return s.size()%2 == 1 && s.size() > 1 }
 func (p *Ports) bind(s *space, space PortSpace, op PortOp, local netip.Addr) Headroom {
 	all, live := make(portSet, s.words), make(portSet, s.words)
 	var users []holding
-	for _, key := range s.conflicts(space.Proto, local) {
+	found := s.conflicts(space.Proto, local)
+	for _, key := range found {
 		t := s.owners[space.Proto][key]
 		all.or(t.all)
 		live.or(t.live)
 		users = append(users, t.users...)
 	}
-	h := Headroom{PortSpace: space, Op: op, Local: local, Used: all.len(), Holders: p.users(dedupe(users))}
+	// A process may have a port at several addresses, and UDP's do not come port by port.
+	if len(found) > 1 || space.Proto == UDP {
+		slices.Sort(users)
+		users = slices.Compact(users)
+	}
+	h := Headroom{PortSpace: space, Op: op, Local: local, Used: all.len(), Holders: p.users(users)}
 	h.TimeWait = h.Used - live.len()
 	h.Blocked, h.BlockedBy = 0, nil // those are among Used
 	h.Free = h.Capacity - h.Used
@@ -523,21 +541,13 @@ func (p *Ports) bind(s *space, space PortSpace, op PortOp, local netip.Addr) Hea
 	return h
 }
 
-// dedupe counts a port once that a process has with several addresses.
-func dedupe(holdings []holding) []holding {
-	slices.SortFunc(holdings, func(a, b holding) int {
-		return cmp.Or(cmp.Compare(a.port, b.port), cmp.Compare(a.proc, b.proc))
-	})
-	return slices.Compact(holdings)
-}
-
 // conflicts returns what a socket bound to local may not share a port with.
 func (s *space) conflicts(proto Proto, local netip.Addr) []boundTo {
 	owners := s.owners[proto]
 	var out []boundTo
 	if local.IsUnspecified() {
 		for key := range owners {
-			if addrConflict(local, false, key.addr, key.v6only) {
+			if addrConflict(local, false, addrPort(key.addr, 0).Addr(), key.v6only) {
 				out = append(out, key)
 			}
 		}
@@ -545,7 +555,7 @@ func (s *space) conflicts(proto Proto, local netip.Addr) []boundTo {
 	}
 	for _, addr := range append(anyAddress(), local) {
 		for _, v6only := range []bool{false, true} {
-			if key := (boundTo{addr, v6only}); owners[key] != nil && addrConflict(local, false, addr, v6only) {
+			if key := (boundTo{addr.As16(), v6only}); owners[key] != nil && addrConflict(local, false, addr, v6only) {
 				out = append(out, key)
 			}
 		}

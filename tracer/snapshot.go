@@ -459,18 +459,15 @@ func (s *Snapshotter) ports(known *Table) (*Ports, error) {
 	if err := s.readSpaces(&w, p); err != nil {
 		return nil, err
 	}
-	var owners []bpfRow
+	var owners [][]bpfRow
 	for _, table := range []bpfWalkTable{bpfWalkTableWALK_TCP_BIND, bpfWalkTableWALK_UDP} {
-		err := s.walk(&w, bpfWalk{Table: uint32(table), Ephemeral: 1}, func(rows []bpfRow) { owners = append(owners, rows...) })
+		err := s.walk(&w, bpfWalk{Table: uint32(table), Ephemeral: 1}, func(rows []bpfRow) { owners = append(owners, rows) })
 		if err != nil {
 			return nil, err
 		}
 	}
 	if w.GaveUp > 0 {
 		return nil, fmt.Errorf("read the kernel's port tables: %d slots did not hold still", w.GaveUp)
-	}
-	if w.Restarts > 0 {
-		owners = once(owners)
 	}
 	holders, err := s.holdersOf(owners)
 	if err != nil {
@@ -480,27 +477,38 @@ func (s *Snapshotter) ports(known *Table) (*Ports, error) {
 		known.mu.RLock()
 		defer known.mu.RUnlock()
 	}
-	for i := range owners {
-		row := &owners[i]
-		by := holders[row.File]
-		if known != nil && len(by) == 0 {
-			if owner := known.knownOwner(row.Sock, addrPort(row.Flow.LocalIp, row.Flow.LocalPort)); owner.PID != 0 {
-				by = []Process{owner}
+	var seen map[uint64]bool // of slots that were read twice
+	if w.Restarts > 0 {
+		seen = make(map[uint64]bool)
+	}
+	for _, rows := range owners {
+		for i := range rows {
+			row := &rows[i]
+			if seen != nil && seen[row.Sock] {
+				continue
+			} else if seen != nil {
+				seen[row.Sock] = true
 			}
+			p.addOwner(row, usersOf(row, holders, known))
 		}
-		p.addOwner(row, by)
 	}
 	return p, nil
 }
 
-// once drops rows of slots that were read twice.
-func once(rows []bpfRow) []bpfRow {
-	seen := make(map[uint64]bool, len(rows))
-	return slices.DeleteFunc(rows, func(r bpfRow) bool {
-		again := seen[r.Sock]
-		seen[r.Sock] = true
-		return again
-	})
+// usersOf are the processes that hold a socket; of one that no process holds who had
+// it last, where that was observed.
+func usersOf(row *bpfRow, holders map[uint64][]Process, known *Table) []Process {
+	if row.File != 0 {
+		if by := holders[row.File]; len(by) > 0 {
+			return by
+		}
+	}
+	if known != nil {
+		if owner := known.knownOwner(row.Sock, addrPort(row.Flow.LocalIp, row.Flow.LocalPort)); owner.PID != 0 {
+			return []Process{owner}
+		}
+	}
+	return nil
 }
 
 func (s *Snapshotter) readSpaces(w *bpfWalk, p *Ports) error {
@@ -518,15 +526,17 @@ func (s *Snapshotter) readSpaces(w *bpfWalk, p *Ports) error {
 }
 
 // holdersOf returns the processes that have the files of owners, by file.
-func (s *Snapshotter) holdersOf(owners []bpfRow) (map[uint64][]Process, error) {
+func (s *Snapshotter) holdersOf(owners [][]bpfRow) (map[uint64][]Process, error) {
 	chunks, err := s.readFds()
 	if err != nil {
 		return nil, err
 	}
-	out := make(map[uint64][]Process, len(owners))
-	for i := range owners {
-		if owners[i].File != 0 {
-			out[owners[i].File] = nil
+	out := make(map[uint64][]Process)
+	for _, rows := range owners {
+		for i := range rows {
+			if rows[i].File != 0 {
+				out[rows[i].File] = nil
+			}
 		}
 	}
 	for _, tables := range chunks {
