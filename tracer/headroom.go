@@ -79,7 +79,7 @@ func (h *Headroom) Utilization() float64 {
 	return 1 - float64(h.Free)/float64(h.Capacity)
 }
 
-// ErrNoNetNS: there is no network namespace with this inode number.
+// ErrNoNetNS tells that there is no network namespace with this inode number.
 var ErrNoNetNS = errors.New("no such network namespace")
 
 // Ports is every use of an ephemeral port of the machine at one moment, and the

@@ -579,21 +579,29 @@ func (s *scenario) check() (class string, got int, predicted Headroom) {
 	if err != nil {
 		s.Fatal(err)
 	}
-	call, want, ask, class := s.question()
-	predicted, err = ask(ports)
+	q := s.question()
+	class = q.name
+	predicted, err = q.ask(ports)
 	if err != nil {
 		s.Fatal(err)
+	}
+	shown, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_reserved_ports")
+	if err != nil {
+		s.Fatal(err)
+	}
+	if want := strings.TrimSpace(string(shown)); predicted.ReservedPorts != want {
+		s.Errorf("reserved ports %q, the kernel shows %q", predicted.ReservedPorts, want)
 	}
 	if predicted.Used+predicted.Blocked+predicted.Free != predicted.Capacity || predicted.Free < 0 {
 		s.Errorf("%s: %+v does not add up", class, predicted)
 	}
 	for {
-		err := call()
-		if err == want {
+		err := q.call()
+		if err == q.want {
 			break
 		}
 		if got++; err != nil || got > 1000 {
-			s.Fatalf("%s: %v after %d calls, want %v", class, err, got, want)
+			s.Fatalf("%s: %v after %d calls, want %v", class, err, got, q.want)
 		}
 	}
 	s.tell("%s: %d of %d ports", class, got, predicted.Capacity)
@@ -616,51 +624,58 @@ func (s *scenario) ports() (*Ports, error) {
 	return snapper.Ports()
 }
 
-type (
-	caller func() error
-	asker  func(*Ports) (Headroom, error)
-)
+// question is a call that takes a port, the error it ends with, what predicts how
+// often it succeeds, and its name.
+type question struct {
+	call func() error
+	want error
+	ask  func(*Ports) (Headroom, error)
+	name string
+}
 
-// question is a random call, the error it ends with, what predicts it, and a name.
-func (s *scenario) question() (caller, error, asker, string) {
+func (s *scenario) question() question {
 	switch s.rnd.IntN(8) {
 	case 0, 1, 2:
-		d := s.target()
-		from, name := d.from, "connect "+familyOf(d)
-		bound := d.family == unix.AF_INET && d.to.Addr().IsLoopback() && s.chance(3)
-		if bound {
-			from, name = netip.MustParseAddr("127.0.0.2"), "connect IPv4, address bound"
-		}
-		switch {
-		case d.to.Addr() == netip.MustParseAddr("10.9.9.2"):
-			name = "connect through a link"
-		case s.chance(6):
-			d, bound = s.deviceTarget(), false
-			from, name = d.from, "connect IPv4, beside a device's"
-		}
-		call := func() error { return s.callConnect(d, bound) }
-		return call, unix.EADDRNOTAVAIL, func(p *Ports) (Headroom, error) { return p.Connect(s.netns, from, d.to) }, name
+		return s.connectQuestion()
 	case 3, 4:
 		family, addr := s.tcpAddress()
 		call := func() error { return s.callBind(family, unix.SOCK_STREAM, addr) }
-		return call, unix.EADDRINUSE, s.askBind(TCP, OpBind, addr), "TCP bind " + addr
+		return question{call, unix.EADDRINUSE, s.askBind(TCP, OpBind, addr), "TCP bind " + addr}
 	case 5:
 		family, addr := s.tcpAddress()
 		call := func() error { return s.callBind(family, unix.SOCK_DGRAM, addr) }
-		return call, unix.EADDRINUSE, s.askBind(UDP, OpBind, addr), "UDP bind " + addr
+		return question{call, unix.EADDRINUSE, s.askBind(UDP, OpBind, addr), "UDP bind " + addr}
 	case 6:
 		d := s.v4()
 		call := func() error {
 			fd := s.socket(unix.AF_INET, unix.SOCK_DGRAM)
 			return unix.Connect(fd, sockaddr(unix.AF_INET, d.to.String()))
 		}
-		return call, unix.EAGAIN, s.askBind(UDP, OpImplicitBind, "0.0.0.0"), "UDP implicit IPv4, connect"
+		return question{call, unix.EAGAIN, s.askBind(UDP, OpImplicitBind, "0.0.0.0"), "UDP implicit IPv4, connect"}
 	}
 	call := func() error {
 		fd := s.socket(unix.AF_INET6, unix.SOCK_DGRAM)
 		return unix.Sendto(fd, []byte("x"), 0, sockaddr(unix.AF_INET6, "[::1]:9"))
 	}
-	return call, unix.EAGAIN, s.askBind(UDP, OpImplicitBind, "[::]"), "UDP implicit IPv6, sendto"
+	return question{call, unix.EAGAIN, s.askBind(UDP, OpImplicitBind, "[::]"), "UDP implicit IPv6, sendto"}
+}
+
+func (s *scenario) connectQuestion() question {
+	d := s.target()
+	from, name := d.from, "connect "+familyOf(d)
+	bound := d.family == unix.AF_INET && d.to.Addr().IsLoopback() && s.chance(3)
+	if bound {
+		from, name = netip.MustParseAddr("127.0.0.2"), "connect IPv4, address bound"
+	}
+	switch {
+	case d.to.Addr() == netip.MustParseAddr("10.9.9.2"):
+		name = "connect through a link"
+	case s.chance(6):
+		d, bound = s.deviceTarget(), false
+		from, name = d.from, "connect IPv4, beside a device's"
+	}
+	call := func() error { return s.callConnect(d, bound) }
+	return question{call, unix.EADDRNOTAVAIL, func(p *Ports) (Headroom, error) { return p.Connect(s.netns, from, d.to) }, name}
 }
 
 func familyOf(d target) string {
@@ -673,7 +688,7 @@ func familyOf(d target) string {
 	return "IPv6"
 }
 
-func (s *scenario) askBind(proto Proto, op PortOp, addr string) asker {
+func (s *scenario) askBind(proto Proto, op PortOp, addr string) func(*Ports) (Headroom, error) {
 	local := netip.MustParseAddr(strings.Trim(addr, "[]"))
 	return func(p *Ports) (Headroom, error) { return p.Bind(s.netns, proto, op, local) }
 }

@@ -99,7 +99,7 @@ func parseFrom(s string) (netip.Addr, error) {
 }
 
 // Answer picks what was asked for; the fullest comes first. The error wraps
-// tracer.ErrNoNetNS, netns.ErrUnreachable or netns.ErrNotPermitted.
+// tracer.ErrNoNetNS, netns.ErrNone, netns.ErrUnreachable or netns.ErrNotPermitted.
 func (q *Question) Answer(ports *tracer.Ports) ([]tracer.Headroom, error) {
 	for _, netns := range append(q.filter.NetNS(), q.netns) {
 		if netns != 0 && !ports.Has(netns) {

@@ -20,8 +20,9 @@ var (
 	ErrNone = errors.New("no such network namespace")
 	// ErrUnreachable: the namespace has no route there, or not from that address.
 	ErrUnreachable = errors.New("no route")
-	// ErrNotPermitted: the namespace may not be entered, which takes CAP_SYS_ADMIN.
-	ErrNotPermitted = errors.New("the namespace may not be entered, which takes CAP_SYS_ADMIN")
+	// ErrNotPermitted: the namespace may not be entered, or not every process be asked
+	// for its own.
+	ErrNotPermitted = errors.New("not permitted")
 )
 
 // RouteSource returns the local address that a connection to a destination has in a
@@ -74,17 +75,18 @@ func routes(inode uint32) (*netlink.Handle, error) {
 	defer f.Close()
 	h, err := netlink.NewHandleAt(netns.NsHandle(f.Fd()), unix.NETLINK_ROUTE)
 	if errors.Is(err, unix.EPERM) {
-		return nil, fmt.Errorf("network namespace %d: %w", inode, ErrNotPermitted)
+		return nil, fmt.Errorf("enter network namespace %d: %w: that takes CAP_SYS_ADMIN", inode, ErrNotPermitted)
 	} else if err != nil {
 		return nil, fmt.Errorf("enter network namespace %d: %w", inode, err)
 	}
 	return h, nil
 }
 
-// find returns a file that refers to a namespace.
+// find returns a file that refers to a namespace: by name, or of a process, or last of
+// a thread, which may be in another than its process.
 func find(inode uint32) (string, error) {
 	unread := false
-	for _, pattern := range []string{filepath.Join(Dir, "*"), "/proc/[0-9]*/ns/net"} {
+	for _, pattern := range []string{filepath.Join(Dir, "*"), "/proc/[0-9]*/ns/net", "/proc/[0-9]*/task/[0-9]*/ns/net"} {
 		paths, err := filepath.Glob(pattern)
 		if err != nil {
 			return "", err
@@ -98,7 +100,7 @@ func find(inode uint32) (string, error) {
 		}
 	}
 	if unread {
-		return "", fmt.Errorf("network namespace %d: %w", inode, ErrNotPermitted)
+		return "", fmt.Errorf("look for a process in network namespace %d: %w", inode, ErrNotPermitted)
 	}
 	return "", fmt.Errorf("%w: inode number %d", ErrNone, inode)
 }

@@ -127,10 +127,12 @@ func (t *spaceText) write() {
 	first := &t.rows[0]
 	t.printf("%s\n", t.style.Bold(fmt.Sprintf("%s: ephemeral ports %d-%d, %d of them reserved", t.name, first.RangeLow, first.RangeHigh, first.Reserved)))
 	for _, h := range t.rows {
-		switch {
-		case h.Op == "connect" && h.RemotePort == 0:
+		if h.Op == "connect" && h.RemotePort == 0 {
 			t.printf("  tcp: %s free for a new destination, %d blocked%s\n", t.free(&h), h.Blocked, byUsers(h.BlockedBy))
-		case h.Op == "implicit_bind" && h.LocalIP.Is4():
+		}
+	}
+	for _, h := range t.rows {
+		if h.Op == "implicit_bind" && h.LocalIP.Is4() {
 			t.printf("  udp: %s free, %d used%s\n", t.free(&h), h.Used, byUsers(h.Holders))
 		}
 	}
@@ -155,13 +157,13 @@ func byUsers(users []PortUser) string {
 	}
 	var names []string
 	for i, u := range users {
-		if i == 3 {
+		if i == 2 {
 			names = append(names, fmt.Sprintf("%d more", len(users)-i))
 			break
 		}
 		names = append(names, u.text())
 	}
-	return ": " + strings.Join(names, ", ")
+	return "\n    by " + strings.Join(names, ", ")
 }
 
 func (u PortUser) text() string {
@@ -237,7 +239,7 @@ func advice(rows []Headroom) []string {
 	}
 	slow, reclaimable := 0, 0
 	for _, r := range rows {
-		if r.Op == "connect" && r.RemotePort != 0 && r.Utilization >= 0.5 {
+		if r.Op == "connect" && r.RemotePort != 0 && 2*(r.Capacity-r.Free) >= r.Capacity {
 			slow++
 		}
 		reclaimable += r.Reclaimable

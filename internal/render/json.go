@@ -176,6 +176,10 @@ func (e *Event) AppendJSON(b []byte) []byte {
 		o.b = strconv.AppendInt(o.b, e.DurationNS, 10)
 	}
 	o.optTrue(`,"time_wait":`, e.TimeWait)
+	if e.SearchNS != 0 {
+		o.key(`,"search_ns":`)
+		o.b = strconv.AppendInt(o.b, e.SearchNS, 10)
+	}
 	return append(o.b, '}')
 }
 

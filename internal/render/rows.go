@@ -69,6 +69,7 @@ type Event struct {
 	MPTCP         bool                 `json:"mptcp,omitempty"`
 	DurationNS    int64                `json:"duration_ns,omitempty"`
 	TimeWait      bool                 `json:"time_wait,omitempty"`
+	SearchNS      int64                `json:"search_ns,omitempty"`
 }
 
 // Stamp is a time as JSON has it: RFC 3339 in UTC, always with nine digits after
@@ -164,7 +165,7 @@ func (n *Names) Event(ev *tracer.Event) Event {
 		Time: Stamp{ev.Time}, Event: ev.Type.String(), Proto: ev.Proto.String(),
 		RemoteIP: ev.Remote.Addr(), RemotePort: ev.Remote.Port(),
 		Implicit: ev.Implicit, Error: ev.Error(), NetNS: ev.NetNS, MPTCP: ev.MPTCP,
-		DurationNS: ev.Duration.Nanoseconds(), TimeWait: ev.TimeWait,
+		DurationNS: ev.Duration.Nanoseconds(), TimeWait: ev.TimeWait, SearchNS: ev.Search.Nanoseconds(),
 	}
 	if hasLocal(ev) {
 		row.LocalIP, row.LocalPort = ev.Local.Addr(), ev.Local.Port()

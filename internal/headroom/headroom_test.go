@@ -1,0 +1,76 @@
+package headroom
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/porthole-dev/porthole/internal/netns"
+	"github.com/porthole-dev/porthole/tracer"
+)
+
+type params map[string][]string
+
+func TestParse(t *testing.T) {
+	for _, v := range []params{
+		{}, {"netns": {"host", "5"}, "proto": {"tcp"}, "op": {"bind", "connect"}, "rport": {"443"}, "comm": {"x"}, "pid": {"1"}},
+		{"to": {"192.0.2.1:443"}}, {"to": {"[2001:db8::1]:443"}, "from": {"2001:db8::2"}, "netns": {"5"}},
+		{"to": {"[::ffff:192.0.2.1]:443"}, "from": {"192.0.2.2"}},
+	} {
+		if _, err := Parse(v); err != nil {
+			t.Errorf("%v: %v", v, err)
+		}
+	}
+}
+
+func TestParseRefuses(t *testing.T) {
+	for _, c := range []struct {
+		v    params
+		want string
+	}{
+		{params{"to": {"192.0.2.1"}}, `to: "192.0.2.1": want an address and a port`},
+		{params{"to": {"192.0.2.1:0"}}, `to: "192.0.2.1:0": want an address and a port`},
+		{params{"to": {"192.0.2.1:70000"}}, `to: "192.0.2.1:70000": want an address and a port`},
+		{params{"to": {"0.0.0.0:80"}}, `to: "0.0.0.0:80": want an address and a port`},
+		{params{"to": {"[fe80::1%eth0]:80"}}, `to: "[fe80::1%eth0]:80": want an address and a port`},
+		{params{"to": {"host:80"}}, `to: "host:80": want an address and a port`},
+		{params{"to": {"192.0.2.1:1", "192.0.2.1:2"}}, "want one"},
+		{params{"to": {"192.0.2.1:1"}, "from": {"::1"}}, "want an address of the family of 192.0.2.1"},
+		{params{"to": {"192.0.2.1:1"}, "from": {"x"}}, `from: "x": want an address`},
+		{params{"from": {"192.0.2.1"}}, "from: wants to"},
+		{params{"to": {"192.0.2.1:1"}, "proto": {"udp"}}, "proto: a destination has one answer"},
+		{params{"to": {"192.0.2.1:1"}, "netns": {"1", "2"}}, "netns: "},
+		{params{"rport": {"70000"}}, `rport: port "70000": want a number from 1 to 65535`},
+		{params{"op": {"accept"}}, `op: "accept": want one of connect, bind, implicit_bind`},
+		{params{"state": {"LISTEN"}}, `parameter "state": want one of`},
+		{params{"netns": {"no such"}}, `netns: network namespace "no such": want host`},
+	} {
+		if _, err := Parse(c.v); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%v: %v, want %q in it", c.v, err, c.want)
+		}
+	}
+}
+
+// A namespace that is not there, or not any more, is told.
+func TestAnswerNoNetNS(t *testing.T) {
+	for _, v := range []params{{"netns": {"5"}}, {"netns": {"5"}, "to": {"192.0.2.1:443"}}} {
+		q, err := Parse(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := q.Answer(&tracer.Ports{}); !errors.Is(err, tracer.ErrNoNetNS) {
+			t.Errorf("%v: %v, want %v", v, err, tracer.ErrNoNetNS)
+		}
+	}
+}
+
+func TestParseOwnNetNS(t *testing.T) {
+	q, err := Parse(params{"to": {"192.0.2.1:443"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	own, err := netns.OfThread()
+	if err != nil || q.netns != own {
+		t.Errorf("netns %d (%v), want that of this process, %d", q.netns, err, own)
+	}
+}
