@@ -52,10 +52,10 @@ func dial(t *testing.T, addr *net.TCPAddr) net.Conn {
 
 func TestKernelHeadroom(t *testing.T) {
 	ns, server := smallRange(t)
+	thief := listen(t, "127.0.0.1:40010") // before a client could have the port
 	for range 3 {
 		dial(t, server)
 	}
-	thief := listen(t, "127.0.0.1:40010")
 	rows := headroomRows(t, "--netns", ns, "--op", "connect", "--rport", "9000")
 	self := []render.PortUser{{Comm: comm(t), PID: uint32(os.Getpid()), Ports: 3}}
 	want := render.Headroom{
