@@ -57,7 +57,7 @@ static __always_inline void handle_established(struct sock *sk)
 static __always_inline void handle_state(struct sock *sk, int old, int now)
 {
 	if (now != TCP_CLOSE && now != TCP_LISTEN && now != TCP_SYN_SENT &&
-	    !(now == TCP_ESTABLISHED && want_established))
+	    !(now == TCP_ESTABLISHED && *(volatile bool *)&want_established))
 		return;
 	if (sock_protocol(sk) != IPPROTO_TCP)
 		return;

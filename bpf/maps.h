@@ -9,15 +9,17 @@
 #include "event.h"
 
 /* Set by Go before loading. */
-const volatile bool want_established; /* emit EVENT_ESTABLISHED */
-const volatile bool syscall_hooks;    /* the sys_exit hook is to be attached */
-const volatile __u32 wake_bytes;      /* wake the reader early once this much waits */
+const volatile bool syscall_hooks; /* the sys_exit hook is to be attached */
+const volatile __u32 wake_bytes;   /* wake the reader early once this much waits */
 
 /*
  * Bits of enum part. Written by Go after it has tried the hooks of the fentry
  * tier and before it attaches those of the tracepoint tier.
  */
 __u32 tracepoint_parts;
+
+/* Emit EVENT_ESTABLISHED. Written by Go at any time. */
+bool want_established;
 
 static __always_inline bool by_tracepoint(enum part part)
 {

@@ -447,11 +447,11 @@ func (s *Snapshotter) join(c *collection, chunks [][]bpfFds) {
 // the settings of every namespace, and who holds the sockets. It blocks for about a
 // millisecond and for a fraction of a microsecond per port in use.
 func (s *Snapshotter) Ports() (*Ports, error) {
-	return s.ports(nil)
+	return s.ports(nil, true)
 }
 
 // ports is Ports; of sockets that no process holds the table knows who had them.
-func (s *Snapshotter) ports(known *Table) (*Ports, error) {
+func (s *Snapshotter) ports(known *Table, withHolders bool) (*Ports, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p := newPorts()
@@ -469,9 +469,12 @@ func (s *Snapshotter) ports(known *Table) (*Ports, error) {
 	if w.GaveUp > 0 {
 		return nil, fmt.Errorf("read the kernel's port tables: %d slots did not hold still", w.GaveUp)
 	}
-	holders, err := s.holdersOf(owners)
-	if err != nil {
-		return nil, err
+	var holders map[uint64][]Process
+	if withHolders {
+		var err error
+		if holders, err = s.holdersOf(owners); err != nil {
+			return nil, err
+		}
 	}
 	if known != nil {
 		known.mu.RLock()
@@ -498,7 +501,7 @@ func (s *Snapshotter) ports(known *Table) (*Ports, error) {
 // usersOf are the processes that hold a socket; of one that no process holds who had
 // it last, where that was observed.
 func usersOf(row *bpfRow, holders map[uint64][]Process, known *Table) []Process {
-	if row.File != 0 {
+	if row.File != 0 && holders != nil {
 		if by := holders[row.File]; len(by) > 0 {
 			return by
 		}

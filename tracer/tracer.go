@@ -23,7 +23,7 @@ type Config struct {
 	// RingBytes is the size of the ring buffer, a power of two and at least a
 	// page; 0 means DefaultRingBytes.
 	RingBytes int
-	// Established adds EventEstablished.
+	// Established adds EventEstablished, until SetEstablished says otherwise.
 	Established bool
 	// Tier forces the hooks of one tier; "" means those of TierFentry, and where the
 	// kernel refuses one of them, those of TierTracepoint that see the same.
@@ -47,13 +47,14 @@ type Tracer struct {
 	hooks []HookStatus
 	// byTracepoint are the parts that hooks of the tracepoint tier report; the
 	// programs read them from partsVar.
-	byTracepoint bpfPart
-	partsVar     *ebpf.Variable
-	reader       *ringbuf.Reader
-	snap         *Snapshotter
-	table        *Table
-	history      *History
-	out          fanout
+	byTracepoint   bpfPart
+	partsVar       *ebpf.Variable
+	establishedVar *ebpf.Variable
+	reader         *ringbuf.Reader
+	snap           *Snapshotter
+	table          *Table
+	history        *History
+	out            fanout
 
 	mu     sync.Mutex
 	stats  Stats
@@ -137,9 +138,8 @@ func (t *Tracer) open(cfg Config) error {
 func (t *Tracer) openMaps(spec *ebpf.CollectionSpec, cfg Config) error {
 	spec.Maps[bpfMapEvents].MaxEntries = uint32(cfg.RingBytes)
 	for name, value := range map[string]any{
-		bpfVarWantEstablished: cfg.Established,
-		bpfVarSyscallHooks:    !cfg.NoSyscallHooks,
-		bpfVarWakeBytes:       uint32(cfg.RingBytes / 8),
+		bpfVarSyscallHooks: !cfg.NoSyscallHooks,
+		bpfVarWakeBytes:    uint32(cfg.RingBytes / 8),
 	} {
 		if err := spec.Variables[name].Set(value); err != nil {
 			return fmt.Errorf("set %s: %w", name, err)
@@ -151,8 +151,8 @@ func (t *Tracer) openMaps(spec *ebpf.CollectionSpec, cfg Config) error {
 	if err != nil {
 		return explain("create maps", err)
 	}
-	t.maps, t.partsVar = coll.Maps, coll.Variables[bpfVarTracepointParts]
-	return nil
+	t.maps, t.partsVar, t.establishedVar = coll.Maps, coll.Variables[bpfVarTracepointParts], coll.Variables[bpfVarWantEstablished]
+	return t.SetEstablished(cfg.Established)
 }
 
 // attach attaches every hook of the tier, or none. Hooks that see the end of
@@ -334,8 +334,10 @@ func (t *Tracer) Snapshot(port uint16) (*Snapshot, error) {
 }
 
 // Ports reads every use of an ephemeral port now; of sockets that no process holds
-// it tells who had them last, where that was observed. Callers wait for each other.
-func (t *Tracer) Ports() (*Ports, error) { return t.snap.ports(t.table) }
+// it tells who had them last, where that was observed. Unless holders is set, who
+// has the others is not read either, but taken from the table: that takes half the
+// time. Callers wait for each other.
+func (t *Tracer) Ports(holders bool) (*Ports, error) { return t.snap.ports(t.table, holders) }
 
 // Programs tells what each attached BPF program has cost since Open, as far as the
 // kernel counts: only while kernel.bpf_stats_enabled is 1.
@@ -356,6 +358,14 @@ func (t *Tracer) Counts() Counts {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.counts.clone()
+}
+
+// SetEstablished turns EventEstablished on or off.
+func (t *Tracer) SetEstablished(on bool) error {
+	if err := t.establishedVar.Set(on); err != nil {
+		return fmt.Errorf("set %s: %w", bpfVarWantEstablished, err)
+	}
+	return nil
 }
 
 // Subscribe returns a queue of every event from now on, at most max of them.

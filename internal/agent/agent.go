@@ -63,6 +63,9 @@ type agent struct {
 	since   time.Time
 	ready   atomic.Bool
 	clients atomic.Int64 // that read events
+
+	mu      sync.Mutex
+	verbose int // of them, those that want handshakes
 }
 
 // Run runs an agent until ctx ends, or something fails. Whatever it began has
@@ -92,7 +95,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	a.tracer, err = tracer.Open(tracer.Config{
-		Established: true, Tier: cfg.Tier, NoSyscallHooks: cfg.NoSyscallHooks, History: cfg.History, Reconcile: reconcileEvery,
+		Tier: cfg.Tier, NoSyscallHooks: cfg.NoSyscallHooks, History: cfg.History, Reconcile: reconcileEvery,
 	})
 	if err != nil {
 		return err

@@ -67,6 +67,12 @@ func (a *agent) events(w http.ResponseWriter, r *http.Request) error {
 	if s.kernel, err = a.lost(); err != nil {
 		return err
 	}
+	if s.verbose {
+		if err := a.wantEstablished(1); err != nil {
+			return err
+		}
+		defer func() { _ = a.wantEstablished(-1) }() // one event more or less of each connection
+	}
 	s.sub = a.tracer.Subscribe(queueOf)
 	defer s.sub.Close()
 	w.Header().Set("Content-Type", lines)
@@ -78,6 +84,15 @@ func (a *agent) events(w http.ResponseWriter, r *http.Request) error {
 		return sentError{err}
 	}
 	return nil
+}
+
+// wantEstablished counts who wants handshakes: while nobody does, the kernel does
+// not report them.
+func (a *agent) wantEstablished(more int) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.verbose += more
+	return a.tracer.SetEstablished(a.verbose > 0)
 }
 
 // stream writes events to one client.

@@ -22,7 +22,7 @@ func (a *agent) headroom(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return badRequest(err)
 	}
-	ports, err := a.tracer.Ports()
+	ports, err := a.tracer.Ports(true)
 	if err != nil {
 		return fmt.Errorf("read ports: %w", err)
 	}

@@ -36,7 +36,7 @@ var labels = []label{
 	{"goversion", "the version of Go it was built with"},
 	{"probe", "a hook of the kernel, as `porthole doctor` lists them"},
 	{"tier", "`fentry`, `tracepoint`, or `any`: it belongs to both"},
-	{"event", "`bind`, `listen`, `connect`, `established`, `accept`, `close`"},
+	{"event", "`bind`, `listen`, `connect`, `accept`, `close`; `established` is seen and counted only while a client follows events with `verbose`"},
 	{"proto", "`tcp`, `udp`"},
 	{"reason", "of a loss: `ring` (the ring buffer was full), `state` (the kernel had no memory to remember a socket's state), " +
 		"`nested` (a hook fired while its program ran on the same processor); of a resync: `loss`, `interval`"},

@@ -159,7 +159,7 @@ func (r *sampler) read() *sample {
 	now := time.Now()
 	s.sockets = c.sockets
 	s.processes = r.processes.sum(c.processes, byProcess, func(k processKey) processKey { return processKey{other, k.proto} }, now)
-	ports, err := r.tracer.Ports()
+	ports, err := r.tracer.Ports(false)
 	if r.ok("ports", err) {
 		s.walk = time.Since(now)
 		spaces := ports.Spaces()
@@ -237,12 +237,15 @@ func (s *sample) fill(spaces []tracer.PortSpace, all []tracer.Headroom, name fun
 	}
 }
 
+// isDestination: All has what is left towards any other as well.
+func isDestination(h *tracer.Headroom) bool { return h.Op == tracer.OpConnect && h.Remote.IsValid() }
+
 // destinations are the ports of each destination that has a series of its own, and
 // of the rest of each namespace.
 func destinations(all []tracer.Headroom, top *top[destination], name func(uint32) string, now time.Time) map[destinationKey]usage {
 	ranked := make([]counted[destination], 0, len(all))
 	for i := range all {
-		if h := &all[i]; h.Op == tracer.OpConnect {
+		if h := &all[i]; isDestination(h) {
 			ranked = append(ranked, counted[destination]{destination{h.NetNS, h.Local, h.Remote}, h.Used})
 		}
 	}
@@ -250,7 +253,7 @@ func destinations(all []tracer.Headroom, top *top[destination], name func(uint32
 	sums := make(map[destinationKey]usage)
 	for i := range all {
 		h := &all[i]
-		if h.Op != tracer.OpConnect {
+		if !isDestination(h) {
 			continue
 		}
 		k := destinationKey{name(h.NetNS), other, other}

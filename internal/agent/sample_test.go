@@ -130,6 +130,7 @@ func TestDestinationsTopAndOther(t *testing.T) {
 		all = append(all, destinationTo(i, 100-i, i))
 	}
 	all = append(all, tracer.Headroom{PortSpace: tracer.PortSpace{NetNS: 1}, Op: tracer.OpBind, Used: 100})
+	all = append(all, tracer.Headroom{PortSpace: tracer.PortSpace{NetNS: 1}, Op: tracer.OpConnect, Used: 0}) // towards any other
 	got := destinations(all, new(top[destination]), func(uint32) string { return "host" }, time.Time{})
 	if len(got) != topK+1 {
 		t.Errorf("%d destinations, want %d and the rest", len(got), topK)

@@ -38,15 +38,18 @@ type bench struct {
 }
 
 // atMost bounds everything, also a load that hangs in a system call.
-const atMost = 4 * time.Minute
+const atMost = 8 * time.Minute
 
 func main() {
 	// The namespace, the CPU of the load and the death signal of the children
 	// belong to a thread; all that needs them runs in this goroutine.
 	runtime.LockOSThread()
 	run := measure
-	if len(os.Args) == 3 && os.Args[1] == "hold" {
+	switch {
+	case len(os.Args) == 3 && os.Args[1] == "hold":
 		run = func() error { return hold(os.Args[2]) }
+	case len(os.Args) == 5 && os.Args[1] == "spread":
+		run = func() error { return spread(os.Args[2], os.Args[3], os.Args[4]) }
 	}
 	if err := run(); err != nil {
 		fmt.Fprintf(os.Stderr, "bench: %v\n", err)
@@ -80,7 +83,7 @@ func measure() error {
 	}
 	b.row("", "PORTHOLE", "OTHER", "RATIO", "GOAL")
 	var failed error
-	parts := []func() error{b.manySockets, b.connectionCost, b.systemCallCost}
+	parts := []func() error{b.manySockets, b.scrapeCost, b.connectionCost, b.systemCallCost}
 	if *hooks != "" {
 		parts = []func() error{func() error { return b.hooksCost(strings.Split(*hooks, ",")) }}
 	}

@@ -26,7 +26,7 @@ const (
 // manySockets times the commands that list sockets.
 func (b *bench) manySockets() error {
 	for i := range holders {
-		stop, err := b.startHolder(netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, byte(2 + i)}), heldPort))
+		stop, err := b.startHolder("hold", fmt.Sprintf("127.0.0.%d:%d", 2+i, heldPort))
 		if err != nil {
 			return err
 		}
@@ -42,6 +42,7 @@ func (b *bench) manySockets() error {
 		goal            string
 	}{
 		{[]string{"ls", "--json"}, []string{"ss", "-tunap"}, "<= 0.100"},
+		{[]string{"headroom", "--json"}, []string{"ss", "-tanH"}, ""},
 		{[]string{"who", held}, []string{"lsof", "-nP", "-i", ":" + held}, "<= 0.067"},
 		{[]string{"who", free}, []string{"lsof", "-nP", "-i", ":" + free}, "<= 0.067"},
 	} {
@@ -104,8 +105,8 @@ func (b *bench) checkSeen() error {
 
 // startHolder starts a process that holds its share of the connections, and
 // returns once it has them all.
-func (b *bench) startHolder(at netip.AddrPort) (stop func(), err error) {
-	cmd := b.command("/proc/self/exe", "hold", at.String())
+func (b *bench) startHolder(args ...string) (stop func(), err error) {
+	cmd := b.command("/proc/self/exe", args...)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return nil, fmt.Errorf("start holder: %w", err)
@@ -132,11 +133,19 @@ func hold(at string) error {
 	if err != nil {
 		return err
 	}
+	if err := holdAt(addr, connections/holders); err != nil {
+		return err
+	}
+	return wait()
+}
+
+// holdAt makes n connections that stay.
+func holdAt(addr netip.AddrPort, n int) error {
 	l, err := listen(addr)
 	if err != nil {
 		return err
 	}
-	for i := range connections / holders {
+	for i := range n {
 		client, err := dial(l.addr)
 		if err != nil {
 			return fmt.Errorf("connection %d: %w", i, err)
@@ -150,6 +159,5 @@ func hold(at string) error {
 			return fmt.Errorf("accept connection %d: %w", i, err)
 		}
 	}
-	fmt.Println("ready")
-	return unix.Pause()
+	return nil
 }
