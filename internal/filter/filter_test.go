@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/porthole-dev/porthole/internal/container"
+	"github.com/porthole-dev/porthole/internal/testutil/handmade"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
@@ -40,46 +41,14 @@ func filterOf(t *testing.T, line string) *Filter {
 	return f
 }
 
-func process(pid, uid uint32, comm string) tracer.Process {
-	return tracer.Process{PID: pid, UID: uid, Comm: comm}
-}
-
-func heldBy(processes ...tracer.Process) []tracer.Holder {
-	holders := make([]tracer.Holder, len(processes))
-	for i, p := range processes {
-		holders[i] = tracer.Holder{Process: p, FD: uint32(3 + i)}
-	}
-	return holders
-}
-
-// socket is one in the host's namespace; remote "" is none.
-func socket(proto tracer.Proto, role tracer.Role, local, remote string, holders ...tracer.Holder) tracer.Socket {
-	s := tracer.Socket{Proto: proto, Role: role, State: tracer.StateEstablished, Local: netip.MustParseAddrPort(local), NetNS: hostNS, Holders: holders}
-	switch role {
-	case tracer.RoleListener:
-		s.State = tracer.StateListen
-	case tracer.RoleBound:
-		s.State = tracer.StateUnconn
-	case tracer.RoleTimeWait:
-		s.State = tracer.StateTimeWait
-	}
-	if remote != "" {
-		s.Remote = netip.MustParseAddrPort(remote)
-	}
-	if len(holders) > 0 {
-		s.UID = holders[0].UID
-	}
-	return s
-}
-
 // filtered are the sockets that TestMatchSocket looks for, by a short name.
 func filtered() map[string]tracer.Socket {
-	web := socket(tracer.TCP, tracer.RoleListener, "0.0.0.0:80", "", heldBy(process(10, 0, "nginx"), process(11, 33, "worker"))...)
-	dns := socket(tracer.UDP, tracer.RoleBound, "127.0.0.53:53", "", heldBy(process(20, 101, "resolved"))...)
+	web := handmade.Socket(hostNS, tracer.TCP, tracer.RoleListener, "0.0.0.0:80", "", handmade.HeldBy(handmade.Process(10, 0, "nginx"), handmade.Process(11, 33, "worker"))...)
+	dns := handmade.Socket(hostNS, tracer.UDP, tracer.RoleBound, "127.0.0.53:53", "", handmade.HeldBy(handmade.Process(20, 101, "resolved"))...)
 	dns.NetNS = otherNS
-	out := socket(tracer.TCP, tracer.RoleClient, "10.0.0.1:40000", "10.0.0.2:80", heldBy(process(30, 1000, "curl"))...)
-	in := socket(tracer.TCP, tracer.RoleServer, "10.0.0.1:80", "10.0.0.3:53", heldBy(process(11, 33, "worker"))...)
-	gone := socket(tracer.TCP, tracer.RoleTimeWait, "10.0.0.1:40001", "10.0.0.2:443") // uid 0, as nobody's
+	out := handmade.Socket(hostNS, tracer.TCP, tracer.RoleClient, "10.0.0.1:40000", "10.0.0.2:80", handmade.HeldBy(handmade.Process(30, 1000, "curl"))...)
+	in := handmade.Socket(hostNS, tracer.TCP, tracer.RoleServer, "10.0.0.1:80", "10.0.0.3:53", handmade.HeldBy(handmade.Process(11, 33, "worker"))...)
+	gone := handmade.Socket(hostNS, tracer.TCP, tracer.RoleTimeWait, "10.0.0.1:40001", "10.0.0.2:443") // uid 0, as nobody's
 	return map[string]tracer.Socket{"web": web, "dns": dns, "out": out, "in": in, "gone": gone}
 }
 
@@ -134,9 +103,9 @@ func TestMatchSocket(t *testing.T) {
 }
 
 func TestMatchEvent(t *testing.T) {
-	bind := tracer.Event{Type: tracer.EventBind, Proto: tracer.UDP, Local: netip.MustParseAddrPort("0.0.0.0:53"), NetNS: otherNS, Process: process(20, 101, "resolved")}
+	bind := tracer.Event{Type: tracer.EventBind, Proto: tracer.UDP, Local: netip.MustParseAddrPort("0.0.0.0:53"), NetNS: otherNS, Process: handmade.Process(20, 101, "resolved")}
 	connect := tracer.Event{
-		Type: tracer.EventConnect, Proto: tracer.TCP, NetNS: hostNS, Process: process(30, 0, "curl"),
+		Type: tracer.EventConnect, Proto: tracer.TCP, NetNS: hostNS, Process: handmade.Process(30, 0, "curl"),
 		Local: netip.MustParseAddrPort("10.0.0.1:40000"), Remote: netip.MustParseAddrPort("10.0.0.2:80"),
 	}
 	closed := connect // by nobody known
@@ -215,8 +184,8 @@ func TestParseState(t *testing.T) {
 
 // The filters that ls has of ss(8).
 func TestLikeSS(t *testing.T) {
-	six := socket(tracer.TCP, tracer.RoleListener, "[::]:80", "")
-	peer := socket(tracer.UDP, tracer.RoleClient, "10.0.0.1:5000", "10.0.0.2:53")
+	six := handmade.Socket(hostNS, tracer.TCP, tracer.RoleListener, "[::]:80", "")
+	peer := handmade.Socket(hostNS, tracer.UDP, tracer.RoleClient, "10.0.0.1:5000", "10.0.0.2:53")
 	for _, test := range []struct{ line, want string }{
 		{"", "dns gone in out peer six web"},
 		{"--tcp true", "gone in out six web"},

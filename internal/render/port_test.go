@@ -13,40 +13,9 @@ import (
 
 	"github.com/porthole-dev/porthole/internal/netns"
 	"github.com/porthole-dev/porthole/internal/services"
+	"github.com/porthole-dev/porthole/internal/testutil/handmade"
 	"github.com/porthole-dev/porthole/tracer"
 )
-
-func process(pid, uid uint32, comm string) tracer.Process {
-	return tracer.Process{PID: pid, UID: uid, Comm: comm}
-}
-
-func heldByAll(processes ...tracer.Process) []tracer.Holder {
-	holders := make([]tracer.Holder, len(processes))
-	for i, p := range processes {
-		holders[i] = tracer.Holder{Process: p, FD: uint32(3 + i)}
-	}
-	return holders
-}
-
-// socket is one in the host's namespace; remote "" is none.
-func socket(proto tracer.Proto, role tracer.Role, local, remote string, holders ...tracer.Holder) tracer.Socket {
-	s := tracer.Socket{Proto: proto, Role: role, State: tracer.StateEstablished, Local: netip.MustParseAddrPort(local), NetNS: hostNS, Holders: holders}
-	switch role {
-	case tracer.RoleListener:
-		s.State = tracer.StateListen
-	case tracer.RoleBound:
-		s.State = tracer.StateUnconn
-	case tracer.RoleTimeWait:
-		s.State = tracer.StateTimeWait
-	}
-	if remote != "" {
-		s.Remote = netip.MustParseAddrPort(remote)
-	}
-	if len(holders) > 0 {
-		s.UID = holders[0].UID
-	}
-	return s
-}
 
 // nobodysUID has a name on no machine.
 const nobodysUID = 4000000001
@@ -91,21 +60,21 @@ func askWho(t *testing.T, q Question, before []tracer.Tenancy, sockets ...tracer
 const about8080 = "8080: registered (1024-49151); my-web/tcp; http-alt/udp\n" +
 	"  outside this machine's ephemeral range 32768-60999, and reserved\n"
 
-func web(pid uint32) tracer.Process { return process(pid, nobodysUID, "nginx") }
+func web(pid uint32) tracer.Process { return handmade.Process(pid, nobodysUID, "nginx") }
 
 func TestPortText(t *testing.T) {
-	shared := socket(tracer.TCP, tracer.RoleListener, "0.0.0.0:8080", "", heldByAll(web(10), web(11), web(11))...)
-	alone := socket(tracer.TCP, tracer.RoleListener, "0.0.0.0:8080", "", heldByAll(web(10))...)
-	reuse := socket(tracer.TCP, tracer.RoleListener, "0.0.0.0:8080", "", heldByAll(web(11))...)
-	server := socket(tracer.TCP, tracer.RoleServer, "10.0.0.1:8080", "10.0.0.2:40000", heldByAll(web(10))...)
-	orphan := socket(tracer.TCP, tracer.RoleOrphan, "10.0.0.1:8080", "10.0.0.2:40001")
-	gone := socket(tracer.TCP, tracer.RoleTimeWait, "10.0.0.1:8080", "10.0.0.2:40002")
-	goneToo := socket(tracer.TCP, tracer.RoleTimeWait, "10.0.0.1:8080", "10.0.0.2:40003")
-	client := socket(tracer.TCP, tracer.RoleClient, "10.0.0.1:8080", "10.0.0.9:443", heldByAll(process(12, nobodysUID, "curl"))...)
+	shared := handmade.Socket(hostNS, tracer.TCP, tracer.RoleListener, "0.0.0.0:8080", "", handmade.HeldBy(web(10), web(11), web(11))...)
+	alone := handmade.Socket(hostNS, tracer.TCP, tracer.RoleListener, "0.0.0.0:8080", "", handmade.HeldBy(web(10))...)
+	reuse := handmade.Socket(hostNS, tracer.TCP, tracer.RoleListener, "0.0.0.0:8080", "", handmade.HeldBy(web(11))...)
+	server := handmade.Socket(hostNS, tracer.TCP, tracer.RoleServer, "10.0.0.1:8080", "10.0.0.2:40000", handmade.HeldBy(web(10))...)
+	orphan := handmade.Socket(hostNS, tracer.TCP, tracer.RoleOrphan, "10.0.0.1:8080", "10.0.0.2:40001")
+	gone := handmade.Socket(hostNS, tracer.TCP, tracer.RoleTimeWait, "10.0.0.1:8080", "10.0.0.2:40002")
+	goneToo := handmade.Socket(hostNS, tracer.TCP, tracer.RoleTimeWait, "10.0.0.1:8080", "10.0.0.2:40003")
+	client := handmade.Socket(hostNS, tracer.TCP, tracer.RoleClient, "10.0.0.1:8080", "10.0.0.9:443", handmade.HeldBy(handmade.Process(12, nobodysUID, "curl"))...)
 	other := alone
 	other.NetNS, other.MPTCP, other.Since = otherNS, true, time.Date(2026, 1, 2, 3, 4, 5, 6, time.Local)
-	kernels := socket(tracer.UDP, tracer.RoleBound, "[::]:8080", "")
-	hostile := socket(tracer.UDP, tracer.RoleBound, "127.0.0.1:8080", "", heldByAll(process(13, nobodysUID, "a\x1b[2J\nb"))...)
+	kernels := handmade.Socket(hostNS, tracer.UDP, tracer.RoleBound, "[::]:8080", "")
+	hostile := handmade.Socket(hostNS, tracer.UDP, tracer.RoleBound, "127.0.0.1:8080", "", handmade.HeldBy(handmade.Process(13, nobodysUID, "a\x1b[2J\nb"))...)
 	for _, test := range []struct {
 		name     string
 		question Question
@@ -166,10 +135,10 @@ func TestPortTextAboutNumber(t *testing.T) {
 }
 
 func TestPortJSON(t *testing.T) {
-	dns := socket(tracer.UDP, tracer.RoleBound, "127.0.0.53:53", "", heldByAll(process(20, 101, "resolved"))...)
-	other := socket(tracer.TCP, tracer.RoleListener, "127.0.0.53:53", "")
+	dns := handmade.Socket(hostNS, tracer.UDP, tracer.RoleBound, "127.0.0.53:53", "", handmade.HeldBy(handmade.Process(20, 101, "resolved"))...)
+	other := handmade.Socket(hostNS, tracer.TCP, tracer.RoleListener, "127.0.0.53:53", "")
 	past := tracer.Tenancy{
-		Proto: tracer.UDP, Local: netip.MustParseAddrPort("127.0.0.1:53"), NetNS: hostNS, Owner: process(19, 0, "dnsmasq"),
+		Proto: tracer.UDP, Local: netip.MustParseAddrPort("127.0.0.1:53"), NetNS: hostNS, Owner: handmade.Process(19, 0, "dnsmasq"),
 		Since: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC), Until: time.Date(2026, 1, 2, 3, 4, 6, 6, time.UTC),
 	}
 	for _, test := range []struct {
@@ -202,7 +171,7 @@ func TestPortTextBefore(t *testing.T) {
 	until := time.Date(2026, 1, 2, 3, 4, 5, 0, time.Local)
 	held := func(pid uint32, comm string) tracer.Tenancy {
 		return tracer.Tenancy{
-			Proto: tracer.TCP, Local: netip.MustParseAddrPort("0.0.0.0:8080"), NetNS: hostNS, Owner: process(pid, nobodysUID, comm),
+			Proto: tracer.TCP, Local: netip.MustParseAddrPort("0.0.0.0:8080"), NetNS: hostNS, Owner: handmade.Process(pid, nobodysUID, comm),
 			Since: until.Add(-1500 * time.Millisecond), Until: until,
 		}
 	}
