@@ -133,6 +133,9 @@ func (s *Snapshotter) loadWalk(opts ebpf.CollectionOptions, oldKernel bool) erro
 	return err
 }
 
+// forget frees what only loading programs takes: some 10 MB.
+func (s *Snapshotter) forget() { s.spec, s.kernel = nil, nil }
+
 // Close unloads the programs.
 func (s *Snapshotter) Close() error {
 	var errs []error

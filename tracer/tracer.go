@@ -122,6 +122,7 @@ func (t *Tracer) open(cfg Config) error {
 		return err
 	}
 	spec := t.snap.spec.Copy()
+	defer t.snap.forget()
 	// The snapshotter has its own; no hook uses them.
 	delete(spec.Maps, bpfMapRows)
 	delete(spec.Maps, bpfMapFds)
