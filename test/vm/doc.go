@@ -30,6 +30,7 @@ the tracepoint tier when the SYN leaves, with the first data.
 | until | the kernel | so porthole |
 | --- | --- | --- |
 | 5.11 | counts BPF maps as locked memory | lifts that limit, which takes CAP_SYS_RESOURCE |
+| 5.15 | has tcp_tw_reuse in four bytes | reads as many as BTF says |
 | 5.17 | has no bpf_loop(), until 5.14 no syscall programs | walks the port tables in bursts, from an iterator |
 | 5.19 | gives inet_csk_listen_start() two arguments | picks the program by the number in the kernel's BTF |
 | 6.1 | has the death row, which leads to the TCP tables, behind a pointer in 5.19 and 6.0 | looks in BTF which |
@@ -37,6 +38,8 @@ the tracepoint tier when the SYN leaves, with the first data.
 | 6.2 | has one UDP table for all namespaces | finds it by way of a UDP socket of its own |
 | 6.4 | refuses trampolines on arm64 | uses the tracepoint tier there |
 | 6.8 | keeps the owners of a TCP port in one list | walks that instead of those by address |
+| 6.8 | has the ephemeral range as two numbers | looks in BTF which |
+| 6.14 | lets connect() take over a port in TIME-WAIT when a new second has begun, not after tcp_tw_reuse_delay | reckons with either |
 
 Of namespaces with tables of their own (net.ipv4.udp_child_hash_entries, tcp_child_ehash_entries, both off by default) the
 snapshot lacks the UDP sockets, and the TCP connections in SYN-RECV. Their events are seen.
