@@ -122,7 +122,7 @@ static __always_inline __u32 port_range(const struct net *net)
 	return (__u32)pair[1] << 16 | (__u16)pair[0];
 }
 
-/* tcp_tw_reuse, an int until 5.14 and a byte since. */
+/* tcp_tw_reuse, an int in 5.10 and a byte in 5.15. */
 static __always_inline __u32 tw_reuse(const struct net *net)
 {
 	__u32 value = 0, size = bpf_core_field_size(net->ipv4.sysctl_tcp_tw_reuse);

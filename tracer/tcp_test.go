@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -280,5 +281,30 @@ func TestKernelEstablished(t *testing.T) {
 	}
 	if _, ok := byLine[fmt.Sprintf("established tcp %s > %s", to, from)]; !ok || len(events) != 4 {
 		t.Errorf("want connect, accept and established on both ends, got:\n%s", lines(events))
+	}
+}
+
+// How long the kernel looked for a port is told by the fentry tier, and not of a
+// bound socket, for which it does not look.
+func TestKernelConnectSearch(t *testing.T) {
+	r := record(t, Config{})
+	_, to := r.listener(unix.AF_INET, "127.0.0.1:9000")
+	free, bound := r.socket(unix.AF_INET, unix.SOCK_STREAM), r.socket(unix.AF_INET, unix.SOCK_STREAM)
+	r.bind(bound, "127.0.0.1:7001")
+	for _, fd := range []int{free, bound} {
+		r.connect(fd, to)
+	}
+	for _, ev := range r.events(2) {
+		if ev.Type != EventConnect {
+			continue
+		}
+		want := r.tracer.Tier() == TierFentry && ev.Local != r.local(bound)
+		if got := ev.Search > 0 && ev.Search < time.Minute; got != want {
+			t.Errorf("%s: looked for a port for %v; want to be told: %v", line(&ev), ev.Search, want)
+		}
+	}
+	counts := r.tracer.Counts()
+	if got := counts.SearchCount > 0 && counts.SearchSum > 0; got != (r.tracer.Tier() == TierFentry) {
+		t.Errorf("counted %d searches, %v in all, in the %s tier", counts.SearchCount, counts.SearchSum, r.tracer.Tier())
 	}
 }
