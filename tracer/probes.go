@@ -293,14 +293,3 @@ func (p *probe) attach(prog *ebpf.Program, as ebpf.AttachType, cgroup string) (l
 	}
 	return l, nil
 }
-
-// clockNow reads a kernel clock, in nanoseconds.
-func clockNow(clock int32) int64 {
-	var ts unix.Timespec
-	// The clocks used here exist on every supported kernel.
-	_ = unix.ClockGettime(clock, &ts)
-	return ts.Nano()
-}
-
-// boottime is the present CLOCK_BOOTTIME, nanoseconds.
-func boottime() uint64 { return uint64(clockNow(unix.CLOCK_BOOTTIME)) }

@@ -12,7 +12,6 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/ringbuf"
-	"golang.org/x/sys/unix"
 )
 
 // DefaultRingBytes is the size of the ring buffer: room for some 70,000 events.
@@ -560,23 +559,4 @@ func (t *Tracer) resync() (*Snapshot, error) {
 	// can be thought lost, it has long been in the ring buffer.
 	t.settle = time.Now().Add(readerIdle)
 	return snap, nil
-}
-
-// wallClock tells the wall-clock time of CLOCK_BOOTTIME zero. That changes only
-// when somebody sets the clock; but to read it takes two clocks, one after the
-// other, and what comes in between is doubt.
-type wallClock struct {
-	zero  time.Time
-	doubt time.Duration
-}
-
-// read keeps what is known, unless the clock was set or is now read better.
-func (c *wallClock) read() {
-	before := clockNow(unix.CLOCK_BOOTTIME)
-	wall := clockNow(unix.CLOCK_REALTIME)
-	doubt := time.Duration(clockNow(unix.CLOCK_BOOTTIME) - before)
-	zero := time.Unix(0, wall-before-int64(doubt/2))
-	if c.zero.IsZero() || doubt < c.doubt || zero.Sub(c.zero).Abs() > doubt+c.doubt {
-		c.zero, c.doubt = zero, doubt
-	}
 }
