@@ -69,6 +69,41 @@ func TestKernelBindRefused(t *testing.T) {
 	}
 }
 
+// Any user can have very many sockets on a port, with very many descriptors, and be
+// refused it very often: what an event keeps of them is bounded.
+func TestKernelBindRefusedByMany(t *testing.T) {
+	r := record(t, Config{})
+	const sockets, copies = 100, 50
+	for range sockets {
+		fd := r.socket(unix.AF_INET, unix.SOCK_DGRAM)
+		r.setsockopt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+		r.bind(fd, "127.0.0.1:7001")
+		for range copies {
+			other, err := unix.Dup(fd)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer unix.Close(other)
+		}
+	}
+	r.events(sockets)
+	fd := r.socket(unix.AF_INET, unix.SOCK_DGRAM)
+	const binds = 200
+	for range binds {
+		r.fails(unix.Bind(fd, sockaddr(unix.AF_INET, "127.0.0.1:7001")), unix.EADDRINUSE)
+	}
+	for i, ev := range r.events(binds) {
+		if len(ev.HeldBy) != maxHeldBy || ev.HeldByMore == 0 || ev.HeldByMore > sockets-maxHeldBy {
+			t.Fatalf("event %d is held by %d sockets and %d more, want %d and up to %d", i, len(ev.HeldBy), ev.HeldByMore, maxHeldBy, sockets-maxHeldBy)
+		}
+		for _, s := range ev.HeldBy {
+			if len(s.Holders) > maxHeldBy || cap(s.Holders) > 2*maxHeldBy || i == 0 && (ev.HeldByMore != sockets-maxHeldBy || len(s.Holders) != maxHeldBy) {
+				t.Fatalf("event %d: a socket in the way has %d holders in room for %d", i, len(s.Holders), cap(s.Holders))
+			}
+		}
+	}
+}
+
 // A port below ip_unprivileged_port_start, without CAP_NET_BIND_SERVICE.
 func TestKernelBindNotPermitted(t *testing.T) {
 	r := record(t, Config{})

@@ -341,6 +341,17 @@ func (t *Table) Port(port uint16) []Socket {
 	return out
 }
 
+// some returns sockets on a port, at most max of them, in no order.
+func (t *Table) some(port uint16, max int) []Socket {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	var out []Socket
+	for r := t.byPort[port]; r != nil && len(out) < max; r = r.next {
+		out = append(out, r.Socket)
+	}
+	return out
+}
+
 // All returns every socket, ordered as SortSockets does.
 func (t *Table) All() []Socket {
 	t.mu.RLock()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -455,7 +456,7 @@ func (t *Tracer) take(record []byte) {
 	if !t.table.Apply(ev) {
 		t.batch = t.batch[:len(t.batch)-1]
 	} else if ev.Type == EventBind && ev.Errno == syscall.EADDRINUSE && ev.RequestedPort != 0 {
-		ev.HeldBy = t.heldBy(ev)
+		ev.HeldBy, ev.HeldByMore = few(t.heldBy(ev))
 	}
 	t.decoded++
 }
@@ -485,15 +486,34 @@ func (t *Tracer) count(to *uint64, n uint64) {
 	t.mu.Unlock()
 }
 
+// maxHeldBy bounds what an event says of the sockets in its way, and of the holders
+// of each: any user can have very many on one port, and be refused very often.
+const maxHeldBy = 32
+
+// few keeps the first of the sockets, and the first of their holders, in memory of
+// their own; more is how many sockets that leaves out.
+func few(in []Socket) (out []Socket, more int) {
+	if len(in) == 0 {
+		return nil, 0
+	}
+	out = slices.Clone(in[:min(len(in), maxHeldBy)])
+	for i := range out {
+		h := out[i].Holders
+		out[i].Holders = slices.Clone(h[:min(len(h), maxHeldBy)])
+	}
+	return out, len(in) - len(out)
+}
+
 // heldBy tells which sockets were in the way of a refused bind. The table knows
 // them as they were then; the kernel is asked who holds them, and for those in
-// TIME_WAIT, unless asking would take more than a tenth of the reader's time.
+// TIME_WAIT, unless asking would take more than a tenth of the reader's time. Then
+// some of the table's are all that is looked at.
 func (t *Tracer) heldBy(ev *Event) []Socket {
-	known := t.table.Port(ev.Local.Port())
 	start := time.Now()
 	if start.Sub(t.lookedAt) < 10*t.lookCost {
-		return inTheWay(ev, known)
+		return inTheWay(ev, t.table.some(ev.Local.Port(), 2*maxHeldBy))
 	}
+	known := t.table.Port(ev.Local.Port())
 	snap, err := t.snap.Take(ev.Local.Port())
 	t.lookedAt = time.Now()
 	t.lookCost = t.lookedAt.Sub(start)

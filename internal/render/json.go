@@ -160,6 +160,9 @@ func (e *Event) AppendJSON(b []byte) []byte {
 	if len(e.HeldBy) > 0 {
 		o.other(`,"held_by":`, e.HeldBy)
 	}
+	if e.HeldByMore > 0 {
+		o.uint(`,"held_by_more":`, uint64(e.HeldByMore))
+	}
 	o.optUint(`,"pid":`, uint64(e.PID))
 	o.optStr(`,"comm":`, e.Comm)
 	if e.UID != nil {

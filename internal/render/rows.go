@@ -60,6 +60,7 @@ type Event struct {
 	Implicit      bool                 `json:"implicit,omitempty"`
 	Error         string               `json:"error,omitempty"`
 	HeldBy        []Socket             `json:"held_by,omitempty"`
+	HeldByMore    int                  `json:"held_by_more,omitempty"`
 	PID           uint32               `json:"pid,omitempty"`
 	Comm          string               `json:"comm,omitempty"`
 	UID           *uint32              `json:"uid,omitempty"`
@@ -176,6 +177,7 @@ func (n *Names) Event(ev *tracer.Event) Event {
 	for i := range ev.HeldBy {
 		row.HeldBy = append(row.HeldBy, n.Socket(&ev.HeldBy[i]))
 	}
+	row.HeldByMore = ev.HeldByMore
 	if ev.Process.PID != 0 {
 		info := n.Cgroups.Resolve(ev.Process.Cgroup)
 		row.PID, row.Comm, row.UID = ev.Process.PID, ev.Process.Comm, &ev.Process.UID

@@ -228,7 +228,7 @@ func (n *Names) extra(style Style, ev *Event) string {
 	}
 	if len(ev.HeldBy) > 0 {
 		words = append(words, heldBy(&ev.HeldBy[0]))
-		if more := len(ev.HeldBy) - 1; more > 0 {
+		if more := len(ev.HeldBy) - 1 + ev.HeldByMore; more > 0 {
 			words = append(words, fmt.Sprintf("and %d more", more))
 		}
 	}
