@@ -151,7 +151,7 @@ type Event struct {
 	RequestedPort uint16         // bind: the port asked for, 0 = any
 	Implicit      bool           // bind: the kernel bound without bind()
 	Errno         syscall.Errno  // 0 on success; of a close what ended the connection
-	HeldBy        []Socket       // bind refused with EADDRINUSE: the first sockets in the way, 32 at most with 32 holders each
+	HeldBy        []Socket       // bind refused with EADDRINUSE: the first sockets in the way, 16 at most with 16 holders each
 	HeldByMore    int            // how many more were seen in the way
 	Process       Process        // who acted; of a close the owner of the socket
 	NetNS         uint32         // inode number of the socket's network namespace

@@ -24,6 +24,10 @@ type Stats struct {
 	Bad        uint64 // read and not understood
 	Resyncs    uint64 // times the table was rebuilt after a loss
 	Reconciles uint64 // times it was compared with the kernel's, at Config.Reconcile
+	// ResyncErrors is how often neither could be done, which is tried again every
+	// second; ResyncError why not, the last time.
+	ResyncErrors uint64
+	ResyncError  error
 }
 
 // Lost is the number of events the kernel could not hand over.

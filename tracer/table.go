@@ -341,15 +341,23 @@ func (t *Table) Port(port uint16) []Socket {
 	return out
 }
 
-// some returns sockets on a port, at most max of them, in no order.
-func (t *Table) some(port uint16, max int) []Socket {
+// inTheWay looks at some sockets on the port of a refused bind and returns the first
+// that are in its way, at most max, and how many more.
+func (t *Table) inTheWay(ev *Event, look, max int) (out []Socket, more int) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	var out []Socket
-	for r := t.byPort[port]; r != nil && len(out) < max; r = r.next {
-		out = append(out, r.Socket)
+	for r := t.byPort[ev.Local.Port()]; r != nil && look > 0; r = r.next {
+		look--
+		if !conflict(ev, &r.Socket) {
+			continue
+		}
+		if len(out) == max {
+			more++
+		} else {
+			out = append(out, r.Socket)
+		}
 	}
-	return out
+	return out, more
 }
 
 // All returns every socket, ordered as SortSockets does.
@@ -442,23 +450,27 @@ func compareEnds(a, b *Socket) int {
 // inTheWay returns those of sockets that made a bind fail with EADDRINUSE:
 // inet_bind_conflict() and inet_rcv_saddr_equal() of the kernel.
 func inTheWay(ev *Event, sockets []Socket) []Socket {
-	flag := func(f bpfEventFlag) bool { return ev.flags&uint8(f) != 0 }
 	var out []Socket
-	for _, s := range sockets {
-		if s.id == ev.sock || s.Proto != ev.Proto || s.NetNS != ev.NetNS || s.Local.Port() != ev.Local.Port() {
-			continue
-		}
-		if flag(bpfEventFlagEVENT_REUSEADDR) && s.ReuseAddr && (s.State != StateListen || s.Proto == UDP) {
-			continue
-		}
-		if flag(bpfEventFlagEVENT_REUSEPORT) && s.ReusePort && (s.UID == ev.Process.UID || s.Role == RoleTimeWait) {
-			continue // of TIME_WAIT the kernel does not ask whose it was
-		}
-		if addrConflict(ev.Local.Addr(), flag(bpfEventFlagEVENT_V6ONLY), s.Local.Addr(), s.V6Only) {
-			out = append(out, s)
+	for i := range sockets {
+		if conflict(ev, &sockets[i]) {
+			out = append(out, sockets[i])
 		}
 	}
 	return out
+}
+
+// conflict tells whether a socket is in the way of a refused bind.
+func conflict(ev *Event, s *Socket) bool {
+	flag := func(f bpfEventFlag) bool { return ev.flags&uint8(f) != 0 }
+	switch {
+	case s.id == ev.sock || s.Proto != ev.Proto || s.NetNS != ev.NetNS || s.Local.Port() != ev.Local.Port():
+		return false
+	case flag(bpfEventFlagEVENT_REUSEADDR) && s.ReuseAddr && (s.State != StateListen || s.Proto == UDP):
+		return false
+	case flag(bpfEventFlagEVENT_REUSEPORT) && s.ReusePort && (s.UID == ev.Process.UID || s.Role == RoleTimeWait):
+		return false // of TIME_WAIT the kernel does not ask whose it was
+	}
+	return addrConflict(ev.Local.Addr(), flag(bpfEventFlagEVENT_V6ONLY), s.Local.Addr(), s.V6Only)
 }
 
 // addrConflict: may a socket not be bound to a because another is bound to b?

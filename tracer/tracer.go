@@ -71,6 +71,7 @@ type Tracer struct {
 	resynced uint64        // losses the table has been rebuilt after
 	every    time.Duration // Config.Reconcile
 	next     time.Time     // the next one; zero: none
+	retry    time.Time     // not to rebuild the table before
 	settle   time.Time     // when to look whether the table can be settled; zero: it is
 }
 
@@ -88,6 +89,8 @@ const (
 	maxBatch = 512
 	// checkEvery is how often the loss counters are read while events come.
 	checkEvery = 100 * time.Millisecond
+	// retryAfter is when the table is tried to be rebuilt again that could not be.
+	retryAfter = time.Second
 )
 
 // Open loads the programs and attaches every hook; events collect in the ring
@@ -456,7 +459,7 @@ func (t *Tracer) take(record []byte) {
 	if !t.table.Apply(ev) {
 		t.batch = t.batch[:len(t.batch)-1]
 	} else if ev.Type == EventBind && ev.Errno == syscall.EADDRINUSE && ev.RequestedPort != 0 {
-		ev.HeldBy, ev.HeldByMore = few(t.heldBy(ev))
+		ev.HeldBy, ev.HeldByMore = t.heldBy(ev)
 	}
 	t.decoded++
 }
@@ -488,37 +491,40 @@ func (t *Tracer) count(to *uint64, n uint64) {
 
 // maxHeldBy bounds what an event says of the sockets in its way, and of the holders
 // of each: any user can have very many on one port, and be refused very often.
-const maxHeldBy = 32
+const (
+	maxHeldBy = 16
+	fewHeldBy = 4 // when there is no time to look
+)
 
-// few keeps the first of the sockets, and the first of their holders, in memory of
-// their own; more is how many sockets that leaves out.
+// few keeps the first of the sockets; more is how many that leaves out.
 func few(in []Socket) (out []Socket, more int) {
-	if len(in) == 0 {
-		return nil, 0
+	return slices.Clone(in[:min(len(in), maxHeldBy)]), max(len(in)-maxHeldBy, 0)
+}
+
+// fewHolders keeps the first holders of each, in memory of their own.
+func fewHolders(sockets []Socket) {
+	for i := range sockets {
+		h := sockets[i].Holders
+		sockets[i].Holders = slices.Clone(h[:min(len(h), maxHeldBy)])
 	}
-	out = slices.Clone(in[:min(len(in), maxHeldBy)])
-	for i := range out {
-		h := out[i].Holders
-		out[i].Holders = slices.Clone(h[:min(len(h), maxHeldBy)])
-	}
-	return out, len(in) - len(out)
 }
 
 // heldBy tells which sockets were in the way of a refused bind. The table knows
 // them as they were then; the kernel is asked who holds them, and for those in
 // TIME_WAIT, unless asking would take more than a tenth of the reader's time. Then
 // some of the table's are all that is looked at.
-func (t *Tracer) heldBy(ev *Event) []Socket {
+func (t *Tracer) heldBy(ev *Event) (by []Socket, more int) {
+	defer func() { fewHolders(by) }()
 	start := time.Now()
 	if start.Sub(t.lookedAt) < 10*t.lookCost {
-		return inTheWay(ev, t.table.some(ev.Local.Port(), 2*maxHeldBy))
+		return t.table.inTheWay(ev, 4*maxHeldBy, fewHeldBy)
 	}
 	known := t.table.Port(ev.Local.Port())
 	snap, err := t.snap.Take(ev.Local.Port())
 	t.lookedAt = time.Now()
 	t.lookCost = t.lookedAt.Sub(start)
 	if err != nil {
-		return inTheWay(ev, known)
+		return few(inTheWay(ev, known))
 	}
 	now := snap.Sockets
 	at := make(map[uint64]int, len(now))
@@ -534,7 +540,7 @@ func (t *Tracer) heldBy(ev *Event) []Socket {
 	}
 	found := inTheWay(ev, now)
 	SortSockets(found)
-	return found
+	return few(found)
 }
 
 // check rebuilds the table when events were lost since the last time, or its time
@@ -550,21 +556,40 @@ func (t *Tracer) check() error {
 		return err
 	}
 	lost := stats.Lost()
-	due := !t.next.IsZero() && !t.checked.Before(t.next)
-	switch {
-	case lost != t.resynced:
-		t.resynced = lost
-		t.count(&t.stats.Resyncs, 1)
+	switch due := !t.next.IsZero() && !t.checked.Before(t.next); {
+	case lost != t.resynced && !t.checked.Before(t.retry):
+		if t.rebuild() {
+			t.resynced = lost
+			t.count(&t.stats.Resyncs, 1)
+		}
 	case due:
-		t.count(&t.stats.Reconciles, 1)
-	default:
-		return nil
+		if t.rebuild() {
+			t.count(&t.stats.Reconciles, 1)
+		}
 	}
-	_, err = t.resync()
-	if t.every > 0 {
-		t.next = time.Now().Add(t.every)
+	return nil
+}
+
+// rebuild is resync. That it could not be done, for want of memory or of a file
+// descriptor, is counted, and it is tried again after a while: what is known still
+// serves, and events go on.
+func (t *Tracer) rebuild() bool {
+	_, err := t.resync()
+	if err == nil {
+		if t.retry = (time.Time{}); t.every > 0 {
+			t.next = time.Now().Add(t.every)
+		} else {
+			t.next = time.Time{}
+		}
+		return true
 	}
-	return err
+	t.mu.Lock()
+	t.stats.ResyncErrors++
+	t.stats.ResyncError = err
+	t.mu.Unlock()
+	t.retry = time.Now().Add(retryAfter)
+	t.next = t.retry
+	return false
 }
 
 // resync makes the table equal to the kernel's tables.
