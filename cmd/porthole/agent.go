@@ -54,6 +54,10 @@ func serve(ctx context.Context, e *env, o *serveOptions) error {
 	signal.Ignore(syscall.SIGHUP)
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
+	log := agent.NewLogWriter(e.stderr) // a log that cannot be written must not stop the agent
+	defer log.Close()
+	own := *e
+	own.stderr, e = log, &own
 	cfg := o.config
 	cfg.Tier, cfg.NoSyscallHooks, cfg.Version = o.hooks.tier, o.hooks.noSyscallHooks, version
 	cfg.Log = slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))

@@ -14,6 +14,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/net/netutil"
 
 	"github.com/porthole-dev/porthole/internal/doctor"
 	"github.com/porthole-dev/porthole/internal/render"
@@ -32,6 +33,9 @@ const (
 	reconcileEvery = 30 * time.Second
 	// endWithin is how long clients have to take the end of their answers.
 	endWithin = 2 * time.Second
+	// maxConns is how many connections a listener has at once; others wait. Memory and
+	// descriptors are bounded by it: any user of the machine can ask for metrics.
+	maxConns = 128
 )
 
 // Config says how to run an agent.
@@ -127,7 +131,7 @@ func (a *agent) serve(ctx context.Context, socket *socket, front *webFront) erro
 	start("trace", func() error {
 		return a.tracer.Run(ctx, func(*tracer.Snapshot) { a.ready.Store(true); close(ready) })
 	})
-	start("serve "+a.cfg.Socket, func() error { return inside.Serve(socket) })
+	start("serve "+a.cfg.Socket, func() error { return inside.Serve(netutil.LimitListener(socket, maxConns)) })
 	for i, server := range outside {
 		start("serve metrics", func() error { return front.serve(i, server, a.cfg.Log) })
 	}
@@ -169,7 +173,7 @@ func end(servers []*http.Server) {
 func (a *agent) metrics() (*prometheus.Registry, error) {
 	reg := prometheus.NewRegistry()
 	for _, c := range []prometheus.Collector{
-		newMetrics(a.tracer, a.names, a.cfg.Version),
+		newMetrics(a.tracer, a.names, a.cfg.Version, a.cfg.Log),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), collectors.NewGoCollector(),
 	} {
 		if err := reg.Register(c); err != nil {

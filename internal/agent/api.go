@@ -74,8 +74,12 @@ func (a *agent) mux(metrics *prometheus.Registry, routes map[string]handler) htt
 	}
 	mux.Handle("/healthz", a.answer(healthz))
 	mux.Handle("/readyz", a.answer(a.readyz))
-	mux.Handle("/metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{
+	scrape := promhttp.HandlerFor(metrics, promhttp.HandlerOpts{
 		ErrorLog: slog.NewLogLogger(a.cfg.Log.Handler(), slog.LevelError), MaxRequestsInFlight: 8,
+	})
+	mux.Handle("/metrics", a.answer(func(w http.ResponseWriter, r *http.Request) error {
+		scrape.ServeHTTP(w, r)
+		return nil
 	}))
 	mux.Handle("/", a.answer(func(_ http.ResponseWriter, r *http.Request) error {
 		return &httpError{http.StatusNotFound, fmt.Errorf("nothing is at %s", r.URL.Path)}

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"log/slog"
 	"slices"
 	"strings"
 	"time"
@@ -49,7 +50,7 @@ var labels = []label{
 	{"remote", "a destination, ip:port, of the 20 fullest on the machine; one with fewer than 8 ports keeps its place for ten minutes. `other` is the rest of the namespace"},
 	{"comm", "the name of a process, quoted where it has characters that do not print, of the 20 with most, chosen as `remote` is; `other` is the rest"},
 	{"program", "the hook a BPF program is attached to, as in `probe`"},
-	{"what", "`counters`, `ports`, `programs`"},
+	{"what", "`counters`, `ports`, `programs`, `table`"},
 }
 
 // metrics lists every metric, in the order of the documentation.
@@ -212,8 +213,9 @@ var metrics = []metric{
 	},
 	{
 		"porthole_read_errors_total", counter, []string{"what"},
-		"Times something could not be read for a scrape; its metrics are then absent.",
+		"Times something could not be read: for a scrape, whose metrics are then absent; `table`: to compare the table of sockets with the kernel's, which is tried again a second later.",
 		func(s *sample, e emitter) {
+			s.stat(e, func(st *tracer.Stats) uint64 { return st.ResyncErrors }, "table")
 			for what, n := range s.errors {
 				e.put(float64(n), what)
 			}
@@ -269,8 +271,8 @@ func tierLabel(t tracer.Tier) string {
 
 // newMetrics returns the metrics of a running tracer. Scrapes may come at once;
 // those within one second share one reading of the kernel.
-func newMetrics(t *tracer.Tracer, names *render.Names, version string) prometheus.Collector {
-	return newCollector(shared(time.Second, time.Now, newSampler(t, names, version).read))
+func newMetrics(t *tracer.Tracer, names *render.Names, version string, log *slog.Logger) prometheus.Collector {
+	return newCollector(shared(time.Second, time.Now, newSampler(t, names, version, log).read))
 }
 
 // collector shows samples as metrics. It keeps no number.

@@ -46,7 +46,7 @@ func fullSample() *sample {
 			{Hook: "fexit/__inet_bind", Tier: tracer.TierFentry, Reason: "not in this kernel"},
 			{Hook: "cgroup/bind4", Tier: tracer.TierTracepoint, Attached: true},
 		},
-		stats:    &tracer.Stats{Submitted: 1000, LostRing: 3, LostState: 1, LostNested: 2, Decoded: 990, Bad: 4, Resyncs: 2, Reconciles: 9},
+		stats:    &tracer.Stats{Submitted: 1000, LostRing: 3, LostState: 1, LostNested: 2, Decoded: 990, Bad: 4, Resyncs: 2, Reconciles: 9, ResyncErrors: 5},
 		programs: []tracer.ProgramStats{{Hook: "tp_btf/inet_sock_set_state", Runs: 4000, Time: 1500 * time.Microsecond}},
 		errors:   map[string]uint64{"counters": 0, "ports": 1, "programs": 0},
 		walk:     12 * time.Millisecond,

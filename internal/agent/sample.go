@@ -128,6 +128,7 @@ type sampler struct {
 	tracer  *tracer.Tracer
 	names   *render.Names
 	version string
+	log     *slog.Logger
 	started time.Time
 
 	netns        *namer
@@ -137,9 +138,9 @@ type sampler struct {
 	errors       map[string]uint64
 }
 
-func newSampler(t *tracer.Tracer, names *render.Names, version string) *sampler {
+func newSampler(t *tracer.Tracer, names *render.Names, version string, log *slog.Logger) *sampler {
 	return &sampler{
-		tracer: t, names: names, version: version, started: time.Now(), netns: newNamer(),
+		tracer: t, names: names, version: version, log: log, started: time.Now(), netns: newNamer(),
 		errors: map[string]uint64{"counters": 0, "ports": 0, "programs": 0},
 	}
 }
@@ -181,7 +182,7 @@ func (r *sampler) ports(s *sample, spaces []tracer.PortSpace, all []tracer.Headr
 func (r *sampler) ok(what string, err error) bool {
 	if err != nil {
 		r.errors[what]++
-		slog.Error("read for metrics", "what", what, "error", err)
+		r.log.Error("read for metrics", "what", what, "error", err)
 	}
 	return err == nil
 }

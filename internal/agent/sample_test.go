@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"sync"
@@ -248,7 +249,7 @@ func TestMetricsOfTracer(t *testing.T) {
 	}
 	names := &render.Names{Cgroups: container.NewResolver("")}
 	reg := prometheus.NewPedanticRegistry()
-	reg.MustRegister(newMetrics(tr, names, "v0"))
+	reg.MustRegister(newMetrics(tr, names, "v0", slog.New(slog.DiscardHandler)))
 	values, err := reg.Gather()
 	if err != nil {
 		t.Fatal(err)

@@ -30,7 +30,7 @@ func listenSocket(path string) (*socket, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("make directory of the socket: %w", err)
 	}
-	lock, err := os.OpenFile(path+".lock", os.O_CREATE|os.O_RDWR, 0o600)
+	lock, err := os.OpenFile(path+".lock", os.O_CREATE|os.O_RDONLY|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
@@ -114,11 +114,16 @@ func openTo(f *os.File, path string) (net.Listener, error) {
 	return net.FileListener(f)
 }
 
-// close removes the socket.
+// close removes the socket. Where that may not be done any more, by who has given up
+// privileges or on what is read-only now, the next agent takes it over.
 func (s *socket) close() error {
 	err := s.Listener.Close()
 	if errors.Is(err, net.ErrClosed) { // by its server
 		err = nil
 	}
-	return errors.Join(err, os.Remove(s.path), s.lock.Close())
+	removeErr := os.Remove(s.path)
+	if errors.Is(removeErr, fs.ErrPermission) || errors.Is(removeErr, unix.EROFS) {
+		removeErr = nil
+	}
+	return errors.Join(err, removeErr, s.lock.Close())
 }

@@ -97,3 +97,33 @@ func TestSocketOfAnother(t *testing.T) {
 		t.Errorf("a path too long for a socket: error %v", err)
 	}
 }
+
+// Whatever the umask, nobody else may write the directory, hold the lock, or use the
+// socket; and a lock is not followed elsewhere.
+func TestSocketModes(t *testing.T) {
+	defer unix.Umask(unix.Umask(0))
+	dir := filepath.Join(t.TempDir(), "dir")
+	path := filepath.Join(dir, "porthole.sock")
+	s, err := listenSocket(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]os.FileMode{dir: 0o755, path: 0o660, path + ".lock": 0o600} {
+		if info, err := os.Stat(path); err != nil || info.Mode().Perm() != want {
+			t.Errorf("%s: %v, %v; want %o", path, info.Mode(), err, want)
+		}
+	}
+	if err := s.close(); err != nil {
+		t.Error(err)
+	}
+	elsewhere := filepath.Join(dir, "elsewhere")
+	if err := errors.Join(os.Remove(path+".lock"), os.Symlink(elsewhere, path+".lock")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := listenSocket(path); !errors.Is(err, unix.ELOOP) {
+		t.Errorf("error %v, want %v", err, unix.ELOOP)
+	}
+	if _, err := os.Stat(elsewhere); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a file was made elsewhere: %v", err)
+	}
+}

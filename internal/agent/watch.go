@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
+
+	"github.com/porthole-dev/porthole/tracer"
 )
 
 // lookEvery is how often the agent looks after itself, at least.
@@ -35,24 +37,32 @@ func (a *agent) watch(ctx context.Context, ready <-chan struct{}, metrics []stri
 	}
 	tick := time.NewTicker(every)
 	defer tick.Stop()
-	var told uint64
+	var told tracer.Stats
 	for {
 		select {
 		case <-ctx.Done():
 			return notify(daemon.SdNotifyStopping)
 		case <-tick.C:
 		}
-		lost, err := a.lost() // waits for the tracer's locks: who cannot get them is not alive
+		stats, err := a.tracer.Stats() // waits for the tracer's locks: who cannot get them is not alive
 		if err != nil {
 			return err
 		}
-		if lost > told {
-			a.cfg.Log.Warn("events were lost in the kernel; the table has been rebuilt", "lost", lost-told)
-			told = lost
-		}
+		a.tell(&told, &stats)
+		told = stats
 		if err := notify(daemon.SdNotifyWatchdog); err != nil {
 			return err
 		}
+	}
+}
+
+// tell logs what went wrong since it last did.
+func (a *agent) tell(last, now *tracer.Stats) {
+	if lost := now.Lost() + now.Bad - last.Lost() - last.Bad; lost > 0 {
+		a.cfg.Log.Warn("events were lost in the kernel; the table is rebuilt", "lost", lost)
+	}
+	if n := now.ResyncErrors - last.ResyncErrors; n > 0 {
+		a.cfg.Log.Error("the table could not be compared with the kernel's, which is tried every second", "times", n, "error", now.ResyncError)
 	}
 }
 

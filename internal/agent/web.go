@@ -9,6 +9,7 @@ import (
 
 	"github.com/prometheus/exporter-toolkit/web"
 	"go.yaml.in/yaml/v2"
+	"golang.org/x/net/netutil"
 )
 
 // webFront is what Prometheus asks: TCP, with TLS and passwords by the
@@ -44,7 +45,7 @@ func openWeb(cfg Config) (*webFront, error) {
 			w.close()
 			return nil, fmt.Errorf("listen for metrics: %w", err)
 		}
-		w.listeners = append(w.listeners, l)
+		w.listeners = append(w.listeners, netutil.LimitListener(l, maxConns))
 	}
 	return w, nil
 }

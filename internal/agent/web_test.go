@@ -21,6 +21,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // writeCertificate writes cert.pem and key.pem.
@@ -128,6 +130,23 @@ func TestAnswer(t *testing.T) {
 	}
 	if got := strings.Count(log.String(), "request failed"); got != 1 {
 		t.Errorf("%d failures in the log, want 1:\n%s", got, log.String())
+	}
+}
+
+// Nothing can be asked for but to read.
+func TestOnlyGet(t *testing.T) {
+	a := &agent{cfg: Config{Log: slog.New(slog.DiscardHandler)}}
+	h := a.socketHandler(prometheus.NewRegistry())
+	for _, path := range []string{
+		"/", "/metrics", "/healthz", "/readyz", "/v1/events", "/v1/sockets", "/v1/ports/80", "/v1/headroom", "/v1/history", "/v1/status",
+	} {
+		for _, method := range []string{"HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"} {
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, httptest.NewRequest(method, path, nil))
+			if w.Code != http.StatusMethodNotAllowed {
+				t.Errorf("%s %s: status %d, want 405", method, path, w.Code)
+			}
+		}
 	}
 }
 
