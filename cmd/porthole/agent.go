@@ -59,6 +59,7 @@ func serve(ctx context.Context, e *env, o *serveOptions) error {
 	own := *e
 	own.stderr, e = log, &own
 	cfg := o.config
+	cfg.Confine = e.alone
 	cfg.Tier, cfg.NoSyscallHooks, cfg.Version = o.hooks.tier, o.hooks.noSyscallHooks, version
 	cfg.Log = slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	var tail sync.WaitGroup

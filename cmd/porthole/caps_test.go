@@ -32,7 +32,7 @@ func TestMain(m *testing.M) {
 		}
 		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 		defer stop()
-		os.Exit(run(ctx, &env{stdout: os.Stdout, stderr: os.Stderr}, args))
+		os.Exit(run(ctx, &env{stdout: os.Stdout, stderr: os.Stderr, alone: true}, args))
 	}
 	os.Exit(m.Run())
 }

@@ -35,6 +35,7 @@ const (
 type env struct {
 	stdout, stderr io.Writer
 	style          render.Style
+	alone          bool // the process is for this one command: it may give up what the command has no use for
 }
 
 // errNo ends a command whose answer is no: it has been printed already.
@@ -52,7 +53,7 @@ func main() {
 	// A reader that goes away is seen as an error of the write, not a signal.
 	signal.Ignore(syscall.SIGPIPE)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	e := &env{stdout: os.Stdout, stderr: os.Stderr}
+	e := &env{stdout: os.Stdout, stderr: os.Stderr, alone: true}
 	e.style.Color = os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" && term.IsTerminal(int(os.Stdout.Fd()))
 	code := run(ctx, e, os.Args[1:])
 	stop()
@@ -92,6 +93,10 @@ func hints(err error) []string {
 			"or ask an agent: start it as root, sudo porthole agent, and be in group porthole",
 			"as root already: a container or the kernel's lockdown may forbid it",
 		}
+	case errors.Is(err, syscall.EMFILE):
+		return []string{"let it open more files: ulimit -n, or LimitNOFILE= of the systemd unit; 256 are plenty for commands, 1024 for an agent"}
+	case errors.Is(err, syscall.ENOMEM):
+		return []string{"let it use more memory, MemoryMax= of the systemd unit: an agent takes some 100 MB"}
 	case errors.Is(err, tracer.ErrNotSupported):
 		return []string{"porthole doctor tells what this machine lacks"}
 	}

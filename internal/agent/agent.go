@@ -46,6 +46,7 @@ type Config struct {
 	History        int      // how many tenancies that ended to keep
 	Tier           tracer.Tier
 	NoSyscallHooks bool
+	Confine        bool // give up the privileges of the process that are of no use once ready, and set its memory limit
 	Version        string
 	Log            *slog.Logger // warnings and errors; of level info others say that they listen
 	Ready          func(Info)   // called once, when the agent knows every socket
@@ -79,6 +80,9 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err := tracer.CheckTrace(cfg.Tier); err != nil {
 		return err
 	}
+	if cfg.Confine {
+		limitMemory()
+	}
 	socket, err := listenSocket(cfg.Socket) // first: of two agents that tells more than a port in use
 	if err != nil {
 		return err
@@ -105,6 +109,11 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, a.tracer.Close()) }()
+	if cfg.Confine {
+		if err := confine(); err != nil {
+			return err
+		}
+	}
 	a.report.Attached(a.tracer)
 	return a.serve(ctx, socket, front)
 }

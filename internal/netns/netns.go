@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -37,10 +38,14 @@ func Names() map[uint32]string {
 // OfThread returns the inode number of the calling thread's namespace.
 func OfThread() (uint32, error) { return inodeOf("/proc/thread-self/ns/net") }
 
+// ofInit is that of process 1. It is remembered, for who gives up privileges cannot
+// look again.
+var ofInit = sync.OnceValues(func() (uint32, error) { return inodeOf("/proc/1/ns/net") })
+
 // Host returns the inode number of the machine's own namespace: that of process
 // 1, or, where that may not be read, of this process.
 func Host() (uint32, error) {
-	if inode, err := inodeOf("/proc/1/ns/net"); err == nil {
+	if inode, err := ofInit(); err == nil {
 		return inode, nil
 	}
 	return inodeOf("/proc/self/ns/net")

@@ -1,0 +1,80 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime/debug"
+
+	"github.com/KimMachineGun/automemlimit/memlimit"
+	"golang.org/x/sys/unix"
+	"kernel.org/pub/linux/libs/security/libcap/cap"
+)
+
+// kept are the capabilities that an agent has use for once everything is attached:
+// before Linux 5.19 bpf(2) takes CAP_BPF whatever is asked of it, and to open a
+// cgroup by its id takes CAP_DAC_READ_SEARCH. Not among them is CAP_SYS_ADMIN, which
+// entering another namespace would take: it is as good as all of them.
+var kept = []cap.Value{cap.BPF, cap.DAC_READ_SEARCH}
+
+// confine gives up, for every thread of the process and for good, all privileges but
+// those kept; what the process has not got it does not get.
+func confine() error {
+	has := cap.GetProc()
+	if yes, err := has.GetFlag(cap.Effective, cap.SETPCAP); err == nil && yes {
+		var all []cap.Value
+		for v := range cap.MaxBits() {
+			all = append(all, v)
+		}
+		if err := cap.DropBound(all...); err != nil {
+			return fmt.Errorf("give up privileges: bounding set: %w", err)
+		}
+	}
+	if err := cap.ResetAmbient(); err != nil {
+		return fmt.Errorf("give up privileges: ambient set: %w", err)
+	}
+	if _, err := cap.Prctlw(unix.PR_SET_NO_NEW_PRIVS, 1); err != nil {
+		return fmt.Errorf("give up privileges: no_new_privs: %w", err)
+	}
+	want := cap.NewSet()
+	for _, v := range keep(has) {
+		if err := errors.Join(want.SetFlag(cap.Permitted, true, v), want.SetFlag(cap.Effective, true, v)); err != nil {
+			return fmt.Errorf("give up privileges: %w", err)
+		}
+	}
+	if err := want.SetProc(); err != nil {
+		return fmt.Errorf("give up privileges: %w", err)
+	}
+	return nil
+}
+
+// keep picks those of kept that there are. CAP_SYS_ADMIN stands for CAP_BPF where
+// that is all there is.
+func keep(has *cap.Set) []cap.Value {
+	var out []cap.Value
+	for _, v := range kept {
+		yes, err := has.GetFlag(cap.Permitted, v)
+		if v == cap.BPF && (err != nil || !yes) {
+			v = cap.SYS_ADMIN
+			yes, err = has.GetFlag(cap.Permitted, v)
+		}
+		if err == nil && yes {
+			out = append(out, v)
+		}
+	}
+	return out
+}
+
+// notGo is what an agent needs besides what Go allocates: BPF maps, the ring buffer
+// above all, and its own code.
+const notGo = 32 << 20
+
+// limitMemory lets Go collect garbage before the limit of the cgroup is reached,
+// unless GOMEMLIMIT says when. Where no limit is found none is set.
+func limitMemory() {
+	limit, err := memlimit.FromCgroup()
+	if err != nil || os.Getenv("GOMEMLIMIT") != "" || limit > 1<<62 {
+		return
+	}
+	debug.SetMemoryLimit(max(int64(limit)-notGo, int64(limit/2)))
+}
