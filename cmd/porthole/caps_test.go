@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -25,6 +27,10 @@ import (
 const argsEnv = "PORTHOLE_TEST_ARGS"
 
 func TestMain(m *testing.M) {
+	if text := os.Getenv(floodEnv); text != "" {
+		flood(text)
+		return
+	}
 	var args []string
 	if text := os.Getenv(argsEnv); text != "" {
 		if err := json.Unmarshal([]byte(text), &args); err != nil {
@@ -134,4 +140,68 @@ func oldMemlock(t *testing.T) bool {
 		}
 	})
 	return true
+}
+
+// An agent that is ready has given up, in every thread, what it needs no more; all of
+// it works.
+func TestKernelAgentConfined(t *testing.T) {
+	ns := testutil.NewNetNS(t)
+	port := listen(t, "127.0.0.1:0").Port
+	f := trouble(t, "", "")
+	waitLine(t, f.errs, "socket: ")
+	resp, err := overUnix(f.socket).Get(fmt.Sprintf("http://porthole/v1/events?netns=%d&event=bind", ns))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	taken := takePort(t)
+	line, err := bufio.NewReader(resp.Body).ReadString('\n')
+	if want := fmt.Sprintf(`"local_port":%d,`, taken); err != nil || !strings.Contains(line, want) {
+		t.Errorf("%v, %s\nwant %s in it", err, line, want)
+	}
+	other := func() uint32 {
+		inode := make(chan uint32)
+		keep := make(chan struct{})
+		t.Cleanup(func() { close(keep) })
+		go func() {
+			inode <- testutil.NewNetNS(t)
+			<-keep
+		}()
+		return <-inode
+	}()
+	for _, c := range []struct {
+		path string
+		code int
+		want string
+	}{
+		{fmt.Sprintf("/v1/sockets?netns=%d", ns), 200, fmt.Sprintf(`"local_port":%d,`, port)},
+		{fmt.Sprintf("/v1/ports/%d", port), 200, fmt.Sprintf(`"pid":%d,`, os.Getpid())},
+		{fmt.Sprintf("/v1/history?port=%d", taken), 200, fmt.Sprintf(`"pid":%d,`, os.Getpid())},
+		{fmt.Sprintf("/v1/headroom?netns=%d", ns), 200, fmt.Sprintf(`"netns":%d,`, ns)},
+		{fmt.Sprintf("/v1/headroom?netns=%d&to=127.0.0.1:80", ns), 200, `"local_ip":"127.0.0.1"`},
+		{fmt.Sprintf("/v1/headroom?netns=%d&to=127.0.0.1:80&from=127.0.0.1", other), 200, `"local_ip":"127.0.0.1"`},
+		{fmt.Sprintf("/v1/headroom?netns=%d&to=127.0.0.1:80", other), 403, "which takes CAP_SYS_ADMIN, and the agent does without; give it from, the local address"},
+		{"/v1/sockets?netns=host", 200, ""},
+		{"/v1/status", 200, `"ready":true`},
+		{"/metrics", 200, `porthole_read_errors_total{what="ports"} 0`},
+	} {
+		if code, body := get(t, f.socket, "GET", c.path); code != c.code || !strings.Contains(body, c.want) {
+			t.Errorf("%s: %d %s\nwant %d and %s in it", c.path, code, body, c.code, c.want)
+		}
+	}
+	kept := fmt.Sprintf("%016x", 1<<unix.CAP_BPF|1<<unix.CAP_DAC_READ_SEARCH)
+	none := fmt.Sprintf("%016x", 0)
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", f.Process.Pid))
+	if err != nil || len(threads) < 2 {
+		t.Fatalf("%d threads, %v", len(threads), err)
+	}
+	for _, path := range threads {
+		for key, want := range map[string]string{
+			"CapEff": kept, "CapPrm": kept, "CapInh": none, "CapAmb": none, "CapBnd": none, "NoNewPrivs": "1",
+		} {
+			if got := statusOf(t, path, key); got != want {
+				t.Errorf("%s: %s %s, want %s", path, key, got, want)
+			}
+		}
+	}
 }
