@@ -459,10 +459,10 @@ func TestAgentNamespacesVanish(t *testing.T) {
 // when it has them again.
 func TestAgentFiles(t *testing.T) {
 	testutil.NewNetNS(t)
-	few := trouble(t, "ulimit -n 24", "")
+	few := trouble(t, "ulimit -n 100", "")
 	line := waitLine(t, few.errs, "porthole: ")
 	hint := waitLine(t, few.errs, "  ")
-	if <-few.ended; few.ProcessState.ExitCode() != exitCant || !strings.Contains(line, "too many open files") || !strings.Contains(hint, "ulimit -n") {
+	if <-few.ended; few.ProcessState.ExitCode() != exitCant || !strings.Contains(line, "100 files may be open: too many open files: an agent needs 512") || !strings.Contains(hint, "ulimit -n") {
 		t.Errorf("exit code %d, %q, %q", few.ProcessState.ExitCode(), line, hint)
 	}
 
@@ -690,6 +690,12 @@ func memoryCgroup(t *testing.T, limit int) string {
 		t.Fatal(err)
 	}
 	return "echo $$ > " + dir + "/cgroup.procs"
+}
+
+// One that has too little is killed by the kernel, but has said why.
+func TestAgentLittleMemory(t *testing.T) {
+	f := trouble(t, memoryCgroup(t, 40<<20), "")
+	awaitLine(t, f.errs, "the cgroup has too little memory for an agent")
 }
 
 // An agent whose cgroup has little memory collects garbage before that is used up,

@@ -94,7 +94,7 @@ func hints(err error) []string {
 			"as root already: a container or the kernel's lockdown may forbid it",
 		}
 	case errors.Is(err, syscall.EMFILE):
-		return []string{"let it open more files: ulimit -n, or LimitNOFILE= of the systemd unit; 256 are plenty for commands, 1024 for an agent"}
+		return []string{"let it open more files: ulimit -n, or LimitNOFILE= of the systemd unit"}
 	case errors.Is(err, syscall.ENOMEM):
 		return []string{"let it use more memory, MemoryMax= of the systemd unit: an agent takes some 100 MB"}
 	case errors.Is(err, tracer.ErrNotSupported):

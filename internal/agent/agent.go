@@ -81,7 +81,10 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	if cfg.Confine {
-		limitMemory()
+		limitMemory(cfg.Log)
+		if err := checkFiles(); err != nil {
+			return err
+		}
 	}
 	socket, err := listenSocket(cfg.Socket) // first: of two agents that tells more than a port in use
 	if err != nil {

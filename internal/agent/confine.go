@@ -3,6 +3,7 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"runtime/debug"
 
@@ -65,16 +66,40 @@ func keep(has *cap.Set) []cap.Value {
 	return out
 }
 
-// notGo is what an agent needs besides what Go allocates: BPF maps, the ring buffer
-// above all, and its own code.
-const notGo = 32 << 20
+const (
+	// notGo is what an agent needs besides what Go allocates: BPF maps, the ring buffer
+	// above all, and its own code.
+	notGo = 32 << 20
+	// leastMemory is what an agent needs on a machine with few sockets. The kernel kills
+	// it below, and says so in its own log alone.
+	leastMemory = 64 << 20
+	// leastFiles are those of an agent with as many connections as it takes.
+	leastFiles = 512
+)
 
 // limitMemory lets Go collect garbage before the limit of the cgroup is reached,
 // unless GOMEMLIMIT says when. Where no limit is found none is set.
-func limitMemory() {
+func limitMemory(log *slog.Logger) {
 	limit, err := memlimit.FromCgroup()
-	if err != nil || os.Getenv("GOMEMLIMIT") != "" || limit > 1<<62 {
+	if err != nil || limit > 1<<62 {
 		return
 	}
-	debug.SetMemoryLimit(max(int64(limit)-notGo, int64(limit/2)))
+	if limit < leastMemory {
+		log.Warn("the cgroup has too little memory for an agent: the kernel may kill it", "bytes", limit, "want", leastMemory)
+	}
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(max(int64(limit)-notGo, int64(limit/2)))
+	}
+}
+
+// checkFiles tells whether the process may open files enough.
+func checkFiles() error {
+	var files unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
+		return fmt.Errorf("read the limit of open files: %w", err)
+	}
+	if files.Cur < leastFiles {
+		return fmt.Errorf("%d files may be open: %w: an agent needs %d", files.Cur, unix.EMFILE, leastFiles)
+	}
+	return nil
 }
