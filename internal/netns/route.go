@@ -69,7 +69,9 @@ func routes(inode uint32) (*netlink.Handle, error) {
 		return nil, err
 	}
 	f, err := os.Open(path)
-	if err != nil {
+	if errors.Is(err, fs.ErrNotExist) { // the last process in it has ended meanwhile
+		return nil, fmt.Errorf("%w: inode number %d", ErrNone, inode)
+	} else if err != nil {
 		return nil, fmt.Errorf("open network namespace %d: %w", inode, err)
 	}
 	defer f.Close()
