@@ -180,7 +180,7 @@ func TestKernelAgentConfined(t *testing.T) {
 		{fmt.Sprintf("/v1/headroom?netns=%d", ns), 200, fmt.Sprintf(`"netns":%d,`, ns)},
 		{fmt.Sprintf("/v1/headroom?netns=%d&to=127.0.0.1:80", ns), 200, `"local_ip":"127.0.0.1"`},
 		{fmt.Sprintf("/v1/headroom?netns=%d&to=127.0.0.1:80&from=127.0.0.1", other), 200, `"local_ip":"127.0.0.1"`},
-		{fmt.Sprintf("/v1/headroom?netns=%d&to=127.0.0.1:80", other), 403, "which takes CAP_SYS_ADMIN, and the agent does without; give it from, the local address"},
+		{fmt.Sprintf("/v1/headroom?netns=%d&to=127.0.0.1:80", other), 403, "not permitted: an agent has given up what that takes; give it from, the local address"},
 		{"/v1/sockets?netns=host", 200, ""},
 		{"/v1/status", 200, `"ready":true`},
 		{"/metrics", 200, `porthole_read_errors_total{what="ports"} 0`},

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -59,10 +61,10 @@ func (a *agent) webHandler(metrics *prometheus.Registry) http.Handler {
 func (a *agent) socketHandler(metrics *prometheus.Registry) http.Handler {
 	return a.mux(metrics, map[string]handler{
 		"/v1/events":       a.events,
-		"/v1/sockets":      a.sockets,
-		"/v1/ports/{port}": a.port,
-		"/v1/headroom":     a.headroom,
-		"/v1/history":      a.history,
+		"/v1/sockets":      bounded(a.sockets),
+		"/v1/ports/{port}": bounded(a.port),
+		"/v1/headroom":     bounded(a.headroom),
+		"/v1/history":      bounded(a.history),
 		"/v1/status":       a.status,
 	})
 }
@@ -85,6 +87,29 @@ func (a *agent) mux(metrics *prometheus.Registry, routes map[string]handler) htt
 		return &httpError{http.StatusNotFound, fmt.Errorf("nothing is at %s", r.URL.Path)}
 	}))
 	return mux
+}
+
+const (
+	// maxAnswers is how many answers of one kind are made and read at once: each keeps
+	// all it has to tell until it is read. turnWithin is how long others wait.
+	maxAnswers = 8
+	turnWithin = 10 * time.Second
+)
+
+// bounded lets maxAnswers of a handler run at once.
+func bounded(h handler) handler {
+	turns := make(chan struct{}, maxAnswers)
+	return func(w http.ResponseWriter, r *http.Request) error {
+		ctx, cancel := context.WithTimeout(r.Context(), turnWithin)
+		defer cancel()
+		select {
+		case turns <- struct{}{}:
+		case <-ctx.Done():
+			return &httpError{http.StatusServiceUnavailable, fmt.Errorf("%d clients read such an answer already", maxAnswers)}
+		}
+		defer func() { <-turns }()
+		return h(w, r)
+	}
 }
 
 // answer makes every error a JSON object with a status code.

@@ -31,7 +31,7 @@ func (a *agent) headroom(w http.ResponseWriter, r *http.Request) error {
 	case errors.Is(err, netns.ErrNone), errors.Is(err, tracer.ErrNoNetNS), errors.Is(err, netns.ErrUnreachable):
 		return badRequest(err)
 	case errors.Is(err, netns.ErrNotPermitted):
-		return &httpError{http.StatusForbidden, fmt.Errorf("%w, and the agent does without; give it from, the local address", err)}
+		return &httpError{http.StatusForbidden, fmt.Errorf("%w: an agent has given up what that takes; give it from, the local address", err)}
 	case err != nil:
 		return err
 	}

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -146,6 +147,38 @@ func TestOnlyGet(t *testing.T) {
 			if w.Code != http.StatusMethodNotAllowed {
 				t.Errorf("%s %s: status %d, want 405", method, path, w.Code)
 			}
+		}
+	}
+}
+
+// So many clients at once are answered; another gets its turn when one is done, or
+// does not wait any longer.
+func TestBounded(t *testing.T) {
+	inside, done := make(chan struct{}, maxAnswers+1), make(chan struct{})
+	h := bounded(func(http.ResponseWriter, *http.Request) error {
+		inside <- struct{}{}
+		<-done
+		return nil
+	})
+	ask := func(ctx context.Context) error {
+		return h(httptest.NewRecorder(), httptest.NewRequestWithContext(ctx, "GET", "/", nil))
+	}
+	answered := make(chan error)
+	for range maxAnswers {
+		go func() { answered <- ask(t.Context()) }()
+		<-inside
+	}
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	var refused *httpError
+	if err := ask(gone); !errors.As(err, &refused) || refused.code != http.StatusServiceUnavailable {
+		t.Errorf("one more: %v, want status 503", err)
+	}
+	go func() { answered <- ask(t.Context()) }()
+	close(done)
+	for range maxAnswers + 1 {
+		if err := <-answered; err != nil {
+			t.Error(err)
 		}
 	}
 }
