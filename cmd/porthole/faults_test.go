@@ -374,7 +374,10 @@ func TestAgentUnmounted(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		line, err := bufio.NewReader(resp.Body).ReadString('\n')
+		stream, line := bufio.NewReader(resp.Body), ""
+		for err == nil && !strings.Contains(line, fmt.Sprintf(`"pid":%d,`, cmd.Process.Pid)) { // an earlier one's may come late
+			line, err = stream.ReadString('\n')
+		}
 		if want := fmt.Sprintf(`"cgroup":"/%s"`, cgroup); err != nil || !strings.Contains(line, want) {
 			t.Errorf("%v, %s\nwant %s in it", err, line, want)
 		}
