@@ -37,8 +37,8 @@ type faulty struct {
 	ended  chan struct{}
 }
 
-// trouble starts an agent after a script of the shell, in a mount namespace of its
-// own. It has the socket given, or one of its own.
+// trouble starts an agent, after a script of the shell in a mount namespace of its own
+// if there is one. It has the socket given, or one of its own.
 func trouble(t *testing.T, script, socket string, args ...string) *faulty {
 	t.Helper()
 	testutil.RequireRoot(t)
@@ -52,9 +52,9 @@ func trouble(t *testing.T, script, socket string, args ...string) *faulty {
 		if err != nil {
 			t.Fatal(err)
 		}
+		f.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS}
 		f.Path, f.Args = "/bin/sh", []string{"sh", "-c", script + "\nexec \"$0\"", exe}
 	}
-	f.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS}
 	f.Env = append(f.Env, "WATCHDOG_USEC=200000") // to hear of it soon
 	out, err := f.StderrPipe()
 	if err != nil {
