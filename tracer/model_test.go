@@ -36,14 +36,15 @@ const (
 type play struct {
 	*recorder
 	model
-	seed   uint64
-	rng    *rand.Rand
-	log    []string
-	asked  string         // the last request
-	done   map[string]int // requests that went well, by name
-	mail   [2]int
-	dead   []identity // for pids to be used again
-	lasted time.Duration
+	seed     uint64
+	rng      *rand.Rand
+	log      []string // of the last requests
+	requests int
+	asked    string         // the last request
+	done     map[string]int // requests that went well, by name
+	mail     [2]int
+	dead     []identity // for pids to be used again
+	lasted   time.Duration
 }
 
 // Whatever processes do, in any order, the live table, a snapshot, and the kernel as
@@ -63,7 +64,7 @@ func TestModel(t *testing.T) {
 			for range c.ops / modelBurst {
 				p.burst()
 			}
-			p.t().Logf("%d requests in %v: %v", len(p.log), p.lasted, p.done)
+			p.t().Logf("%d requests in %v: %v", p.requests, p.lasted, p.done)
 		})
 	}
 }
@@ -105,7 +106,7 @@ func newPlay(t *testing.T, cfg Config, seed uint64) *play {
 			unix.Close(fd)
 		}
 		if t.Failed() {
-			t.Logf("repeat it with %s=%d; what was done last:\n%s", modelSeedEnv, p.seed, strings.Join(p.log[max(0, len(p.log)-2*modelBurst):], "\n"))
+			t.Logf("repeat it with %s=%d; what was done last:\n%s", modelSeedEnv, p.seed, strings.Join(p.log, "\n"))
 		}
 	})
 	for range 3 {
@@ -119,7 +120,8 @@ func (p *play) t() *testing.T { return p.T }
 // burst makes requests and then compares every view.
 func (p *play) burst() {
 	start := time.Now()
-	for n := len(p.log) + modelBurst; len(p.log) < n; {
+	p.log = p.log[max(0, len(p.log)-2*modelBurst):]
+	for n := p.requests + modelBurst; p.requests < n; {
 		p.step()
 	}
 	p.lasted += time.Since(start)
@@ -151,7 +153,7 @@ func (p *play) startWorker() *worker {
 	w := &worker{identity: p.identity(cmd.Process.Pid), ctl: ours, files: make(map[int]*file)}
 	w.tid = p.receive(w).ret
 	p.workers = append(p.workers, w)
-	p.known[w.identity] = true
+	p.know(w.identity)
 	p.unshare(w)
 	return w
 }
@@ -216,6 +218,7 @@ func (p *play) ask(w *worker, with int, op, addr string, args ...int) reply {
 
 func (p *play) note(w *worker, q request, r reply) {
 	p.log = append(p.log, fmt.Sprintf("%d: %s = %d %s %s > %s", w.pid, q, r.ret, errnoOf(r.errno), orDash(r.local), orDash(r.remote)))
+	p.requests++
 	if r.errno == 0 {
 		p.done[q.op]++
 	}
@@ -245,7 +248,7 @@ func (p *play) reap(w *worker) {
 	}
 	unix.Close(w.ctl)
 	p.exit(w)
-	p.dead = append(p.dead, w.identity)
+	p.dead = append(p.dead[max(0, len(p.dead)-100):], w.identity)
 }
 
 // unshare gives a worker a network namespace of its own.
@@ -611,7 +614,7 @@ func (p *play) compareAll() {
 			return
 		}
 		if ctx.Err() != nil || time.Until(deadlineOf(ctx)) < time.Second {
-			p.Fatalf("seed %d, after %d requests: %s", p.seed, len(p.log), diff)
+			p.Fatalf("seed %d, after %d requests: %s", p.seed, p.requests, diff)
 		}
 		runtime.Gosched()
 	}

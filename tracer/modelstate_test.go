@@ -230,8 +230,19 @@ func (m *model) fork(w *worker, id identity, ctl int) *worker {
 		m.open(child, fd, w.files[fd].socket, w.files[fd].cloexec)
 	}
 	m.workers = append(m.workers, child)
-	m.known[id] = true
+	m.know(id)
 	return child
+}
+
+// know remembers a process, for some time.
+func (m *model) know(id identity) {
+	if len(m.known) > 10_000 {
+		clear(m.known)
+		for _, w := range m.workers {
+			m.known[w.identity] = true
+		}
+	}
+	m.known[id] = true
 }
 
 // exec closes what is to be closed then.
