@@ -34,6 +34,12 @@ func TestMain(m *testing.M) {
 		defer stop()
 		os.Exit(run(ctx, &env{stdout: os.Stdout, stderr: os.Stderr}, args))
 	}
+	if name := os.Getenv(hostileEnv); name != "" {
+		if err := hostileMain(name); err != nil {
+			panic(err)
+		}
+		os.Exit(0)
+	}
 	os.Exit(m.Run())
 }
 
