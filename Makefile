@@ -82,6 +82,26 @@ test-kernels: deps
 	if [ -z '$(KERNEL)' ] && ! diff -u --label docs/kernels.md --label 'these runs' docs/kernels.md "$$doc"; then \
 		echo "docs/kernels.md is not what the kernels show: run make docs" >&2; exit 1; fi
 
+# How long soak goes on, and fuzz each of its targets.
+SOAK ?= 1h
+FUZZTIME ?= 10m
+
+## soak: an hour (SOAK=) of the model, of churn and of overload: nothing may grow (asks for root)
+.PHONY: soak
+soak: deps
+	PORTHOLE_SOAK=$(SOAK) $(GO) test -count=1 -v -timeout 0 -exec '$(if $(SUDO),$(SUDO) PORTHOLE_SOAK=$(SOAK))' \
+		-run '^(TestGrowth|TestAgentOverload)$$' ./tracer ./cmd/porthole
+
+## fuzz: ten minutes (FUZZTIME=) of each fuzz target, one after the other
+.PHONY: fuzz
+fuzz:
+	@set -e; for pkg in $$($(GO) list ./...); do \
+		for target in $$($(GO) test -list '^Fuzz' "$$pkg" | grep '^Fuzz' || true); do \
+			echo "$$pkg $$target"; \
+			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$pkg"; \
+		done; \
+	done
+
 ## docs: write docs/metrics.md, and docs/kernels.md from what VMs show
 .PHONY: docs
 docs: deps

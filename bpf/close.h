@@ -31,8 +31,8 @@ static __always_inline void handle_tcp_closed(struct sock *sk, int old)
 			handle_connect_no_port(sk, false, 0);
 		return; /* else a listen() that found no port */
 	}
-	if (port && old == TCP_LISTEN)
-		return;
+	if (port && old == TCP_LISTEN && READ(sk, sk_shutdown) == SHUTDOWN_MASK)
+		return; /* close(), which gives the port back in a moment; shutdown() and connect(AF_UNSPEC) do not */
 	if (port && old == TCP_SYN_SENT && !READ(sk, sk_err)) {
 		if (READ(sk, sk_shutdown) != SHUTDOWN_MASK && by_tracepoint(PART_CONNECT))
 			handle_connect_no_port(sk, true, 0);

@@ -19,12 +19,13 @@
 
 static __u64 last_wake_ns;
 
+/* Atomic, though by CPU: a hook in an interrupt may come between the read and the write of another. */
 static __always_inline void count(__u32 stat)
 {
 	__u64 *n = bpf_map_lookup_elem(&stats, &stat);
 
 	if (n)
-		(*n)++;
+		__sync_fetch_and_add(n, 1);
 }
 
 static __always_inline void event_head(struct event *e, __u8 type, const struct sock *sk)
@@ -80,6 +81,6 @@ static __always_inline void event_submit(struct event *e)
 		last_wake_ns = now;
 		flags = BPF_RB_FORCE_WAKEUP;
 	}
+	count(STAT_SUBMITTED); /* first: what the reader has is never more */
 	bpf_ringbuf_submit(e, flags);
-	count(STAT_SUBMITTED);
 }

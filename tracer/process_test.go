@@ -19,6 +19,7 @@ var helpers = map[string]func() error{
 	"hang":            helperHang,
 	"churn":           helperChurn,
 	"connect-refused": helperConnectRefused,
+	"worker":          helperWorker,
 }
 
 // helperAccept takes one connection from the listener it inherited.

@@ -91,8 +91,8 @@ func (t *Table) applyTaken(r *row, ev *Event) bool {
 		t.remove(r) // its close was lost
 		r = nil
 	}
-	if r != nil && ev.Type == EventAccept && r.Remote == ev.Remote && (r.Owner.PID != 0 || len(r.Holders) > 0) {
-		return false // accepted once already
+	if r != nil && ev.Type == EventAccept && r.Remote == ev.Remote && (r.Owner.PID != 0 || len(r.Holders) > 0 && r.stamp < ev.boot) {
+		return false // accepted once already; not if a snapshot overtook this event
 	}
 	if r != nil && ev.Type == EventBind && ev.Proto == UDP && ev.Implicit {
 		return false // the first datagram after connect() or the start of porthole

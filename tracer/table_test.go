@@ -843,3 +843,26 @@ func BenchmarkDecodeApply(b *testing.B) {
 		table.Apply(&ev)
 	}
 }
+
+// A snapshot taken to reconcile overtakes an event that waits in the ring buffer: it
+// shows the connection as accepted already. The accept is news still.
+func TestTableAcceptAfterReconcile(t *testing.T) {
+	local, remote := netip.MustParseAddrPort("127.0.0.1:80"), netip.MustParseAddrPort("127.0.0.1:1000")
+	holder := Process{PID: 7, Comm: "server"}
+	table := NewTable()
+	table.Reconcile(&Snapshot{start: 1})
+	table.Reconcile(&Snapshot{start: 100, Sockets: []Socket{{
+		id: 5, stamp: 110, Proto: TCP, State: StateEstablished, Role: RoleServer, Local: local, Remote: remote,
+		Holders: []Holder{{Process: holder, FD: 3}}, attached: true,
+	}}})
+	accept := Event{Type: EventAccept, Proto: TCP, Local: local, Remote: remote, Process: holder, sock: 5, boot: 90}
+	if again := accept; !table.Apply(&again) {
+		t.Error("an accept that a snapshot overtook is not told")
+	}
+	if got := table.Port(80); len(got) != 1 || got[0].Owner != holder {
+		t.Errorf("the table has %+v, want it owned by %+v", got, holder)
+	}
+	if again := accept; table.Apply(&again) {
+		t.Error("the accept is told twice")
+	}
+}

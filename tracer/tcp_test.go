@@ -308,3 +308,30 @@ func TestKernelConnectSearch(t *testing.T) {
 		t.Errorf("counted %d searches, %v in all, in the %s tier", counts.SearchCount, counts.SearchSum, r.tracer.Tier())
 	}
 }
+
+// A listener that was shut down listens no more; the port that it asked for it has
+// until it is closed, and may listen on again.
+func TestKernelTCPListenerShutdown(t *testing.T) {
+	r := record(t, Config{})
+	l, at := r.listener(unix.AF_INET, "127.0.0.1:7001")
+	r.expect(os.Getpid(), "bind tcp 127.0.0.1:7001 asked 7001", "listen tcp 127.0.0.1:7001")
+	for _, undo := range []func() error{
+		func() error { return unix.Shutdown(l, unix.SHUT_RD) },
+		func() error { return disconnect(l) },
+	} {
+		if err := undo(); err != nil {
+			t.Fatal(err)
+		}
+		r.expect(os.Getpid()) // nothing is told: the port is held as before
+		if got := r.held(at.Port()); len(got) != 1 || got[0].Role != RoleBound || got[0].State != StateUnconn {
+			t.Errorf("the table has %+v, want the socket, bound", got)
+		}
+		r.listen(l)
+		r.expect(os.Getpid(), "listen tcp 127.0.0.1:7001")
+		if got := r.held(at.Port()); len(got) != 1 || got[0].Role != RoleListener {
+			t.Errorf("the table has %+v, want a listener", got)
+		}
+	}
+	r.close(l)
+	r.expect(os.Getpid(), "close tcp 127.0.0.1:7001")
+}

@@ -40,6 +40,18 @@ func TestMain(m *testing.M) {
 		defer stop()
 		os.Exit(run(ctx, &env{stdout: os.Stdout, stderr: os.Stderr, alone: true}, args))
 	}
+	if name := os.Getenv(hostileEnv); name != "" {
+		if err := hostileMain(name); err != nil {
+			panic(err)
+		}
+		os.Exit(0)
+	}
+	if long := os.Getenv(loadEnv); long != "" {
+		if err := loadMain(long); err != nil {
+			panic(err)
+		}
+		os.Exit(0)
+	}
 	os.Exit(m.Run())
 }
 

@@ -133,7 +133,7 @@ func newRoot(e *env) *cobra.Command {
 func flagError(cmd *cobra.Command, err error) error {
 	var invalid *pflag.InvalidValueError
 	if !errors.As(err, &invalid) {
-		return usagef("%w; see %s --help", err, cmd.CommandPath())
+		return usagef("%s; see %s --help", render.Safe(err.Error()), cmd.CommandPath())
 	}
 	want := map[string]string{
 		"uint64": "a number from 0 up", "duration": "a time, as 90s or 5m", "bool": "true or false",

@@ -49,6 +49,9 @@ func ParsePool(ends, reserved string) (*Pool, error) {
 	if _, err := fmt.Sscan(ends, &p.Low, &p.High); err != nil {
 		return nil, fmt.Errorf("read ephemeral range %q: %w", ends, err)
 	}
+	if p.Low > p.High {
+		return nil, fmt.Errorf("read ephemeral range %q: it ends before it begins", ends)
+	}
 	var err error
 	p.reserved, err = parseRanges(strings.TrimSpace(reserved))
 	return p, err
@@ -67,7 +70,7 @@ func parseRanges(s string) ([]portRange, error) {
 		}
 		l, errLow := strconv.ParseUint(low, 10, 16)
 		h, errHigh := strconv.ParseUint(high, 10, 16)
-		if errLow != nil || errHigh != nil {
+		if errLow != nil || errHigh != nil || l > h {
 			return nil, fmt.Errorf("read reserved ports: %q", part)
 		}
 		out = append(out, portRange{uint16(l), uint16(h)})

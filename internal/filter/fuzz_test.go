@@ -1,0 +1,51 @@
+package filter
+
+import (
+	"net/netip"
+	"net/url"
+	"reflect"
+	"testing"
+
+	"github.com/porthole-dev/porthole/internal/container"
+	"github.com/porthole-dev/porthole/tracer"
+)
+
+// Any query string is refused or understood; what was understood is the same after it
+// was written as a query and read again, and can be asked about anything.
+func FuzzQuery(f *testing.F) {
+	for _, seed := range []string{
+		"port=80,443&proto=tcp", "comm=%22a%2Cb%22&pid=1", "netns=host&role=listener&state=time-wait", "tcp=true&tcp=false&ipv4=true",
+		"comm=a%0Ab", "event=bind,close&uid=0", "op=implicit_bind&rport=53", "container=%22&%zz", "lport=0", "comm=%22%22", "port=%2C",
+	} {
+		f.Add(seed)
+	}
+	cgroups := container.NewResolver("")
+	socket := tracer.Socket{Proto: tracer.TCP, State: tracer.StateListen, Role: tracer.RoleListener, Holders: make([]tracer.Holder, 1),
+		Local: netip.MustParseAddrPort("127.0.0.1:80")}
+	f.Fuzz(func(t *testing.T, text string) {
+		query, err := url.ParseQuery(text)
+		if err != nil {
+			return
+		}
+		values, err := FromQuery(query)
+		if err != nil {
+			return
+		}
+		again, err := FromQuery(Query(values))
+		if err != nil || !reflect.DeepEqual(values, again) {
+			t.Fatalf("%q: %q, written and read again %q, %v", text, values, again, err)
+		}
+		for _, kind := range []Kind{Sockets, Events, Headrooms} {
+			got, err := Parse(kind, values)
+			if err != nil {
+				continue
+			}
+			got.Socket(cgroups, &socket)
+			got.Event(cgroups, &tracer.Event{Type: tracer.EventBind, Proto: tracer.UDP})
+			got.Headroom(&tracer.Headroom{})
+			if port := got.LocalPort(); port != 0 && kind == Headrooms {
+				t.Errorf("%q: headroom of local port %d", text, port)
+			}
+		}
+	})
+}
