@@ -145,9 +145,8 @@ func decodeRows[T any](from io.Reader) ([]T, error) {
 func writeHeadroom(e *env, o *headroomOptions, rows []render.Headroom) error {
 	out := bufio.NewWriterSize(e.stdout, 1<<16)
 	if o.jsonRows {
-		enc := json.NewEncoder(out)
 		for i := range rows {
-			if err := enc.Encode(&rows[i]); err != nil {
+			if err := render.WriteJSON(out, &rows[i]); err != nil {
 				return err
 			}
 		}

@@ -122,11 +122,11 @@ func harmless(t *testing.T, what, out, name string) {
 }
 
 // hostileNames are what a process may call itself.
-var hostileNames = []string{"\x1b[31mred\x1b[0m", "two\nlines 1 2", "\xff\xfe\x80bad", "\x1b]0;t\x07\r\b", "q\"\\{}=,\t#", "\u202egnp\u200b"}
+var hostileNames = []string{"\x1b[31mred\x1b[0m", "two\nlines 1 2", "\xff\xfe\x80bad", "\x1b]0;t\x07\r\b", "q\"\\{}=,\t#", "\u202egnp\u200b", "\u009b31m\x7f"}
 
 // A name with control characters, escape sequences or broken UTF-8 comes out of every
 // command, the API and the metrics without them.
-func TestKernelHostileNames(t *testing.T) {
+func TestHostileNames(t *testing.T) {
 	ns := fmt.Sprint(testutil.NewNetNS(t))
 	socket, _ := startAgent(t)
 	for _, name := range hostileNames { // no subtests: they have threads of their own, in another namespace
@@ -273,6 +273,10 @@ func TestAgentHostileClients(t *testing.T) {
 	// Slow ones stay open, a byte each, while a thousand ask at once.
 	for range 200 {
 		conn, err := net.Dial("unix", socket)
+		for errors.Is(err, syscall.EAGAIN) { // the kernel's queue of the socket is full
+			runtime.Gosched()
+			conn, err = net.Dial("unix", socket)
+		}
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -316,7 +320,7 @@ func TestAgentHostileClients(t *testing.T) {
 	}
 	now := rss(t, cmd.Process.Pid)
 	t.Logf("%v; memory %d MB, %d MB at the start", counted, now>>20, warm>>20)
-	if now > warm+128<<20 {
+	if now > warm+192<<20 {
 		t.Errorf("the agent has %d MB, and had %d", now>>20, warm>>20)
 	}
 }

@@ -85,7 +85,7 @@ func who(e *env, q render.Question, jsonRow bool) error {
 	answer := names.Port(q, pool, snap.Sockets, nil)
 	out := bufio.NewWriter(e.stdout)
 	if jsonRow {
-		err = json.NewEncoder(out).Encode(answer)
+		err = render.WriteJSON(out, answer)
 	} else {
 		err = names.PortText(out, e.style, answer)
 	}

@@ -3,7 +3,6 @@ package agent
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -145,12 +144,12 @@ type errorBody struct {
 func writeError(w http.ResponseWriter, code int, err error) {
 	w.Header().Set("Content-Type", oneObject)
 	w.WriteHeader(code)
-	_ = json.NewEncoder(w).Encode(errorBody{err.Error()}) // fails when the client has gone
+	_ = render.WriteJSON(w, errorBody{err.Error()}) // fails when the client has gone
 }
 
 func writeObject(w http.ResponseWriter, object any) error {
 	w.Header().Set("Content-Type", oneObject)
-	if err := json.NewEncoder(w).Encode(object); err != nil {
+	if err := render.WriteJSON(w, object); err != nil {
 		return sentError{err}
 	}
 	return nil
@@ -287,10 +286,9 @@ func (a *agent) history(w http.ResponseWriter, r *http.Request) error {
 		}
 	}
 	w.Header().Set("Content-Type", lines)
-	enc := json.NewEncoder(w)
 	past := a.tracer.History().Port(port)
 	for i := range past {
-		if err := enc.Encode(a.names.Tenancy(&past[i])); err != nil {
+		if err := render.WriteJSON(w, a.names.Tenancy(&past[i])); err != nil {
 			return sentError{err}
 		}
 	}

@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -36,9 +35,8 @@ func (a *agent) headroom(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	w.Header().Set("Content-Type", lines)
-	enc := json.NewEncoder(w)
 	for _, row := range render.Headrooms(found) {
-		if err := enc.Encode(row); err != nil {
+		if err := render.WriteJSON(w, row); err != nil {
 			return sentError{err}
 		}
 	}

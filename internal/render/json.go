@@ -75,7 +75,7 @@ func (o *object) other(k string, v any) {
 		b = []byte("null") // strings and numbers always encode
 	}
 	o.key(k)
-	o.b = append(o.b, b...)
+	o.b = append(o.b, escapeControls(b)...)
 }
 
 func appendString(b []byte, s string) []byte {
@@ -85,7 +85,7 @@ func appendString(b []byte, s string) []byte {
 			if err != nil {
 				quoted = []byte(`""`) // strings always encode
 			}
-			return append(b, quoted...)
+			return append(b, escapeControls(quoted)...)
 		}
 	}
 	b = append(b, '"')

@@ -34,19 +34,31 @@ func testNames() *Names {
 // hostileComms are names a process can give itself: 15 bytes of anything.
 func hostileComms() []string {
 	return []string{
-		"", "nginx", "tmux: server", `"quoted"`, `back\slash`, "<script>&amp;", "tab\tnew\nline\r", "\x00\x01\x1f\x7f",
+		"", "nginx", "tmux: server", `"quoted"`, `back\slash`, "<script>&amp;", "tab\tnew\nline\r", "\x00\x01\x1f\x7f", "\u009b31m\u0080",
 		"\x1b]0;owned\a", "\xff\xfe", "caf\xc3", "日本語", "line\u2028sep\u2029", "\u202eevil", "\ufffd", "😀",
 	}
 }
 
-// asEncodingJSON is what encoding/json writes with its defaults.
+// asEncodingJSON is what encoding/json writes with its defaults, and all control
+// characters escaped.
 func asEncodingJSON(t testing.TB, row any) string {
 	t.Helper()
 	var b bytes.Buffer
 	if err := json.NewEncoder(&b).Encode(row); err != nil {
 		t.Fatal(err)
 	}
-	return strings.TrimSuffix(b.String(), "\n")
+	return strings.TrimSuffix(string(escapeControls(b.Bytes())), "\n")
+}
+
+// DEL and the second set of control characters are escaped, what looks like them is not.
+func TestEscapeControls(t *testing.T) {
+	for in, want := range map[string]string{
+		"": "", `"a\u0000"`: `"a\u0000"`, "\"\x7f\u0080x\u009b\u009f\"": `"\u007f\u0080x\u009b\u009f"`, "\u00a0\u00c2日本": "\u00a0\u00c2日本",
+	} {
+		if got := string(escapeControls([]byte(in))); got != want {
+			t.Errorf("%q: %q, want %q", in, got, want)
+		}
+	}
 }
 
 func sameJSON(t testing.TB, row interface{ AppendJSON([]byte) []byte }) {
@@ -197,7 +209,7 @@ func TestSocketsJSON(t *testing.T) {
 	if err := n.SocketsJSON(&got, sockets); err != nil {
 		t.Fatal(err)
 	}
-	wantLines, gotLines := strings.Split(want.String(), "\n"), strings.Split(got.String(), "\n")
+	wantLines, gotLines := strings.Split(string(escapeControls(want.Bytes())), "\n"), strings.Split(got.String(), "\n")
 	if len(wantLines) != len(gotLines) {
 		t.Fatalf("%d lines, want %d", len(gotLines), len(wantLines))
 	}
