@@ -311,8 +311,8 @@ func TestAgentHostileClients(t *testing.T) {
 	for code := range codes {
 		counted[code]++
 	}
-	// No more than a few metrics are made at a time.
-	if counted[http.StatusOK] < 800 || counted[http.StatusOK]+counted[http.StatusServiceUnavailable] != cap(codes) {
+	// A few answers of a kind are made at a time, and others wait for ten seconds.
+	if counted[http.StatusOK] < 200 || counted[http.StatusOK]+counted[http.StatusServiceUnavailable] != cap(codes) {
 		t.Errorf("status codes of a thousand requests at once: %v", counted)
 	}
 	if code, _ := get(t, socket, "GET", "/readyz"); code != http.StatusOK {

@@ -91,7 +91,7 @@ func (a *agent) mux(metrics *prometheus.Registry, routes map[string]handler) htt
 const (
 	// maxAnswers is how many answers of one kind are made and read at once: each keeps
 	// all it has to tell until it is read. turnWithin is how long others wait.
-	maxAnswers = 8
+	maxAnswers = 3
 	turnWithin = 10 * time.Second
 )
 
