@@ -171,16 +171,6 @@ func TestKernelAgentConfined(t *testing.T) {
 	if want := fmt.Sprintf(`"local_port":%d,`, taken); err != nil || !strings.Contains(line, want) {
 		t.Errorf("%v, %s\nwant %s in it", err, line, want)
 	}
-	other := func() uint32 {
-		inode := make(chan uint32)
-		keep := make(chan struct{})
-		t.Cleanup(func() { close(keep) })
-		go func() {
-			inode <- testutil.NewNetNS(t)
-			<-keep
-		}()
-		return <-inode
-	}()
 	for _, c := range []struct {
 		path string
 		code int
@@ -191,8 +181,6 @@ func TestKernelAgentConfined(t *testing.T) {
 		{fmt.Sprintf("/v1/history?port=%d", taken), 200, fmt.Sprintf(`"pid":%d,`, os.Getpid())},
 		{fmt.Sprintf("/v1/headroom?netns=%d", ns), 200, fmt.Sprintf(`"netns":%d,`, ns)},
 		{fmt.Sprintf("/v1/headroom?netns=%d&to=127.0.0.1:80", ns), 200, `"local_ip":"127.0.0.1"`},
-		{fmt.Sprintf("/v1/headroom?netns=%d&to=127.0.0.1:80&from=127.0.0.1", other), 200, `"local_ip":"127.0.0.1"`},
-		{fmt.Sprintf("/v1/headroom?netns=%d&to=127.0.0.1:80", other), 403, "not permitted: an agent has given up what that takes; give it from, the local address"},
 		{"/v1/sockets?netns=host", 200, ""},
 		{"/v1/status", 200, `"ready":true`},
 		{"/metrics", 200, `porthole_read_errors_total{what="ports"} 0`},
@@ -214,6 +202,35 @@ func TestKernelAgentConfined(t *testing.T) {
 			if got := statusOf(t, path, key); got != want {
 				t.Errorf("%s: %s %s, want %s", path, key, got, want)
 			}
+		}
+	}
+}
+
+// A confined agent cannot enter another namespace, and says what helps.
+func TestAgentConfinedElsewhere(t *testing.T) {
+	testutil.NewNetNS(t)
+	f := trouble(t, "", "")
+	waitLine(t, f.errs, "socket: ")
+	other := func() uint32 {
+		inode := make(chan uint32)
+		keep := make(chan struct{})
+		t.Cleanup(func() { close(keep) })
+		go func() {
+			inode <- testutil.NewNetNS(t)
+			<-keep
+		}()
+		return <-inode
+	}()
+	for _, c := range []struct {
+		path string
+		code int
+		want string
+	}{
+		{fmt.Sprintf("/v1/headroom?netns=%d&to=127.0.0.1:80&from=127.0.0.1", other), 200, `"local_ip":"127.0.0.1"`},
+		{fmt.Sprintf("/v1/headroom?netns=%d&to=127.0.0.1:80", other), 403, "not permitted: an agent has given up what that takes; give it from, the local address"},
+	} {
+		if code, body := get(t, f.socket, "GET", c.path); code != c.code || !strings.Contains(body, c.want) {
+			t.Errorf("%s: %d %s\nwant %d and %s in it", c.path, code, body, c.code, c.want)
 		}
 	}
 }

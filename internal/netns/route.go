@@ -88,12 +88,15 @@ func routes(inode uint32) (*netlink.Handle, error) {
 // a thread, which may be in another than its process.
 func find(inode uint32) (string, error) {
 	unread := false
-	for _, pattern := range []string{filepath.Join(Dir, "*"), "/proc/[0-9]*/ns/net", "/proc/[0-9]*/task/[0-9]*/ns/net"} {
-		paths, err := filepath.Glob(pattern)
+	for _, at := range []struct{ pattern, file string }{
+		{filepath.Join(Dir, "*"), ""}, {"/proc/[0-9]*", "ns/net"}, {"/proc/[0-9]*/task/[0-9]*", "ns/net"},
+	} {
+		paths, err := filepath.Glob(at.pattern) // not with the file: it leaves out what may not be looked up
 		if err != nil {
 			return "", err
 		}
 		for _, path := range paths {
+			path = filepath.Join(path, at.file)
 			found, err := inodeOf(path)
 			unread = unread || errors.Is(err, fs.ErrPermission)
 			if err == nil && found == inode {
