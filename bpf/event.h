@@ -157,13 +157,13 @@ struct walk {
 	__u8 done;	       /* out: the table was read to its end */
 	__u8 ephemeral;	       /* in: only ports of their namespace's ephemeral range, and no inodes */
 	__u8 connected;	       /* in/out: the present bind bucket is connect()'s own */
-	__u8 pad;
-	__u16 tb_port;	   /* in/out: port of the present bind bucket */
-	__u64 net;	   /* in/out: namespace that low and high are of */
-	__u16 low;	   /* in/out: its ephemeral range */
-	__u16 high;	   /* in/out */
-	__u32 tw_delay_ms; /* in/out: its tcp_tw_reuse_delay */
-	__u64 now;	   /* CLOCK_MONOTONIC at the beginning of the call, nanoseconds */
+	__u8 files;	       /* in: with ephemeral: their files too, to find who holds them */
+	__u16 tb_port;	       /* in/out: port of the present bind bucket */
+	__u64 net;	       /* in/out: namespace that low and high are of */
+	__u16 low;	       /* in/out: its ephemeral range */
+	__u16 high;	       /* in/out */
+	__u32 tw_delay_ms;     /* in/out: its tcp_tw_reuse_delay */
+	__u64 now;	       /* CLOCK_MONOTONIC at the beginning of the call, nanoseconds */
 };
 
 /*

@@ -111,9 +111,11 @@ static __always_inline void row_full_sock(struct row *row, const struct sock *sk
 		if (row->proto == IPPROTO_TCP && !walk.connected && row->state != TCP_CLOSE &&
 		    row->state != TCP_LISTEN && sock_is_active(sk))
 			row->flags |= ROW_ACTIVE;
-		socket = READ(sk, sk_socket);
-		if (socket)
-			row->file = (__u64)READ(socket, file);
+		if (walk.files) {
+			socket = READ(sk, sk_socket);
+			if (socket)
+				row->file = (__u64)READ(socket, file);
+		}
 		return;
 	}
 	if (row->proto == IPPROTO_TCP) {

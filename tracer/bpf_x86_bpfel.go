@@ -203,7 +203,7 @@ type bpfWalk struct {
 	Done      uint8
 	Ephemeral uint8
 	Connected uint8
-	Pad       uint8
+	Files     uint8
 	TbPort    uint16
 	Net       uint64
 	Low       uint16

@@ -463,8 +463,12 @@ func (s *Snapshotter) ports(known *Table, withHolders bool) (*Ports, error) {
 		return nil, err
 	}
 	var owners [][]bpfRow
+	files := uint8(0)
+	if withHolders {
+		files = 1
+	}
 	for _, table := range []bpfWalkTable{bpfWalkTableWALK_TCP_BIND, bpfWalkTableWALK_UDP} {
-		err := s.walk(&w, bpfWalk{Table: uint32(table), Ephemeral: 1}, func(rows []bpfRow) { owners = append(owners, rows) })
+		err := s.walk(&w, bpfWalk{Table: uint32(table), Ephemeral: 1, Files: files}, func(rows []bpfRow) { owners = append(owners, rows) })
 		if err != nil {
 			return nil, err
 		}
