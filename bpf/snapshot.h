@@ -358,9 +358,9 @@ static __always_inline long walk_netns(void)
 }
 
 /*
- * One step: on to the next owner, through empty slots and a bind bucket, and read
- * it. A single function for all tables, as the verifier goes through it once and
- * that takes longer than to walk.
+ * One step: the next owner, else the next bind bucket, else the next slot that is
+ * not empty, or WALK_SLOTS further. A single function for all tables, as the verifier
+ * goes through it once and that takes longer than to walk.
  */
 static __always_inline long walk_on(const struct walk_tables *tables)
 {

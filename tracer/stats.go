@@ -40,9 +40,8 @@ type Counts struct {
 	// Searches is how long the kernel looked for the port of a connect(), in the
 	// buckets of a Prometheus native histogram of schema 2 (index: count), in
 	// seconds. Only where hooks of TierFentry see connects.
-	Searches    map[int]int64
-	SearchCount uint64
-	SearchSum   time.Duration
+	Searches  map[int]int64
+	SearchSum time.Duration
 }
 
 // EventKey is a kind of event.
@@ -82,7 +81,6 @@ func (c *Counts) add(ev *Event) {
 	}
 	if ev.Search > 0 {
 		c.Searches[searchBucket(ev.Search)]++
-		c.SearchCount++
 		c.SearchSum += ev.Search
 	}
 }

@@ -333,8 +333,8 @@ func TestAgentSlowClient(t *testing.T) {
 	}
 	slow, quick := stream(), stream()
 	const rounds, some = 10, 2_000
-	counted, progress := make(chan [2]uint64, 1), make(chan uint64, rounds)
-	go func() { counted <- countEvents(t, quick, 2*some, progress) }()
+	counted, progress := make(chan told, 1), make(chan uint64, rounds)
+	go func() { counted <- tally(t, quick, 2*some, progress) }()
 	for range rounds {
 		for range some {
 			c, err := net.ListenPacket("udp", "127.0.0.1:0")
@@ -352,24 +352,26 @@ func TestAgentSlowClient(t *testing.T) {
 	const all = 2 * rounds * some
 	// The agent ends the streams with what is in their queues.
 	ended := make(chan int, 1)
-	slowly := make(chan [2]uint64, 1)
-	go func() { slowly <- countEvents(t, slow, 0, nil) }()
+	slowly := make(chan told, 1)
+	go func() { slowly <- tally(t, slow, 0, nil) }()
 	go func() { ended <- stop() }()
-	if got := <-counted; got != [2]uint64{all, 0} {
-		t.Errorf("who reads has %d events and lost %d, want %d and 0", got[0], got[1], all)
+	if got := <-counted; got != (told{events: all}) {
+		t.Errorf("who reads was told %+v, want %d events and no loss", got, all)
 	}
 	// Lost are events of the whole machine.
-	if got := <-slowly; got[0] == 0 || got[0] >= all || got[0]+got[1] < all {
-		t.Errorf("who does not read has %d events and lost %d, want %d together at least", got[0], got[1], all)
+	if got := <-slowly; got.events == 0 || got.events >= all || got.events+got.byClient < all || got.byKernel != 0 {
+		t.Errorf("who does not read was told %+v, want %d together at least, and nothing lost by the kernel", got, all)
 	}
 	if got := <-ended; got != exitDone {
 		t.Errorf("the agent ends with %d", got)
 	}
 }
 
-// countEvents reads a stream to its end, and returns how many events it had and how
-// many were lost. Every so many it says so.
-func countEvents(t *testing.T, r *bufio.Reader, every uint64, progress chan<- uint64) (n [2]uint64) {
+// told is what a stream had, and what it said was lost.
+type told struct{ events, byClient, byKernel uint64 }
+
+// tally reads a stream to its end. Every so many events it says so; 0: never.
+func tally(t *testing.T, r *bufio.Reader, every uint64, progress chan<- uint64) (n told) {
 	for {
 		line, err := r.ReadBytes('\n')
 		if err == io.EOF {
@@ -380,13 +382,15 @@ func countEvents(t *testing.T, r *bufio.Reader, every uint64, progress chan<- ui
 		}
 		var lost agent.Lost
 		if !bytes.HasPrefix(line, []byte(`{"lost":`)) {
-			if n[0]++; every > 0 && n[0]%every == 0 {
-				progress <- n[0]
+			if n.events++; every > 0 && n.events%every == 0 {
+				progress <- n.events
 			}
-		} else if err := json.Unmarshal(line, &lost); err != nil || lost.By != agent.ByClient {
+		} else if err := json.Unmarshal(line, &lost); err != nil {
 			t.Errorf("%v in %s", err, line)
+		} else if lost.By == agent.ByClient {
+			n.byClient += lost.Lost
 		} else {
-			n[1] += lost.Lost
+			n.byKernel += lost.Lost
 		}
 	}
 }

@@ -3,9 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
-	"encoding/json"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"strconv"
@@ -16,7 +14,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/porthole-dev/porthole/internal/agent"
 	"github.com/porthole-dev/porthole/internal/testutil"
 )
 
@@ -74,32 +71,6 @@ func loadMain(text string) error {
 	return err
 }
 
-// told is what a stream had, and what it said was lost.
-type told struct{ events, byClient, byKernel uint64 }
-
-// tally reads a stream to its end.
-func tally(t *testing.T, r *bufio.Reader) (n told) {
-	for {
-		line, err := r.ReadBytes('\n')
-		if err == io.EOF {
-			return n
-		} else if err != nil {
-			t.Error(err)
-			return n
-		}
-		var lost agent.Lost
-		if !bytes.HasPrefix(line, []byte(`{"lost":`)) {
-			n.events++
-		} else if err := json.Unmarshal(line, &lost); err != nil {
-			t.Errorf("%v in %s", err, line)
-		} else if lost.By == agent.ByClient {
-			n.byClient += lost.Lost
-		} else {
-			n.byKernel += lost.Lost
-		}
-	}
-}
-
 // Connections are made as fast as two processors can, while three clients read every
 // event and a fourth reads none. Where they leave the agent too little time the three
 // lose events as well; but nothing is lost that is not told, to each its own number,
@@ -110,7 +81,7 @@ func TestAgentOverload(t *testing.T) {
 	cmd := agentProcess(t, socket)
 	streams := eventStreams(t, socket, ns, 4)
 	counts := make([]chan told, len(streams))
-	count := func(i int) { counts[i] <- tally(t, streams[i]) }
+	count := func(i int) { counts[i] <- tally(t, streams[i], 0, nil) }
 	for i := range streams {
 		counts[i] = make(chan told, 1)
 		if i > 0 {

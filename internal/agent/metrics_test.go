@@ -57,7 +57,7 @@ func fullSample() *sample {
 			{Op: tracer.OpConnect, Proto: tracer.TCP, Errno: syscall.EADDRNOTAVAIL}: 7,
 			{Op: tracer.OpBind, Proto: tracer.TCP, Errno: syscall.EACCES}:           1,
 		},
-		Searches: map[int]int64{-70: 630, -40: 10}, SearchCount: 640, SearchSum: 13 * time.Millisecond,
+		Searches: map[int]int64{-70: 630, -40: 10}, SearchSum: 13 * time.Millisecond,
 	})
 	r := sampler{netns: newNamer()}
 	spaces := []tracer.PortSpace{

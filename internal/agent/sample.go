@@ -211,7 +211,7 @@ func (s *sample) count(c tracer.Counts) {
 	})
 	s.searchBuckets, s.searchSum = c.Searches, c.SearchSum
 	for _, n := range c.Searches {
-		s.searchCount += uint64(n) // not SearchCount: a histogram that does not add up fails the scrape
+		s.searchCount += uint64(n)
 	}
 }
 
