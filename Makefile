@@ -71,7 +71,7 @@ endif
 .PHONY: test-here
 test-here: deps build
 	@log=$$(mktemp); trap 'rm -f "$$log"' EXIT; set -o pipefail; rc=0; \
-	$(GO) test -count=1 -v -exec '$(SUDO)' ./... 2>&1 | tee "$$log" | sed '/^=== /d' || rc=$$?; \
+	$(GO) test -p 1 -count=1 -v -exec '$(SUDO)' ./... 2>&1 | tee "$$log" | sed '/^=== /d' || rc=$$?; \
 	echo; grep -E '^ *--- (FAIL|SKIP)' "$$log"; grep -E '^(ok|FAIL)\b.' "$$log"; exit $$rc
 
 ## test-kernels: the kernel tests in VMs of other kernels; needs no root
