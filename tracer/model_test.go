@@ -151,6 +151,9 @@ func (p *play) startWorker() *worker {
 	cmd := p.child("worker", theirs, p.mail[0], p.mail[1])
 	unix.Close(theirs)
 	w := &worker{identity: p.identity(cmd.Process.Pid), ctl: ours, files: make(map[int]*file)}
+	if err := cmd.Process.Release(); err != nil { // reap waits for it, as for those that it forks
+		p.Fatal(err)
+	}
 	w.tid = p.receive(w).ret
 	p.workers = append(p.workers, w)
 	p.know(w.identity)
