@@ -177,3 +177,23 @@ func TestKernelLostClose(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// While the table is compared with the kernel again and again, every bind and every
+// close is told once.
+func TestKernelReconcileTellsAll(t *testing.T) {
+	r := record(t, Config{Reconcile: time.Millisecond})
+	const binds = 20_000
+	for range 3 {
+		r.binds(binds)
+		told := make(map[EventType]int)
+		for _, ev := range r.events(2 * binds) {
+			told[ev.Type]++
+		}
+		if diff := cmp.Diff(map[EventType]int{EventBind: binds, EventClose: binds}, told); diff != "" {
+			t.Errorf("events (-want +got):\n%s", diff)
+		}
+	}
+	if s := stats(t, r.tracer); s.Reconciles < 3 {
+		t.Errorf("%+v: want 3 reconciles at least", s)
+	}
+}

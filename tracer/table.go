@@ -19,6 +19,10 @@ type Table struct {
 	free   *row            // rows to use again, linked by next
 	loaded bool            // a snapshot has been merged
 	left   map[uint64]left // by address of the timewait sock; nil: not kept
+	// closed tells when sockets were closed, since Expect; nil: no snapshot is expected.
+	closed map[uint64]uint64
+	// doubt: a snapshot and the events before it contradict each other.
+	doubt bool
 }
 
 // left is who left a socket in TIME_WAIT.
@@ -54,8 +58,14 @@ func (t *Table) Apply(ev *Event) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	r := t.rows[ev.sock]
+	if t.closed != nil && ev.Type == EventClose {
+		t.closed[ev.sock] = ev.boot
+	}
 	if r != nil && r.initial && ev.boot <= r.stamp {
-		if !r.reused(ev.Local, ev.Remote) {
+		switch {
+		case ev.Type == EventClose || ev.Type == eventDown:
+			t.doubt = true // of a socket before, or the snapshot came between the word and the deed
+		case !r.reused(ev.Local, ev.Remote):
 			r.adopt(ev)
 		}
 		return false // the snapshot has told it already
@@ -201,6 +211,14 @@ func (s *Socket) owner() Process {
 	return s.Holders[0].Process
 }
 
+// Expect tells that a snapshot is about to be taken. Every event older than it is to be
+// applied before it is given to Reconcile.
+func (t *Table) Expect() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.closed = make(map[uint64]uint64)
+}
+
 // Reconcile takes what a snapshot tells. Rows with newer events keep their state.
 // A socket that the snapshot lacks stays until Settle, for its close may still be on
 // its way.
@@ -223,6 +241,7 @@ func (t *Table) Reconcile(snap *Snapshot) {
 		}
 		t.merge(s, first)
 	}
+	t.closed = nil
 	for tw, l := range t.left {
 		if waiting[tw] != l.local && l.stamp < snap.start {
 			delete(t.left, tw)
@@ -231,8 +250,10 @@ func (t *Table) Reconcile(snap *Snapshot) {
 }
 
 // Settle removes what the last snapshot lacked. Call it when every event older than
-// that has been applied.
-func (t *Table) Settle() {
+// that has been applied. False: the snapshot and those events contradict each other, so
+// that only another snapshot can tell. It may have come between what a hook told and
+// what the kernel then did.
+func (t *Table) Settle() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, r := range t.rows {
@@ -240,6 +261,9 @@ func (t *Table) Settle() {
 			t.remove(r)
 		}
 	}
+	sure := !t.doubt
+	t.doubt = false
+	return sure
 }
 
 // Complete adds to the sockets of a snapshot what events told: Owner, Since, Origin;
@@ -284,10 +308,15 @@ func (t *Table) merge(s *Socket, first bool) {
 		r = nil
 	}
 	if r == nil {
+		if at, ok := t.closed[s.id]; ok { // and nobody has the address since
+			t.doubt = t.doubt || at < s.stamp && s.attached
+			return
+		}
 		r = t.add(s.id, s.Local.Port())
 		r.Socket, r.initial = *s, first
 		return
 	}
+	t.doubt = t.doubt || r.State == StateUnconn && s.State != StateUnconn
 	r.missing = false
 	owner, since, origin := r.Owner, r.Since, r.Origin
 	r.Socket = *s

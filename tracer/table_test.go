@@ -658,6 +658,77 @@ func TestTableReadWhileWritten(t *testing.T) {
 	readers.Wait()
 }
 
+// A snapshot and what the events before it told need not agree: it may come between
+// the word of a hook and the deed of the kernel.
+func TestTableDoubt(t *testing.T) {
+	bind := tcp(20, EventBind, sockA, "10.0.0.1:80", "")
+	end := func(at int) Event { return tcp(at, EventClose, sockA, "10.0.0.1:80", "") }
+	row := func(at int) Socket { return found(at, RoleListener, sockA, "10.0.0.1:80", "") }
+	orphan := row(60)
+	orphan.attached = false
+	for _, test := range []struct {
+		name  string
+		close int // while the snapshot is expected
+		row   Socket
+		sure  bool
+	}{
+		{"closed after it was read", 70, row(60), true},
+		{"closed before it was read", 55, row(60), false},
+		{"a socket of no process", 55, orphan, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			tt := newTableTest(t)
+			tt.reconcile(10)
+			tt.news(bind)
+			tt.Expect()
+			tt.news(end(test.close))
+			tt.reconcile(50, test.row)
+			tt.empty()
+			if sure := tt.Settle(); sure != test.sure {
+				t.Errorf("sure: %t, want %t", sure, test.sure)
+			}
+			if !tt.Settle() {
+				t.Error("in doubt without another snapshot")
+			}
+			tt.reconcile(90, row(95))
+			equal(t, "row of the next snapshot", row(95), tt.only())
+		})
+	}
+	t.Run("address used again", func(t *testing.T) {
+		tt := newTableTest(t)
+		tt.reconcile(10)
+		tt.news(bind)
+		tt.Expect()
+		tt.news(end(52))
+		tt.news(tcp(54, EventBind, sockA, "10.0.0.1:81", ""))
+		other := found(60, RoleBound, sockA, "10.0.0.1:81", "")
+		other.State = StateUnconn
+		tt.reconcile(50, other)
+		if got := tt.only(); got.Local != other.Local || got.Owner != proc(10) || !tt.Settle() {
+			t.Errorf("the table has %+v, want the socket bound last, beyond doubt", got)
+		}
+	})
+	t.Run("first snapshot", func(t *testing.T) {
+		tt := newTableTest(t)
+		tt.reconcile(10, row(20))
+		tt.swallowed(end(15))
+		if tt.Settle() {
+			t.Error("sure of a socket that was closed before it was read")
+		}
+	})
+	t.Run("no word of a listen", func(t *testing.T) {
+		tt := newTableTest(t)
+		tt.reconcile(10)
+		tt.news(bind)
+		for _, sure := range []bool{false, true} {
+			tt.reconcile(50, row(60))
+			if tt.Settle() != sure {
+				t.Errorf("sure: %t, want %t", !sure, sure)
+			}
+		}
+	})
+}
+
 func TestSortSockets(t *testing.T) {
 	rng := rand.New(rand.NewPCG(3, 4))
 	addrs := []netip.Addr{

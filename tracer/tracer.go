@@ -389,11 +389,12 @@ func (t *Tracer) Stats() (Stats, error) {
 // ends every subscription and returns nil.
 func (t *Tracer) Run(ctx context.Context, ready func(*Snapshot)) error {
 	defer t.out.close()
-	snap, err := t.resync()
+	snap, err := t.snap.Take(0)
 	if err != nil {
 		return err
 	}
-	t.table.Settle()
+	t.clock.read()
+	t.reconcile(snap)
 	if t.every > 0 {
 		t.next = time.Now().Add(t.every)
 	}
@@ -447,21 +448,24 @@ func (t *Tracer) quiet() time.Time {
 	return t.next
 }
 
-// take decodes one record, puts it into the table and keeps it for handOn.
-func (t *Tracer) take(record []byte) {
+// take decodes one record, puts it into the table and keeps it for handOn. It returns
+// when the event was, as Event.boot.
+func (t *Tracer) take(record []byte) uint64 {
 	t.batch = t.batch[:len(t.batch)+1]
 	ev := &t.batch[len(t.batch)-1]
 	if err := t.dec.event(record, t.clock.zero, ev); err != nil {
 		t.batch = t.batch[:len(t.batch)-1]
 		t.count(&t.stats.Bad, 1)
-		return
+		return 0
 	}
+	when := ev.boot
 	if !t.table.Apply(ev) {
 		t.batch = t.batch[:len(t.batch)-1]
 	} else if ev.Type == EventBind && ev.Errno == syscall.EADDRINUSE && ev.RequestedPort != 0 {
 		ev.HeldBy, ev.HeldByMore = t.heldBy(ev)
 	}
 	t.decoded++
+	return when
 }
 
 // handOn publishes what take has collected.
@@ -548,8 +552,10 @@ func (t *Tracer) heldBy(ev *Event) (by []Socket, more int) {
 func (t *Tracer) check() error {
 	t.checked = time.Now()
 	if !t.settle.IsZero() && t.checked.After(t.settle) && t.reader.AvailableBytes() == 0 {
-		t.table.Settle()
 		t.settle = time.Time{}
+		if again := t.checked.Add(retryAfter); !t.table.Settle() && (t.next.IsZero() || t.next.After(again)) {
+			t.next = again
+		}
 	}
 	stats, err := t.Stats()
 	if err != nil {
@@ -574,7 +580,7 @@ func (t *Tracer) check() error {
 // descriptor, is counted, and it is tried again after a while: what is known still
 // serves, and events go on.
 func (t *Tracer) rebuild() bool {
-	_, err := t.resync()
+	err := t.resync()
 	if err == nil {
 		if t.retry = (time.Time{}); t.every > 0 {
 			t.next = time.Now().Add(t.every)
@@ -592,16 +598,54 @@ func (t *Tracer) rebuild() bool {
 	return false
 }
 
-// resync makes the table equal to the kernel's tables.
-func (t *Tracer) resync() (*Snapshot, error) {
+// resync makes the table equal to the kernel's tables. What is older than the snapshot
+// is read and handed on first: else a socket whose address has another by now would
+// lose its last events.
+func (t *Tracer) resync() error {
 	t.handOn() // sets the clock
+	t.table.Expect()
 	snap, err := t.snap.Take(0)
 	if err != nil {
-		return nil, err
+		return err
 	}
+	if err := t.catchUp(boottime()); err != nil {
+		return err
+	}
+	t.reconcile(snap)
+	return nil
+}
+
+// catchUp reads what the kernel has collected, up to a time of CLOCK_BOOTTIME.
+func (t *Tracer) catchUp(until uint64) error {
+	var rec ringbuf.Record
+	t.reader.SetDeadline(time.Now()) // what is there is read all the same
+	for t.reader.AvailableBytes() > 0 {
+		err := t.reader.ReadInto(&rec)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			continue
+		}
+		if errors.Is(err, ringbuf.ErrFlushed) {
+			return t.reader.Flush() // for Run to see
+		}
+		if err != nil {
+			return fmt.Errorf("read ring buffer: %w", err)
+		}
+		when := t.take(rec.RawSample)
+		if len(t.batch) == maxBatch {
+			t.handOn()
+		}
+		if when > until {
+			break
+		}
+	}
+	t.handOn()
+	return nil
+}
+
+// reconcile puts a snapshot into the table.
+func (t *Tracer) reconcile(snap *Snapshot) {
 	t.table.Reconcile(snap)
 	// A close is told a moment after the socket is in no table any more: by the time it
 	// can be thought lost, it has long been in the ring buffer.
 	t.settle = time.Now().Add(readerIdle)
-	return snap, nil
 }
