@@ -315,7 +315,9 @@ func TestAgentMounts(t *testing.T) {
 			f := trouble(t, c.script, c.socket)
 			started := make(chan string, 1)
 			var said []string
+			heard := make(chan struct{})
 			go func() {
+				defer close(heard)
 				for line := range f.errs {
 					said = append(said, line)
 					if strings.HasPrefix(line, "socket: ") {
@@ -333,6 +335,7 @@ func TestAgentMounts(t *testing.T) {
 					t.Errorf("sockets: %d %s", code, body)
 				}
 			case <-f.ended:
+				<-heard
 				if got := strings.Join(said, ""); c.want == "" || f.ProcessState.ExitCode() != exitCant || !strings.Contains(got, c.want) {
 					t.Errorf("exit code %d, %s\nwant %q in it", f.ProcessState.ExitCode(), got, c.want)
 				}

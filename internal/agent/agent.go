@@ -61,13 +61,13 @@ type Info struct {
 }
 
 type agent struct {
-	cfg     Config
-	tracer  *tracer.Tracer
-	report  *doctor.Report
-	names   *render.Names
-	since   time.Time
-	ready   atomic.Bool
-	clients atomic.Int64 // that read events
+	cfg    Config
+	tracer *tracer.Tracer
+	report *doctor.Report
+	names  *render.Names
+	since  time.Time
+	ready  atomic.Bool
+	feed   *feed
 
 	mu      sync.Mutex
 	verbose int // of them, those that want handshakes
@@ -112,6 +112,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, a.tracer.Close()) }()
+	a.feed = &feed{tracer: a.tracer, names: a.names}
 	if cfg.Confine {
 		if err := confine(); err != nil {
 			return err

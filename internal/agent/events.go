@@ -14,15 +14,8 @@ import (
 )
 
 const (
-	// maxStreams bounds how many clients read events at once, and queueOf how many
-	// events wait for each: some 4 MB, and the same again
-	// on its way to it.
-	maxStreams = 32
-	queueOf    = 1 << 14
 	// unreadFor is how long a client may not read before its stream is ended.
 	unreadFor = 5 * time.Minute
-	// chunk is how many bytes are written at once.
-	chunk = 64 << 10
 	// lookLost is how often a stream looks for events lost in the kernel.
 	lookLost = time.Second
 )
@@ -60,10 +53,6 @@ func (a *agent) events(w http.ResponseWriter, r *http.Request) error {
 	if s.filter, err = filter.Parse(filter.Events, v); err != nil {
 		return badRequest(err)
 	}
-	defer a.clients.Add(-1)
-	if a.clients.Add(1) > maxStreams {
-		return &httpError{http.StatusServiceUnavailable, fmt.Errorf("%d clients read events already", maxStreams)}
-	}
 	if s.kernel, err = a.lost(); err != nil {
 		return err
 	}
@@ -73,8 +62,11 @@ func (a *agent) events(w http.ResponseWriter, r *http.Request) error {
 		}
 		defer func() { _ = a.wantEstablished(-1) }() // one event more or less of each connection
 	}
-	s.sub = a.tracer.Subscribe(queueOf)
-	defer s.sub.Close()
+	s.reader = a.feed.join(s.wants)
+	if s.reader == nil {
+		return &httpError{http.StatusServiceUnavailable, fmt.Errorf("%d clients read events already", maxStreams)}
+	}
+	defer a.feed.leave(s.reader)
 	w.Header().Set("Content-Type", lines)
 	w.WriteHeader(http.StatusOK)
 	if err = s.out.Flush(); err == nil { // the client knows that it misses nothing from now on
@@ -100,32 +92,40 @@ type stream struct {
 	a       *agent
 	filter  *filter.Filter
 	verbose bool
-	sub     *tracer.Subscription
+	reader  *reader
 	w       io.Writer
 	out     *http.ResponseController
 	buf     []byte
 
-	looked       time.Time
-	kernel, late uint64 // told of: lost by the kernel, by the client
+	looked time.Time
+	kernel uint64 // lost there, told of
+}
+
+func (s *stream) wants(ev *tracer.Event) bool {
+	return (ev.Type != tracer.EventEstablished || s.verbose) && s.filter.Event(s.a.names.Cgroups, ev)
 }
 
 func (s *stream) follow(ctx context.Context) error {
-	var events []tracer.Event
 	for {
-		var err error
-		events, err = s.sub.Next(ctx, events)
+		late, lines, err := s.a.feed.next(ctx, s.reader, s.buf[:0])
 		ended := errors.Is(err, io.EOF)
 		if err != nil && !ended {
 			return err
 		}
-		late := s.sub.Lost() // later than everything in events
-		for i := range events {
-			if err := s.event(&events[i]); err != nil {
+		s.buf = lines
+		if late > 0 {
+			s.appendLost(late, ByClient)
+		}
+		if now := time.Now(); ended || now.Sub(s.looked) >= lookLost {
+			s.looked = now
+			kernel, err := s.a.lost()
+			if err != nil {
 				return err
 			}
-		}
-		if err := s.lost(late, ended); err != nil {
-			return err
+			if kernel > s.kernel {
+				s.appendLost(kernel-s.kernel, ByKernel)
+				s.kernel = kernel
+			}
 		}
 		if err := s.write(); err != nil || ended {
 			return err
@@ -133,45 +133,13 @@ func (s *stream) follow(ctx context.Context) error {
 	}
 }
 
-func (s *stream) event(ev *tracer.Event) error {
-	if ev.Type == tracer.EventEstablished && !s.verbose || !s.filter.Event(s.a.names.Cgroups, ev) {
-		return nil
-	}
-	row := s.a.names.Event(ev)
-	s.buf = append(row.AppendJSON(s.buf), '\n')
-	if len(s.buf) < chunk {
-		return nil
-	}
-	return s.write()
-}
-
-// lost tells what was lost since it last did.
-func (s *stream) lost(late uint64, ended bool) error {
-	if late > s.late {
-		s.appendLost(late-s.late, ByClient)
-		s.late = late
-	}
-	if now := time.Now(); ended || now.Sub(s.looked) >= lookLost {
-		s.looked = now
-		kernel, err := s.a.lost()
-		if err != nil {
-			return err
-		}
-		if kernel > s.kernel {
-			s.appendLost(kernel-s.kernel, ByKernel)
-			s.kernel = kernel
-		}
-	}
-	return nil
-}
-
 func (s *stream) appendLost(n uint64, by LostBy) {
 	s.buf = strconv.AppendUint(append(s.buf, `{"lost":`...), n, 10)
 	s.buf = append(append(append(s.buf, `,"by":"`...), by...), "\"}\n"...)
 }
 
-// write sends what is collected. It waits for a client that does not read, while
-// the subscription loses what there is no room for.
+// write sends what is collected. It waits for a client that does not read, while the
+// feed goes on.
 func (s *stream) write() error {
 	if len(s.buf) == 0 {
 		return nil
@@ -180,6 +148,5 @@ func (s *stream) write() error {
 		return err
 	}
 	_, err := s.w.Write(s.buf)
-	s.buf = s.buf[:0]
 	return errors.Join(err, s.out.Flush())
 }

@@ -15,7 +15,7 @@ type Status struct {
 	Ready       bool         `json:"ready"`        // it knows every socket
 	Events      uint64       `json:"events"`       // read from the kernel
 	Lost        uint64       `json:"lost"`         // events that were not
-	Clients     int64        `json:"clients"`      // that read events now
+	Clients     int          `json:"clients"`      // that read events now
 	OpenSockets int          `json:"open_sockets"` // in the table
 	Tenancies   int          `json:"tenancies"`    // in the history
 }
@@ -30,7 +30,7 @@ func (a *agent) status(w http.ResponseWriter, r *http.Request) error {
 	}
 	return writeObject(w, Status{
 		Report: *a.report, Version: a.cfg.Version, Since: render.Stamp{Time: a.since}, Ready: a.ready.Load(),
-		Events: stats.Decoded, Lost: stats.Lost() + stats.Bad, Clients: a.clients.Load(),
+		Events: stats.Decoded, Lost: stats.Lost() + stats.Bad, Clients: a.feed.len(),
 		OpenSockets: a.tracer.Table().Len(), Tenancies: a.tracer.History().Len(),
 	})
 }
