@@ -308,9 +308,13 @@ func (t *Table) merge(s *Socket, first bool) {
 		r = nil
 	}
 	if r == nil {
-		if at, ok := t.closed[s.id]; ok { // and nobody has the address since
-			t.doubt = t.doubt || at < s.stamp && s.attached
-			return
+		// Nobody is known to have the address since it was closed. Then either the open of
+		// the next was lost, or the snapshot came before the socket was gone.
+		if at, ok := t.closed[s.id]; ok {
+			if at >= s.stamp || !s.attached {
+				return
+			}
+			t.doubt = true
 		}
 		r = t.add(s.id, s.Local.Port())
 		r.Socket, r.initial = *s, first

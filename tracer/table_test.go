@@ -683,7 +683,9 @@ func TestTableDoubt(t *testing.T) {
 			tt.Expect()
 			tt.news(end(test.close))
 			tt.reconcile(50, test.row)
-			tt.empty()
+			if there := tt.Len() > 0; there == test.sure {
+				t.Errorf("in the table: %t", there)
+			}
 			if sure := tt.Settle(); sure != test.sure {
 				t.Errorf("sure: %t, want %t", sure, test.sure)
 			}
