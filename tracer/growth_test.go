@@ -46,6 +46,8 @@ func (f figures) String() string {
 // measure reads them.
 func (p *play) measure() figures {
 	p.Helper()
+	p.fence(p.Context()) // the events that wait for the test are no growth of the tracer
+	p.seen = nil
 	runtime.GC()
 	var mem runtime.MemStats
 	runtime.ReadMemStats(&mem)

@@ -44,6 +44,7 @@ type play struct {
 	done     map[string]int // requests that went well, by name
 	mail     [2]int
 	dead     []identity // for pids to be used again
+	lost     uint64     // events, before this play or begun anew since
 	lasted   time.Duration
 }
 
@@ -109,10 +110,32 @@ func newPlay(t *testing.T, cfg Config, seed uint64) *play {
 			t.Logf("repeat it with %s=%d; what was done last:\n%s", modelSeedEnv, p.seed, strings.Join(p.log, "\n"))
 		}
 	})
+	p.begin()
+	return p
+}
+
+// begin starts the first workers.
+func (p *play) begin() {
+	p.Helper()
+	p.lost = stats(p.T, p.tracer).Lost()
 	for range 3 {
 		p.startWorker()
 	}
-	return p
+}
+
+// beginAnew ends everything there is: with the events that were lost is lost who did
+// what.
+func (p *play) beginAnew() {
+	p.Helper()
+	for len(p.model.mail) > 0 {
+		p.tryReceive(p.workers[p.rng.IntN(len(p.workers))])
+	}
+	for len(p.workers) > 0 {
+		p.kill(p.workers[0])
+	}
+	lost := p.lost
+	p.begin()
+	p.Logf("after %d requests %d events were lost: begun anew", p.requests, p.lost-lost)
 }
 
 func (p *play) t() *testing.T { return p.T }
@@ -614,6 +637,11 @@ func (p *play) compareAll() {
 		p.seen = nil
 		diff := p.differ()
 		if diff == "" {
+			return
+		}
+		if p.lost != stats(p.T, p.tracer).Lost() {
+			p.beginAnew() // nothing may be left of what there was
+			p.compareAll()
 			return
 		}
 		if ctx.Err() != nil || time.Until(deadlineOf(ctx)) < time.Second {

@@ -72,7 +72,8 @@ type Tracer struct {
 	every    time.Duration // Config.Reconcile
 	next     time.Time     // the next one; zero: none
 	retry    time.Time     // not to rebuild the table before
-	settle   time.Time     // when to look whether the table can be settled; zero: it is
+	newest   uint64        // Event.boot of the last event read
+	settle   uint64        // CLOCK_BOOTTIME: once what is older was read the table can be settled; 0: it is
 }
 
 // attached is a program at its hook.
@@ -442,30 +443,28 @@ func (t *Tracer) Run(ctx context.Context, ready func(*Snapshot)) error {
 
 // quiet is how long to sleep, unless an event wakes the reader; zero: no limit.
 func (t *Tracer) quiet() time.Time {
-	if !t.settle.IsZero() {
-		return t.settle
+	if t.settle != 0 {
+		return time.Now().Add(time.Duration(t.settle-min(t.settle, boottime())) + time.Millisecond)
 	}
 	return t.next
 }
 
-// take decodes one record, puts it into the table and keeps it for handOn. It returns
-// when the event was, as Event.boot.
-func (t *Tracer) take(record []byte) uint64 {
+// take decodes one record, puts it into the table and keeps it for handOn.
+func (t *Tracer) take(record []byte) {
 	t.batch = t.batch[:len(t.batch)+1]
 	ev := &t.batch[len(t.batch)-1]
 	if err := t.dec.event(record, t.clock.zero, ev); err != nil {
 		t.batch = t.batch[:len(t.batch)-1]
 		t.count(&t.stats.Bad, 1)
-		return 0
+		return
 	}
-	when := ev.boot
+	t.newest = ev.boot
 	if !t.table.Apply(ev) {
 		t.batch = t.batch[:len(t.batch)-1]
 	} else if ev.Type == EventBind && ev.Errno == syscall.EADDRINUSE && ev.RequestedPort != 0 {
 		ev.HeldBy, ev.HeldByMore = t.heldBy(ev)
 	}
 	t.decoded++
-	return when
 }
 
 // handOn publishes what take has collected.
@@ -551,8 +550,8 @@ func (t *Tracer) heldBy(ev *Event) (by []Socket, more int) {
 // has come.
 func (t *Tracer) check() error {
 	t.checked = time.Now()
-	if !t.settle.IsZero() && t.checked.After(t.settle) && t.reader.AvailableBytes() == 0 {
-		t.settle = time.Time{}
+	if t.settle != 0 && (t.newest > t.settle || boottime() > t.settle && t.reader.AvailableBytes() == 0) {
+		t.settle = 0
 		if again := t.checked.Add(retryAfter); !t.table.Settle() && (t.next.IsZero() || t.next.After(again)) {
 			t.next = again
 		}
@@ -630,11 +629,11 @@ func (t *Tracer) catchUp(until uint64) error {
 		if err != nil {
 			return fmt.Errorf("read ring buffer: %w", err)
 		}
-		when := t.take(rec.RawSample)
+		t.take(rec.RawSample)
 		if len(t.batch) == maxBatch {
 			t.handOn()
 		}
-		if when > until {
+		if t.newest > until {
 			break
 		}
 	}
@@ -647,5 +646,5 @@ func (t *Tracer) reconcile(snap *Snapshot) {
 	t.table.Reconcile(snap)
 	// A close is told a moment after the socket is in no table any more: by the time it
 	// can be thought lost, it has long been in the ring buffer.
-	t.settle = time.Now().Add(readerIdle)
+	t.settle = boottime() + uint64(readerIdle)
 }
