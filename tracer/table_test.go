@@ -559,6 +559,24 @@ func TestTableComplete(t *testing.T) {
 	equal(t, "sockets", want, snap.Sockets)
 }
 
+// A service is started again while events are lost, and its new socket has the address
+// and the ends of the old one: who bound that did not bind this.
+func TestTableSameEndsOtherSocket(t *testing.T) {
+	tt := newTableTest(t)
+	tt.news(tcp(20, EventListen, sockA, "10.0.0.1:80", ""))
+	tt.reconcile(25, found(30, RoleListener, sockA, "10.0.0.1:80", ""))
+	if got := tt.only(); got.Owner != proc(10) {
+		t.Fatalf("owner %+v, want the one that listened", got.Owner)
+	}
+	again := found(50, RoleListener, sockA, "10.0.0.1:80", "")
+	again.Inode++
+	snap := &Snapshot{Sockets: []Socket{again}}
+	tt.Complete(snap)
+	equal(t, "completed", again, snap.Sockets[0])
+	tt.reconcile(45, again)
+	equal(t, "merged", again, tt.only())
+}
+
 func TestTableOrderAndCopies(t *testing.T) {
 	tt := newTableTest(t)
 	tt.news(tcp(10, EventConnect, sockA, "10.0.0.1:80", "10.0.0.2:1"))
