@@ -283,6 +283,7 @@ func (t *Table) Complete(snap *Snapshot) {
 			s.Owner = t.knownOwner(s.id, s.Local)
 		} else if r := t.rows[s.id]; r != nil && !r.reusedBy(s) {
 			s.Owner, s.Since, s.Origin = r.Owner, r.Since, r.Origin
+			s.late = r.stamp > s.stamp
 		}
 	}
 }
