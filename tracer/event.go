@@ -208,8 +208,11 @@ type Socket struct {
 	Since     time.Time // when it took its port, where observed
 	Origin    Origin
 
+	OwnerStatus OwnerStatus // known after Snapshot.LookUpOwners alone
+
 	id       uint64 // address of the kernel's struct sock
 	file     uint64 // address of the struct file that refers to it, 0: none
 	attached bool   // a struct socket is attached: not orphaned, nor in an accept queue
+	late     bool   // the Owner may be newer than the Holders
 	stamp    uint64 // CLOCK_BOOTTIME of the last word about it, nanoseconds
 }

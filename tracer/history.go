@@ -16,7 +16,7 @@ type Tenancy struct {
 	MPTCP    bool           // the TCP subflow of an MPTCP socket
 	TimeWait bool           // the port stayed taken in TIME_WAIT afterwards
 	Errno    syscall.Errno  // what ended the connection, 0: nothing did
-	Owner    Process        // who bound, connected or accepted the socket; PID 0: not known
+	Owner    Process        // who bound, connected or accepted the socket, else who held it; PID 0: not known
 	Since    time.Time      // zero: before porthole looked
 	Until    time.Time      // when it gave the port back
 }

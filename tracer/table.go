@@ -147,6 +147,12 @@ func (r *row) reused(local, remote netip.AddrPort) bool {
 	return r.Local.Port() != local.Port() || r.Role == RoleServer && remote.IsValid() && r.Remote != remote
 }
 
+// reusedBy is reused of a socket of a snapshot, which may have the same ends: a service
+// that was started again while events were lost.
+func (r *row) reusedBy(s *Socket) bool {
+	return r.reused(s.Local, s.Remote) || r.Inode != 0 && s.Inode != 0 && r.Inode != s.Inode
+}
+
 // adopt keeps who acted, and since when.
 func (r *row) adopt(ev *Event) {
 	if ev.Process.PID == 0 || ev.Errno != 0 {
@@ -275,8 +281,9 @@ func (t *Table) Complete(snap *Snapshot) {
 		s := &snap.Sockets[i]
 		if s.Role == RoleTimeWait {
 			s.Owner = t.knownOwner(s.id, s.Local)
-		} else if r := t.rows[s.id]; r != nil && !r.reused(s.Local, s.Remote) {
+		} else if r := t.rows[s.id]; r != nil && !r.reusedBy(s) {
 			s.Owner, s.Since, s.Origin = r.Owner, r.Since, r.Origin
+			s.late = r.stamp > s.stamp
 		}
 	}
 }
@@ -296,14 +303,13 @@ func (t *Table) knownOwner(id uint64, local netip.AddrPort) Process {
 // merge takes one socket of a snapshot.
 func (t *Table) merge(s *Socket, first bool) {
 	r := t.rows[s.id]
-	reused := r != nil && r.reused(s.Local, s.Remote)
 	if r != nil && r.stamp > s.stamp { // keep what the event said, take only who holds it
-		if !reused {
+		if !r.reused(s.Local, s.Remote) {
 			r.Holders, r.Inode, r.UID = s.Holders, s.Inode, s.UID
 		}
 		return
 	}
-	if reused {
+	if r != nil && r.reusedBy(s) {
 		t.remove(r)
 		r = nil
 	}

@@ -559,6 +559,37 @@ func TestTableComplete(t *testing.T) {
 	equal(t, "sockets", want, snap.Sockets)
 }
 
+// An owner that came by the socket after the snapshot is marked as one.
+func TestTableCompleteLate(t *testing.T) {
+	tt := newTableTest(t)
+	tt.news(tcp(20, EventListen, sockA, "10.0.0.1:80", ""))
+	for at, want := range map[int]bool{19: true, 20: false, 21: false} {
+		snap := &Snapshot{Sockets: []Socket{found(at, RoleListener, sockA, "10.0.0.1:80", "")}}
+		tt.Complete(snap)
+		if got := snap.Sockets[0]; got.Owner != proc(10) || got.late != want {
+			t.Errorf("snapshot at %d: owner %+v, late %t, want %t", at, got.Owner, got.late, want)
+		}
+	}
+}
+
+// A service is started again while events are lost, and its new socket has the address
+// and the ends of the old one: who bound that did not bind this.
+func TestTableSameEndsOtherSocket(t *testing.T) {
+	tt := newTableTest(t)
+	tt.news(tcp(20, EventListen, sockA, "10.0.0.1:80", ""))
+	tt.reconcile(25, found(30, RoleListener, sockA, "10.0.0.1:80", ""))
+	if got := tt.only(); got.Owner != proc(10) {
+		t.Fatalf("owner %+v, want the one that listened", got.Owner)
+	}
+	again := found(50, RoleListener, sockA, "10.0.0.1:80", "")
+	again.Inode++
+	snap := &Snapshot{Sockets: []Socket{again}}
+	tt.Complete(snap)
+	equal(t, "completed", again, snap.Sockets[0])
+	tt.reconcile(45, again)
+	equal(t, "merged", again, tt.only())
+}
+
 func TestTableOrderAndCopies(t *testing.T) {
 	tt := newTableTest(t)
 	tt.news(tcp(10, EventConnect, sockA, "10.0.0.1:80", "10.0.0.2:1"))

@@ -46,6 +46,12 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	if name := os.Getenv(ownerEnv); name != "" {
+		if err := ownerMain(name); err != nil {
+			panic(err)
+		}
+		os.Exit(0)
+	}
 	if long := os.Getenv(loadEnv); long != "" {
 		if err := loadMain(long); err != nil {
 			panic(err)

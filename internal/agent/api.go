@@ -250,6 +250,7 @@ func (a *agent) port(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	snap.LookUpOwners()
 	return writeObject(w, a.names.Port(q, pool, snap.Sockets, a.tracer.History().Port(q.Port)))
 }
 

@@ -80,7 +80,7 @@ func fullSocket() Socket {
 		RemoteIP: netip.MustParseAddr("::ffff:10.0.0.1"), RemotePort: 1,
 		NetNS: math.MaxUint32, Inode: math.MaxUint64, UID: ptr[uint32](math.MaxUint32), MPTCP: true,
 		Holders: []Holder{{PID: 1, Comm: "init", FD: 0}, {PID: math.MaxUint32, Comm: "<&>", FD: 3, UID: ptr[uint32](0), Container: &container.Container{ID: "0123"}}},
-		Owner:   &Owner{PID: 2, Comm: "a\"b"},
+		Owner:   &Owner{PID: 2, Comm: "a\"b", Status: "gone"},
 		Since:   Stamp{time.Date(2026, 1, 2, 3, 4, 5, 6, time.FixedZone("", 3600))}, Origin: "observed", Service: "my-<http>",
 		Container: &container.Container{ID: strings.Repeat("ab", 32), Name: "<web>"},
 	}

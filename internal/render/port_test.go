@@ -74,6 +74,19 @@ func TestPortText(t *testing.T) {
 	other := alone
 	other.NetNS, other.MPTCP, other.Since = otherNS, true, time.Date(2026, 1, 2, 3, 4, 5, 6, time.Local)
 	kernels := handmade.Socket(hostNS, tracer.UDP, tracer.RoleBound, "[::]:8080", "")
+	left := handmade.Socket(hostNS, tracer.TCP, tracer.RoleListener, "127.0.0.1:8080", "", handmade.HeldBy(web(11))...)
+	left.Owner, left.OwnerStatus = web(10), tracer.OwnerGone
+	left.Since = time.Date(2026, 1, 2, 3, 4, 5, 6, time.Local)
+	leftToTwo := left
+	leftToTwo.Holders = handmade.HeldBy(web(11), web(12))
+	passed := handmade.Socket(hostNS, tracer.UDP, tracer.RoleBound, "127.0.0.1:8080", "", handmade.HeldBy(web(11))...)
+	passed.Owner, passed.OwnerStatus = handmade.Process(1, 0, "sys\x1btemd"), tracer.OwnerAlive
+	nobodys := passed
+	nobodys.Holders = nil
+	kept := left
+	kept.Owner, kept.OwnerStatus, kept.Since = web(11), tracer.OwnerHolder, time.Time{}
+	unknown := left
+	unknown.OwnerStatus, unknown.Since = 0, time.Time{}
 	hostile := handmade.Socket(hostNS, tracer.UDP, tracer.RoleBound, "127.0.0.1:8080", "", handmade.HeldBy(handmade.Process(13, nobodysUID, "a\x1b[2J\nb"))...)
 	for _, test := range []struct {
 		name     string
@@ -107,6 +120,28 @@ func TestPortText(t *testing.T) {
 				"8080/tcp is held by nginx (pid 10, user 4000000001), listening on 0.0.0.0 (MPTCP) in network namespace blue since 2026-01-02 03:04:05\n" + about8080},
 		{"the kernel", question(8080), []tracer.Socket{kernels},
 			"8080/udp is held by no process, bound to :: (a socket of the kernel, or one on its way between processes)\n" + about8080},
+		{"the creator is gone", question(8080), []tracer.Socket{left, server},
+			"8080/tcp, listening on 127.0.0.1 since 2026-01-02 03:04:05:\n" +
+				"  created by nginx (pid 10, gone),\n  now held by nginx (pid 11, user 4000000001)\n  and by 1 accepted connection\n" + about8080},
+		{"the creator is gone, two hold it", question(8080), []tracer.Socket{leftToTwo},
+			"8080/tcp, listening on 127.0.0.1 since 2026-01-02 03:04:05:\n" +
+				"  created by nginx (pid 10, gone),\n  now held by 2 processes:\n" +
+				"    nginx (pid 11, user 4000000001)\n    nginx (pid 12, user 4000000001)\n" + about8080},
+		{"the creator is gone, of two sockets of three", question(8080), []tracer.Socket{left, leftToTwo, kept},
+			"8080/tcp, listening on 127.0.0.1 since 2026-01-02 03:04:05, 3 sockets:\n" +
+				"  2 of them created by nginx (pid 10, gone),\n  now held by 2 processes:\n" +
+				"    nginx (pid 11, user 4000000001)\n    nginx (pid 12, user 4000000001)\n" + about8080},
+		{"the creator has let go of it", question(8080), []tracer.Socket{passed},
+			"8080/udp, bound to 127.0.0.1:\n" +
+				`  created by "sys\x1btemd" (pid 1), which does not hold it,` + "\n  now held by nginx (pid 11, user 4000000001)\n" + about8080},
+		{"the creator has let go of it, nobody holds it", question(8080), []tracer.Socket{nobodys},
+			"8080/udp, bound to 127.0.0.1:\n" +
+				`  created by "sys\x1btemd" (pid 1), which does not hold it,` + "\n" +
+				"  now held by no process (a socket of the kernel, or one on its way between processes)\n" + about8080},
+		{"the creator holds it", question(8080), []tracer.Socket{kept},
+			"8080/tcp is held by nginx (pid 11, user 4000000001), listening on 127.0.0.1\n" + about8080},
+		{"nobody knows what has become of the creator", question(8080), []tracer.Socket{unknown},
+			"8080/tcp is held by nginx (pid 11, user 4000000001), listening on 127.0.0.1\n" + about8080},
 		{"a name with escapes", question(8080, tracer.UDP), []tracer.Socket{hostile},
 			`8080/udp is held by "a\x1b[2J\nb" (pid 13, user 4000000001), bound to 127.0.0.1` + "\n" +
 				"8080: registered (1024-49151); http-alt/udp\n  outside this machine's ephemeral range 32768-60999, and reserved\n"},
@@ -136,6 +171,7 @@ func TestPortTextAboutNumber(t *testing.T) {
 
 func TestPortJSON(t *testing.T) {
 	dns := handmade.Socket(hostNS, tracer.UDP, tracer.RoleBound, "127.0.0.53:53", "", handmade.HeldBy(handmade.Process(20, 101, "resolved"))...)
+	dns.Owner, dns.OwnerStatus = handmade.Process(18, 0, "systemd"), tracer.OwnerGone
 	other := handmade.Socket(hostNS, tracer.TCP, tracer.RoleListener, "127.0.0.53:53", "")
 	past := tracer.Tenancy{
 		Proto: tracer.UDP, Local: netip.MustParseAddrPort("127.0.0.1:53"), NetNS: hostNS, Owner: handmade.Process(19, 0, "dnsmasq"),
@@ -152,7 +188,7 @@ func TestPortJSON(t *testing.T) {
 		{question(53, tracer.UDP), []tracer.Socket{dns, other}, []tracer.Tenancy{past, {Proto: tracer.TCP}},
 			`{"port":53,"proto":"udp","range":"system","service":"domain","in_ephemeral_range":false,"range_low":32768,"range_high":60999,"reserved":false,"sockets":[` +
 				`{"proto":"udp","state":"UNCONN","role":"bound","local_ip":"127.0.0.53","local_port":53,"netns":4026531840,"uid":101,` +
-				`"holders":[{"pid":20,"comm":"resolved","fd":3,"uid":101}],"origin":"snapshot","service":"domain"}],"history":[` +
+				`"holders":[{"pid":20,"comm":"resolved","fd":3,"uid":101}],"owner":{"pid":18,"comm":"systemd","status":"gone"},"origin":"snapshot","service":"domain"}],"history":[` +
 				`{"proto":"udp","local_ip":"127.0.0.1","local_port":53,"netns":4026531840,"pid":19,"comm":"dnsmasq","uid":0,` +
 				`"since":"2026-01-02T03:04:05.000000006Z","until":"2026-01-02T03:04:06.000000006Z","duration_ns":1000000000}]}`},
 	} {
@@ -181,7 +217,7 @@ func TestPortTextBefore(t *testing.T) {
 	short.Since = until.Add(-1234 * time.Microsecond)
 	const want = "8080/tcp is held by nobody\n" +
 		"8080: registered (1024-49151); my-web/tcp\n  outside this machine's ephemeral range 32768-60999, and reserved\n" +
-		"held before by\n" +
+		"held before by sockets of\n" +
 		"  nginx (pid 10, user 4000000001), tcp 0.0.0.0, until 2026-01-02 03:04:05, for 2s; 2 times in all\n" +
 		`  "a\nb" (pid 11, user 4000000001), tcp 0.0.0.0 to 10.0.0.9:443 in network namespace blue, until 2026-01-02 03:04:05` + "\n" +
 		"  nc (pid 12, user 4000000001), tcp 0.0.0.0, until 2026-01-02 03:04:05, for 1ms\n" +
@@ -211,6 +247,7 @@ func TestTextFromJSON(t *testing.T) {
 	}
 	sockets := ordinarySockets()
 	sockets[0].Since, sockets[1].NetNS = time.Date(2026, 1, 2, 3, 4, 5, 6, time.Local), otherNS
+	sockets[0].Owner, sockets[0].OwnerStatus = web(10), tracer.OwnerGone
 	var rows []Socket
 	for i := range sockets {
 		var row Socket

@@ -141,24 +141,74 @@ func (w *portWriter) group(group []Socket) {
 	if len(group) > 1 {
 		where += fmt.Sprintf(", %d sockets", len(group))
 	}
-	var holders []string
-	seen := make(map[uint32]bool)
-	for i := range group {
-		for _, h := range group[i].Holders {
-			if !seen[h.PID] {
-				seen[h.PID] = true
-				holders = append(holders, w.process(h.PID, h.Comm, h.UID, h.Container))
-			}
+	holders := w.holders(group)
+	if creators := w.creators(group); len(creators) > 0 {
+		w.printf("%d/%s, %s:\n  %s,\n  now held by ", w.port, s.Proto, where, strings.Join(creators, ",\n  "))
+		switch len(holders) {
+		case 0:
+			w.printf("no process %s\n", unheld)
+		case 1:
+			w.printf("%s\n", holders[0])
+		default:
+			w.printf("%d processes:\n    %s\n", len(holders), strings.Join(holders, "\n    "))
 		}
+		return
 	}
 	switch len(holders) {
 	case 0:
-		w.printf("%d/%s is held by no process, %s (a socket of the kernel, or one on its way between processes)\n", w.port, s.Proto, where)
+		w.printf("%d/%s is held by no process, %s %s\n", w.port, s.Proto, where, unheld)
 	case 1:
 		w.printf("%d/%s is held by %s, %s\n", w.port, s.Proto, holders[0], where)
 	default:
 		w.printf("%d/%s is held by %d processes, %s:\n  %s\n", w.port, s.Proto, len(holders), where, strings.Join(holders, "\n  "))
 	}
+}
+
+// unheld is why a socket may have no holder.
+const unheld = "(a socket of the kernel, or one on its way between processes)"
+
+// holders names every process that holds one of the sockets, once.
+func (w *portWriter) holders(group []Socket) []string {
+	var out []string
+	seen := make(map[uint32]bool)
+	for i := range group {
+		for _, h := range group[i].Holders {
+			if !seen[h.PID] {
+				seen[h.PID] = true
+				out = append(out, w.process(h.PID, h.Comm, h.UID, h.Container))
+			}
+		}
+	}
+	return out
+}
+
+// creators tells of those who are known not to hold what they created.
+func (w *portWriter) creators(group []Socket) []string {
+	count := make(map[Owner]int)
+	var owners []Owner
+	for i := range group {
+		o := group[i].Owner
+		if o == nil || o.Status != tracer.OwnerGone.String() && o.Status != tracer.OwnerAlive.String() {
+			continue
+		}
+		if count[*o]++; count[*o] == 1 {
+			owners = append(owners, *o)
+		}
+	}
+	var out []string
+	for _, o := range owners {
+		text := fmt.Sprintf("created by %s (pid %d", Safe(o.Comm), o.PID)
+		if o.Status == tracer.OwnerGone.String() {
+			text += ", gone)"
+		} else {
+			text += "), which does not hold it"
+		}
+		if len(group) > 1 {
+			text = fmt.Sprintf("%d of them ", count[o]) + text
+		}
+		out = append(out, text)
+	}
+	return out
 }
 
 // where is what is special about an address.
@@ -241,7 +291,7 @@ func (w *portWriter) before(history []Tenancy) {
 	if len(latest) == 0 {
 		return
 	}
-	w.printf("held before by\n")
+	w.printf("held before by sockets of\n")
 	for _, t := range latest[:min(maxBefore, len(latest))] {
 		w.printf("  %s\n", w.tenancy(t, times[who{t.PID, t.Comm, t.Proto}]))
 	}

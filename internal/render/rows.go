@@ -20,10 +20,12 @@ type Holder struct {
 	Container *container.Container `json:"container,omitempty"`
 }
 
-// Owner is the process that bound, connected or accepted a socket, in JSON.
+// Owner is the process that bound, connected or accepted a socket, in JSON. Status is
+// there where the socket is of a Port, and it is known.
 type Owner struct {
-	PID  uint32 `json:"pid"`
-	Comm string `json:"comm"`
+	PID    uint32 `json:"pid"`
+	Comm   string `json:"comm"`
+	Status string `json:"status,omitempty"`
 }
 
 // Socket is a socket in JSON, and the row of ls.
@@ -150,6 +152,9 @@ func (n *Names) socketInFull(s *tracer.Socket) Socket {
 	for i := range s.Holders {
 		row.Holders[i].UID = &s.Holders[i].UID
 		row.Holders[i].Container = n.Cgroups.Resolve(s.Holders[i].Cgroup).Container
+	}
+	if row.Owner != nil && s.OwnerStatus != 0 {
+		row.Owner.Status = s.OwnerStatus.String()
 	}
 	return row
 }
