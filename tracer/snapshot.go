@@ -514,7 +514,7 @@ func usersOf(row *bpfRow, holders map[uint64][]Process, known *Table) []Process 
 		}
 	}
 	if known != nil {
-		if owner := known.knownOwner(row.Sock, addrPort(row.Flow.LocalIp, row.Flow.LocalPort)); owner.PID != 0 {
+		if owner := known.knownOwner(row.Sock, &row.Flow); owner.PID != 0 {
 			return []Process{owner}
 		}
 	}
