@@ -125,8 +125,8 @@ func (d *decoder) event(record []byte, booted time.Time, ev *Event) error {
 	return nil
 }
 
-// socket decodes a row of the walk. Its role supposes that a process holds it.
-func (d *decoder) socket(raw *bpfRow) Socket {
+// socketOf decodes a row of the walk.
+func socketOf(raw *bpfRow) Socket {
 	flag := func(f bpfRowFlag) bool { return raw.Flags&uint16(f) != 0 }
 	s := Socket{
 		Proto:     Proto(raw.Proto),
@@ -156,6 +156,8 @@ func (d *decoder) socket(raw *bpfRow) Socket {
 		s.Role = RoleListener
 	case s.State == StateUnconn:
 		s.Role = RoleBound
+	case !s.attached:
+		s.Role = RoleOrphan
 	case s.Proto == UDP || flag(bpfRowFlagROW_ACTIVE):
 		s.Role = RoleClient
 	default:
