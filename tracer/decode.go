@@ -50,6 +50,29 @@ func peer(ip [16]byte, port uint16) netip.AddrPort {
 	return addrPort(ip, port)
 }
 
+// flowOf is the reverse of addrPort and peer.
+func flowOf(local, remote netip.AddrPort, netns uint32) bpfFlow {
+	return bpfFlow{
+		LocalIp: local.Addr().As16(), LocalPort: local.Port(),
+		RemoteIp: remote.Addr().As16(), RemotePort: remote.Port(), Netns: netns,
+	}
+}
+
+// packProcess is the reverse of decoder.process.
+func packProcess(p *Process) bpfProcess {
+	packed := bpfProcess{StartNs: uint64(p.Start), Cgroup: p.Cgroup, Pid: p.PID, Uid: p.UID}
+	copy(packed.Comm[:], p.Comm)
+	return packed
+}
+
+// wallTime is the reverse of UnixNano; 0 is the zero time.
+func wallTime(ns int64) time.Time {
+	if ns == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, ns)
+}
+
 const (
 	fullEvent  = int(unsafe.Sizeof(bpfEvent{}))
 	shortEvent = int(unsafe.Offsetof(bpfEvent{}.Flow)) // EVENT_SHORT
@@ -102,8 +125,8 @@ func (d *decoder) event(record []byte, booted time.Time, ev *Event) error {
 	return nil
 }
 
-// socket decodes a row of the walk. Its role supposes that a process holds it.
-func (d *decoder) socket(raw *bpfRow) Socket {
+// socketOf decodes a row of the walk.
+func socketOf(raw *bpfRow) Socket {
 	flag := func(f bpfRowFlag) bool { return raw.Flags&uint16(f) != 0 }
 	s := Socket{
 		Proto:     Proto(raw.Proto),
@@ -133,6 +156,8 @@ func (d *decoder) socket(raw *bpfRow) Socket {
 		s.Role = RoleListener
 	case s.State == StateUnconn:
 		s.Role = RoleBound
+	case !s.attached:
+		s.Role = RoleOrphan
 	case s.Proto == UDP || flag(bpfRowFlagROW_ACTIVE):
 		s.Role = RoleClient
 	default:

@@ -141,6 +141,7 @@ func TestDecodeCommBounded(t *testing.T) {
 
 func TestDecodeSocketRole(t *testing.T) {
 	const peerPort = 443
+	const file, active = bpfRowFlagROW_FILE, bpfRowFlagROW_ACTIVE
 	for _, test := range []struct {
 		name   string
 		proto  Proto
@@ -151,19 +152,21 @@ func TestDecodeSocketRole(t *testing.T) {
 		remote bool
 	}{
 		{"listener", TCP, uint8(StateListen), 0, StateListen, RoleListener, false},
-		{"listener that failed", TCP, uint8(StateUnconn), bpfRowFlagROW_ACTIVE, StateUnconn, RoleBound, false},
-		{"TCP that called connect", TCP, uint8(StateEstablished), bpfRowFlagROW_ACTIVE, StateEstablished, RoleClient, true},
-		{"TCP from a listener", TCP, uint8(StateEstablished), 0, StateEstablished, RoleServer, true},
-		{"half open", TCP, uint8(bpfTcpStateTCP_NEW_SYN_RECV), 0, StateSynRecv, RoleServer, true},
+		{"listener that failed", TCP, uint8(StateUnconn), active, StateUnconn, RoleBound, false},
+		{"TCP that called connect", TCP, uint8(StateEstablished), file | active, StateEstablished, RoleClient, true},
+		{"TCP from a listener", TCP, uint8(StateEstablished), file, StateEstablished, RoleServer, true},
+		{"TCP from a listener, not accepted", TCP, uint8(StateEstablished), 0, StateEstablished, RoleOrphan, true},
+		{"half open", TCP, uint8(bpfTcpStateTCP_NEW_SYN_RECV), 0, StateSynRecv, RoleOrphan, true},
+		{"FIN_WAIT1 without a socket", TCP, uint8(StateFinWait1), active, StateFinWait1, RoleOrphan, true},
 		{"TIME_WAIT", TCP, uint8(StateTimeWait), bpfRowFlagROW_TIMEWAIT, StateTimeWait, RoleTimeWait, true},
 		{"FIN_WAIT2 without a socket", TCP, uint8(StateFinWait2), bpfRowFlagROW_TIMEWAIT, StateFinWait2, RoleTimeWait, true},
-		{"FIN_WAIT2 with one", TCP, uint8(StateFinWait2), 0, StateFinWait2, RoleServer, true},
+		{"FIN_WAIT2 with one", TCP, uint8(StateFinWait2), file, StateFinWait2, RoleServer, true},
 		{"UDP without a peer", UDP, uint8(StateUnconn), 0, StateUnconn, RoleBound, false},
-		{"UDP with a peer", UDP, uint8(StateEstablished), 0, StateEstablished, RoleClient, true},
+		{"UDP with a peer", UDP, uint8(StateEstablished), file, StateEstablished, RoleClient, true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			raw := bpfRow{Proto: uint8(test.proto), State: test.state, Flags: uint16(test.flags), Flow: bpfFlow{LocalPort: 80, RemotePort: peerPort}}
-			s := newDecoder().socket(&raw)
+			s := socketOf(&raw)
 			if s.State != test.state2 || s.Role != test.role || s.Remote.IsValid() != test.remote {
 				t.Errorf("%s %s, remote %v; want %s %s, remote %t", s.State, s.Role, s.Remote, test.state2, test.role, test.remote)
 			}
@@ -180,7 +183,7 @@ func TestDecodeSocket(t *testing.T) {
 		Proto: TCP, State: StateListen, Role: RoleListener, Local: netip.MustParseAddrPort("[::]:80"),
 		NetNS: testNS, UID: 33, Origin: OriginSnapshot, id: sockB, stamp: bootAt(5),
 	}
-	equal(t, "plain", want, newDecoder().socket(&raw))
+	equal(t, "plain", want, socketOf(&raw))
 	// Each flag must set its own field and no other.
 	for flag, field := range map[bpfRowFlag]func(*Socket) *bool{
 		bpfRowFlagROW_MPTCP:     func(s *Socket) *bool { return &s.MPTCP },
@@ -192,7 +195,7 @@ func TestDecodeSocket(t *testing.T) {
 		raw, want := raw, want
 		raw.Flags = uint16(flag)
 		*field(&want) = true
-		equal(t, fmt.Sprintf("flag %d", flag), want, newDecoder().socket(&raw))
+		equal(t, fmt.Sprintf("flag %d", flag), want, socketOf(&raw))
 	}
 }
 

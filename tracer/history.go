@@ -2,6 +2,7 @@ package tracer
 
 import (
 	"net/netip"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -25,9 +26,20 @@ type Tenancy struct {
 // safe for concurrent use.
 type History struct {
 	mu   sync.RWMutex
-	ring []Tenancy
+	ring slab[tenancy]
 	max  int
 	next int // index of the oldest, once the ring is full
+}
+
+// tenancy is a Tenancy as it is kept: 104 bytes, and no pointer.
+type tenancy struct {
+	since, until int64 // wall clock, nanoseconds; since 0: not known
+	flow         bpfFlow
+	owner        bpfProcess
+	errno        uint16
+	proto        Proto
+	mptcp        bool
+	timeWait     bool
 }
 
 func newHistory(max int) *History { return &History{max: max} }
@@ -37,40 +49,53 @@ func (h *History) add(ev *Event) {
 	if h.max == 0 {
 		return
 	}
-	t := Tenancy{
-		Proto: ev.Proto, Local: ev.Local, Remote: ev.Remote, NetNS: ev.NetNS, MPTCP: ev.MPTCP,
-		TimeWait: ev.TimeWait, Errno: ev.Errno, Owner: ev.Process, Until: ev.Time,
-	}
-	if ev.Duration > 0 {
-		t.Since = ev.Time.Add(-ev.Duration)
-	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if len(h.ring) < h.max {
-		h.ring = append(h.ring, t)
-		return
+	var t *tenancy
+	if h.ring.len < h.max {
+		t = h.ring.at(h.ring.grow())
+	} else {
+		t = h.ring.at(uint32(h.next))
+		h.next = (h.next + 1) % h.max
 	}
-	h.ring[h.next] = t
-	h.next = (h.next + 1) % h.max
+	*t = tenancy{
+		until: ev.Time.UnixNano(), flow: flowOf(ev.Local, ev.Remote, ev.NetNS), owner: packProcess(&ev.Process),
+		errno: uint16(ev.Errno), proto: ev.Proto, mptcp: ev.MPTCP, timeWait: ev.TimeWait,
+	}
+	if ev.Duration > 0 {
+		t.since = t.until - int64(ev.Duration)
+	}
 }
 
 // Port returns the tenancies of a local port, the latest first; port 0 means all.
 func (h *History) Port(port uint16) []Tenancy {
 	h.mu.RLock()
 	defer h.mu.RUnlock()
+	dec := newDecoder()
 	var out []Tenancy
-	for i := range h.ring {
-		t := &h.ring[(h.next+len(h.ring)-1-i)%len(h.ring)]
-		if port == 0 || t.Local.Port() == port {
-			out = append(out, *t)
+	if port == 0 {
+		out = slices.Grow(out, h.ring.len)
+	}
+	for i := range h.ring.len {
+		t := h.ring.at(uint32((h.next + h.ring.len - 1 - i) % h.ring.len))
+		if port == 0 || t.flow.LocalPort == port {
+			out = append(out, t.unpack(dec))
 		}
 	}
 	return out
+}
+
+func (t *tenancy) unpack(dec *decoder) Tenancy {
+	return Tenancy{
+		Proto: t.proto, Local: addrPort(t.flow.LocalIp, t.flow.LocalPort), Remote: peer(t.flow.RemoteIp, t.flow.RemotePort),
+		NetNS: t.flow.Netns, MPTCP: t.mptcp, TimeWait: t.timeWait, Errno: syscall.Errno(t.errno),
+		Owner: dec.process(&t.owner), Since: wallTime(t.since), Until: wallTime(t.until),
+	}
 }
 
 // Len is the number of tenancies kept.
 func (h *History) Len() int {
 	h.mu.RLock()
 	defer h.mu.RUnlock()
-	return len(h.ring)
+	return h.ring.len
 }

@@ -2,8 +2,10 @@ package tracer
 
 import (
 	"net/netip"
+	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 
 	gocmp "github.com/google/go-cmp/cmp"
 )
@@ -56,5 +58,35 @@ func TestHistoryTenancy(t *testing.T) {
 	none.add(ev)
 	if none.Len() != 0 {
 		t.Error("a history of nothing keeps something")
+	}
+}
+
+// What comes back is what the event told, and the ring goes on beyond one part of its
+// memory.
+func TestHistoryKeepsAll(t *testing.T) {
+	h := newHistory(slabChunk + 1)
+	ev := closeOf(80, 10)
+	for range slabChunk + 2 {
+		h.add(ev)
+	}
+	*ev = Event{
+		Time: wallAt(20), Type: EventClose, Proto: UDP, Local: endpoint("[2001:db8::1]:81"), Remote: endpoint("10.0.0.1:1"),
+		NetNS: testNS, MPTCP: true, TimeWait: true, Errno: syscall.ECONNRESET, Duration: time.Second,
+		Process: Process{PID: 1, UID: 2, Start: 3, Comm: "fifteen bytes..", Cgroup: 5},
+	}
+	h.add(ev)
+	want := Tenancy{
+		Proto: ev.Proto, Local: ev.Local, Remote: ev.Remote, NetNS: ev.NetNS, MPTCP: true, TimeWait: true, Errno: ev.Errno,
+		Owner: ev.Process, Since: wallAt(20).Add(-time.Second), Until: ev.Time,
+	}
+	equal(t, "tenancies of port 81", []Tenancy{want}, h.Port(81))
+	if got := h.Port(0); len(got) != slabChunk+1 || got[0] != h.Port(81)[0] || h.Len() != len(got) {
+		t.Errorf("keeps %d, the latest %+v", len(got), got[0])
+	}
+	if size := unsafe.Sizeof(tenancy{}); size > 104 {
+		t.Errorf("a tenancy takes %d bytes", size)
+	}
+	if allocs := testing.AllocsPerRun(100, func() { h.add(ev) }); allocs != 0 {
+		t.Errorf("%v allocations for an event", allocs)
 	}
 }

@@ -30,7 +30,9 @@ type Snapshot struct {
 // Snapshotter reads snapshots. It needs CAP_BPF and CAP_PERFMON. It is safe for
 // concurrent use; callers wait for each other.
 type Snapshotter struct {
-	mu sync.Mutex
+	mu sync.Mutex // for one snapshot
+	// turn is for one call of a program, and for what it leaves in its maps.
+	turn sync.Mutex
 
 	tables  tableObjects
 	step    *ebpf.Program // goes on with the walk
@@ -168,17 +170,16 @@ func (s *Snapshotter) Take(port uint16) (*Snapshot, error) {
 	go func() {
 		c := newCollection()
 		for some := range rows {
-			c.add(s.dec, some)
+			c.add(some)
 		}
 		sorted <- c
 		c.sort()
 		sorted <- c
 	}()
-	err := s.readTables(&w, port, func(some []bpfRow) { rows <- some })
+	err := s.readTables(&w, port, nil, func(some []bpfRow) { rows <- some })
 	close(rows)
 	c := <-sorted
-	chunks, fdsErr := s.readFds()
-	s.join(c, chunks)
+	fdsErr := s.eachFds(func(tables []bpfFds) { c.join(s.dec, tables) })
 	<-sorted
 	if err := errors.Join(err, fdsErr); err != nil {
 		return nil, err
@@ -197,6 +198,7 @@ type collection struct {
 	keys   []sortKey
 	byFile map[uint64]*Socket  // by the address of the file that refers to them
 	next   map[*Socket]*Socket // MPTCP: subflows share a file
+	pool   []Holder            // memory for the usual case of a holder each
 }
 
 func newCollection() *collection {
@@ -204,11 +206,11 @@ func newCollection() *collection {
 }
 
 // add decodes rows.
-func (c *collection) add(dec *decoder, rows []bpfRow) {
+func (c *collection) add(rows []bpfRow) {
 	part := make([]Socket, len(rows))
 	for i := range rows {
 		so := &part[i]
-		*so = dec.socket(&rows[i])
+		*so = socketOf(&rows[i])
 		c.keys = append(c.keys, keyOf(so))
 		if so.file == 0 {
 			continue
@@ -238,14 +240,14 @@ func (c *collection) sockets() []Socket {
 	return out
 }
 
-// readTables walks every table that has sockets with a port.
-func (s *Snapshotter) readTables(w *bpfWalk, port uint16, each func([]bpfRow)) error {
+// readTables walks every table that has sockets with a port. buf is as for walk.
+func (s *Snapshotter) readTables(w *bpfWalk, port uint16, buf []bpfRow, each func([]bpfRow)) error {
 	backlog := false
 	for _, table := range []bpfWalkTable{bpfWalkTableWALK_TCP_BIND, bpfWalkTableWALK_UDP, bpfWalkTableWALK_TCP_REQUEST} {
 		if table == bpfWalkTableWALK_TCP_REQUEST && !backlog {
 			break // no listener has a half-open connection
 		}
-		err := s.walk(w, bpfWalk{Table: uint32(table), Port: port}, func(rows []bpfRow) {
+		err := s.walk(w, bpfWalk{Table: uint32(table), Port: port}, buf, func(rows []bpfRow) {
 			backlog = backlog || slices.ContainsFunc(rows, func(r bpfRow) bool {
 				return r.Flags&uint16(bpfRowFlagROW_BACKLOG) != 0
 			})
@@ -259,26 +261,21 @@ func (s *Snapshotter) readTables(w *bpfWalk, port uint16, each func([]bpfRow)) e
 }
 
 // settle gives sockets without a holder their role. One that had a file when
-// the tables were read was closed since, or is the kernel's own, or its
-// descriptor is on its way to another process: it is read again to tell.
+// the tables were read was closed since, or its descriptor is on its way to
+// another process: it is read again to tell.
 func (s *Snapshotter) settle(w *bpfWalk, snap *Snapshot) error {
 	changed, gone := false, false
 	for i := range snap.Sockets {
 		so := &snap.Sockets[i]
-		if len(so.Holders) > 0 {
+		if len(so.Holders) > 0 || so.file == 0 {
 			continue
 		}
-		if so.file != 0 {
-			again, err := s.again(w, so)
-			if err != nil {
-				return err
-			}
-			changed = changed || again.Role != so.Role
-			*so = again
+		again, err := s.again(w, so)
+		if err != nil {
+			return err
 		}
-		if !so.attached && (so.Role == RoleClient || so.Role == RoleServer) {
-			so.Role, changed = RoleOrphan, true
-		}
+		changed = changed || again.Role != so.Role
+		*so = again
 		gone = gone || so.id == 0
 	}
 	if gone {
@@ -294,9 +291,9 @@ func (s *Snapshotter) settle(w *bpfWalk, snap *Snapshot) error {
 func (s *Snapshotter) again(w *bpfWalk, so *Socket) (Socket, error) {
 	var now Socket
 	one := bpfWalk{Table: uint32(bpfWalkTableWALK_SOCK), Port: so.Local.Port(), Node: so.id}
-	err := s.walk(w, one, func(rows []bpfRow) {
+	err := s.walk(w, one, nil, func(rows []bpfRow) {
 		for i := range rows {
-			now = s.dec.socket(&rows[i])
+			now = socketOf(&rows[i])
 		}
 	})
 	if err != nil || now.Proto != so.Proto || now.NetNS != so.NetNS {
@@ -305,9 +302,9 @@ func (s *Snapshotter) again(w *bpfWalk, so *Socket) (Socket, error) {
 	return now, nil
 }
 
-// walk reads what is asked for to its end and hands each its rows. The restarts of w
-// go on counting.
-func (s *Snapshotter) walk(w *bpfWalk, what bpfWalk, each func([]bpfRow)) error {
+// walk reads what is asked for to its end and hands each its rows: in buf, which has
+// room for all of the map, or if that is nil in memory of their own. The restarts of w go on counting.
+func (s *Snapshotter) walk(w *bpfWalk, what bpfWalk, buf []bpfRow, each func([]bpfRow)) error {
 	what.Restarts, what.GaveUp, what.UdpFd = w.Restarts, w.GaveUp, uint32(s.udp)
 	*w = what
 	step, err := s.stepper()
@@ -316,29 +313,43 @@ func (s *Snapshotter) walk(w *bpfWalk, what bpfWalk, each func([]bpfRow)) error 
 	}
 	defer step.Close()
 	for w.Done == 0 {
-		if err := s.tables.Walk.Set(w); err != nil {
-			return fmt.Errorf("prepare walk: %w", err)
-		}
-		if err := step.run(); err != nil {
-			return explain("walk the kernel's port tables", err)
-		}
-		if err := s.tables.Walk.Get(w); err != nil {
-			return fmt.Errorf("read walk: %w", err)
+		rows, err := s.goOn(w, step, buf)
+		if err != nil {
+			return err
 		}
 		if w.Buckets == 0 {
 			return fmt.Errorf("walk the kernel's port tables: %w: table %d not found", ErrNotSupported, what.Table)
 		}
-		if what.Table == uint32(bpfWalkTableWALK_NETNS) {
-			each(nil)
-			continue
-		}
-		rows := make([]bpfRow, w.Rows)
-		if err := readMemory(s.rows, rows); err != nil {
-			return fmt.Errorf("read rows: %w", err)
-		}
 		each(rows)
 	}
 	return nil
+}
+
+// goOn goes on with a walk and returns the rows of that part.
+func (s *Snapshotter) goOn(w *bpfWalk, step *stepper, buf []bpfRow) ([]bpfRow, error) {
+	s.turn.Lock()
+	defer s.turn.Unlock()
+	if err := s.tables.Walk.Set(w); err != nil {
+		return nil, fmt.Errorf("prepare walk: %w", err)
+	}
+	if err := step.run(); err != nil {
+		return nil, explain("walk the kernel's port tables", err)
+	}
+	if err := s.tables.Walk.Get(w); err != nil {
+		return nil, fmt.Errorf("read walk: %w", err)
+	}
+	if w.Table == uint32(bpfWalkTableWALK_NETNS) {
+		return nil, nil
+	}
+	rows := buf
+	if rows == nil {
+		rows = make([]bpfRow, w.Rows)
+	}
+	rows = rows[:w.Rows]
+	if err := readMemory(s.rows, rows); err != nil {
+		return nil, fmt.Errorf("read rows: %w", err)
+	}
+	return rows, nil
 }
 
 // stepper goes on with the walk at each call of run.
@@ -387,59 +398,69 @@ func readMemory[T bpfRow | bpfFds | bpfNetnsRow](from *ebpf.Memory, to []T) erro
 	return err
 }
 
-// readFds reads the descriptor table of every process.
-func (s *Snapshotter) readFds() ([][]bpfFds, error) {
+// eachFds hands f the descriptor tables of every process, in parts that it must not keep.
+func (s *Snapshotter) eachFds(f func([]bpfFds)) error {
 	it, err := s.files.Open()
 	if err != nil {
-		return nil, explain("open iter/task", err)
+		return explain("open iter/task", err)
 	}
 	defer it.Close()
-	var all [][]bpfFds
 	var cursor bpfFdsCursor
+	buf := make([]bpfFds, s.holders.Chunks.MaxEntries())
 	for {
-		cursor.Rows = 0
-		if err := s.holders.Cursor.Set(&cursor); err != nil {
-			return nil, fmt.Errorf("prepare iterator: %w", err)
+		last, err := s.readFds(it, &cursor, buf)
+		if err != nil {
+			return err
 		}
-		// The iterator writes nothing to its reader: it ends with EOF, or with EAGAIN
-		// when its map is full.
-		_, readErr := it.Read(make([]byte, 1))
-		if readErr != nil && readErr != io.EOF && !errors.Is(readErr, syscall.EAGAIN) {
-			return nil, fmt.Errorf("read iter/task: %w", readErr)
-		}
-		if err := s.holders.Cursor.Get(&cursor); err != nil {
-			return nil, fmt.Errorf("read iterator: %w", err)
-		}
-		chunk := make([]bpfFds, cursor.Rows)
-		if err := readMemory(s.fds, chunk); err != nil {
-			return nil, fmt.Errorf("read descriptors: %w", err)
-		}
-		all = append(all, chunk)
-		if readErr == io.EOF {
-			return all, nil
+		f(buf[:cursor.Rows])
+		if last {
+			return nil
 		}
 	}
 }
 
-// join gives each socket its holders.
-func (s *Snapshotter) join(c *collection, chunks [][]bpfFds) {
-	all := make([]Holder, 0, len(c.keys)) // one allocation for the usual case of a holder each
-	for _, tables := range chunks {
-		for i := range tables {
-			table := &tables[i]
-			process := s.dec.process(&table.Process)
-			for fd, file := range table.Files {
-				if file == 0 {
-					continue
-				}
-				for so := c.byFile[file]; so != nil; so = c.next[so] {
-					h := Holder{Process: process, FD: table.First + uint32(fd)}
-					if so.Holders == nil && len(all) < cap(all) {
-						all = append(all, h)
-						so.Holders = all[len(all)-1 : len(all) : len(all)]
-					} else {
-						so.Holders = append(so.Holders, h)
-					}
+// readFds reads as many parts of descriptor tables as there is room for.
+func (s *Snapshotter) readFds(it io.Reader, cursor *bpfFdsCursor, buf []bpfFds) (last bool, err error) {
+	s.turn.Lock()
+	defer s.turn.Unlock()
+	cursor.Rows = 0
+	if err := s.holders.Cursor.Set(cursor); err != nil {
+		return false, fmt.Errorf("prepare iterator: %w", err)
+	}
+	// The iterator writes nothing to its reader: it ends with EOF, or with EAGAIN
+	// when its map is full.
+	_, readErr := it.Read(make([]byte, 1))
+	if readErr != nil && readErr != io.EOF && !errors.Is(readErr, syscall.EAGAIN) {
+		return false, fmt.Errorf("read iter/task: %w", readErr)
+	}
+	if err := s.holders.Cursor.Get(cursor); err != nil {
+		return false, fmt.Errorf("read iterator: %w", err)
+	}
+	if err := readMemory(s.fds, buf[:cursor.Rows]); err != nil {
+		return false, fmt.Errorf("read descriptors: %w", err)
+	}
+	return readErr == io.EOF, nil
+}
+
+// join gives each socket its holders among some descriptor tables.
+func (c *collection) join(dec *decoder, tables []bpfFds) {
+	if c.pool == nil {
+		c.pool = make([]Holder, 0, len(c.keys))
+	}
+	for i := range tables {
+		table := &tables[i]
+		process := dec.process(&table.Process)
+		for fd, file := range table.Files {
+			if file == 0 {
+				continue
+			}
+			for so := c.byFile[file]; so != nil; so = c.next[so] {
+				h := Holder{Process: process, FD: table.First + uint32(fd)}
+				if n := len(c.pool); so.Holders == nil && n < cap(c.pool) {
+					c.pool = append(c.pool, h)
+					so.Holders = c.pool[n : n+1 : n+1]
+				} else {
+					so.Holders = append(so.Holders, h)
 				}
 			}
 		}
@@ -468,7 +489,7 @@ func (s *Snapshotter) ports(known *Table, withHolders bool) (*Ports, error) {
 		files = 1
 	}
 	for _, table := range []bpfWalkTable{bpfWalkTableWALK_TCP_BIND, bpfWalkTableWALK_UDP} {
-		err := s.walk(&w, bpfWalk{Table: uint32(table), Ephemeral: 1, Files: files}, func(rows []bpfRow) { owners = append(owners, rows) })
+		err := s.walk(&w, bpfWalk{Table: uint32(table), Ephemeral: 1, Files: files}, nil, func(rows []bpfRow) { owners = append(owners, rows) })
 		if err != nil {
 			return nil, err
 		}
@@ -514,7 +535,7 @@ func usersOf(row *bpfRow, holders map[uint64][]Process, known *Table) []Process 
 		}
 	}
 	if known != nil {
-		if owner := known.knownOwner(row.Sock, addrPort(row.Flow.LocalIp, row.Flow.LocalPort)); owner.PID != 0 {
+		if owner := known.knownOwner(row.Sock, &row.Flow); owner.PID != 0 {
 			return []Process{owner}
 		}
 	}
@@ -523,7 +544,7 @@ func usersOf(row *bpfRow, holders map[uint64][]Process, known *Table) []Process 
 
 func (s *Snapshotter) readSpaces(w *bpfWalk, p *Ports) error {
 	var readErr error
-	err := s.walk(w, bpfWalk{Table: uint32(bpfWalkTableWALK_NETNS)}, func([]bpfRow) {
+	err := s.walk(w, bpfWalk{Table: uint32(bpfWalkTableWALK_NETNS)}, nil, func([]bpfRow) {
 		rows := make([]bpfNetnsRow, w.Rows)
 		if err := readMemory(s.spaces, rows); err != nil {
 			readErr = fmt.Errorf("read namespaces: %w", err)
@@ -537,10 +558,6 @@ func (s *Snapshotter) readSpaces(w *bpfWalk, p *Ports) error {
 
 // holdersOf returns the processes that have the files of owners, by file.
 func (s *Snapshotter) holdersOf(owners [][]bpfRow) (map[uint64][]Process, error) {
-	chunks, err := s.readFds()
-	if err != nil {
-		return nil, err
-	}
 	out := make(map[uint64][]Process)
 	for _, rows := range owners {
 		for i := range rows {
@@ -549,7 +566,7 @@ func (s *Snapshotter) holdersOf(owners [][]bpfRow) (map[uint64][]Process, error)
 			}
 		}
 	}
-	for _, tables := range chunks {
+	err := s.eachFds(func(tables []bpfFds) {
 		for i := range tables {
 			process := s.dec.process(&tables[i].Process)
 			for _, file := range tables[i].Files {
@@ -561,6 +578,6 @@ func (s *Snapshotter) holdersOf(owners [][]bpfRow) (map[uint64][]Process, error)
 				}
 			}
 		}
-	}
-	return out, nil
+	})
+	return out, err
 }

@@ -3,22 +3,29 @@ package tracer
 import (
 	"cmp"
 	"encoding/binary"
+	"iter"
+	"math"
 	"net/netip"
 	"slices"
 	"sync"
 	"syscall"
+	"time"
 )
 
 // Table is the live port-to-process map. One goroutine writes it (Apply,
 // Reconcile); any number may read, and get copies. It knows no kernel and no
-// clock.
+// clock. It keeps the memory of the most sockets there ever were for others to come:
+// some 150 bytes each.
 type Table struct {
 	mu     sync.RWMutex
-	rows   map[uint64]*row // by address of the kernel's struct sock
-	byPort map[uint16]*row // first row of each local port, linked by next
-	free   *row            // rows to use again, linked by next
-	loaded bool            // a snapshot has been merged
-	left   map[uint64]left // by address of the timewait sock; nil: not kept
+	rows   slab[row]          // the first is none: its index means that there is no row
+	byID   map[uint64]uint32  // by address of the kernel's struct sock
+	byPort [1 << 16]uint32    // first row of each local port, linked by next
+	free   uint32             // first row to use again, linked by next
+	procs  processes          // owners and holders
+	more   map[uint64][]owned // holders after the first, by id
+	loaded bool               // a snapshot has been merged
+	left   map[uint64]left    // by address of the timewait sock; nil: not kept
 	// closed tells when sockets were closed, since Expect; nil: no snapshot is expected.
 	closed map[uint64]uint64
 	// doubt: a snapshot and the events before it contradict each other.
@@ -27,26 +34,76 @@ type Table struct {
 
 // left is who left a socket in TIME_WAIT.
 type left struct {
-	Process
-	local netip.AddrPort
-	stamp uint64 // CLOCK_BOOTTIME of the event, nanoseconds
+	stamp uint64   // CLOCK_BOOTTIME of the event, nanoseconds
+	addr  [16]byte // local
+	port  uint16   // local
+	found bool     // by the snapshot that is being merged
+	owner uint32   // in procs
 }
 
 // maxLeft bounds how many sockets in TIME_WAIT are remembered.
 const maxLeft = 1 << 16
 
+// row is a Socket as it is kept: without pointers (see slab), a third of its size.
 type row struct {
-	Socket
-	next, prev *row          // rows of the same local port
-	ended      syscall.Errno // why the connection ended, while the socket keeps its port
-	timeWait   bool          // as ended: a TIME_WAIT was left
-	initial    bool          // from the first snapshot, no event since
-	missing    bool          // the last snapshot did not have it, and no event since
+	id    uint64
+	stamp uint64
+	since int64 // wall clock, nanoseconds; 0: not known
+	inode uint64
+	flow  bpfFlow // no remote port: no peer
+	uid   uint32
+	owner uint32 // in procs
+	first owned  // the first holder
+
+	next, prev uint32 // rows of the same local port; prev is noRow of a row to use again
+
+	ended     uint16 // errno of why the connection ended, while the socket keeps its port
+	proto     Proto
+	state     State
+	role      Role
+	origin    Origin
+	mptcp     bool
+	v6Only    bool
+	reuseAddr bool
+	reusePort bool
+	attached  bool
+	timeWait  bool // as ended: a TIME_WAIT was left
+	initial   bool // from the first snapshot, no event since
+	missing   bool // the last snapshot did not have it, and no event since
+	shared    bool // there are more holders
+	told      told
 }
+
+// owned is a Holder; that of no process is none.
+type owned struct {
+	proc uint32 // in procs
+	fd   uint32
+}
+
+// told is how much the snapshot that is being merged has told of a row.
+type told uint8
+
+const (
+	toldNothing told = iota
+	toldState        // that it is there: its holders are those of the snapshot before
+	toldHolders
+)
+
+const noRow = ^uint32(0)
 
 // NewTable returns an empty table.
 func NewTable() *Table {
-	return &Table{rows: make(map[uint64]*row), byPort: make(map[uint16]*row)}
+	t := &Table{byID: make(map[uint64]uint32), procs: newProcesses(), more: make(map[uint64][]owned)}
+	t.rows.grow()
+	return t
+}
+
+// row returns the row of a socket, nil: there is none.
+func (t *Table) row(id uint64) *row {
+	if i := t.byID[id]; i != 0 {
+		return t.rows.at(i)
+	}
+	return nil
 }
 
 // Apply takes one event, in kernel order, and completes it with what the table
@@ -57,16 +114,16 @@ func NewTable() *Table {
 func (t *Table) Apply(ev *Event) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	r := t.rows[ev.sock]
+	r := t.row(ev.sock)
 	if t.closed != nil && ev.Type == EventClose {
 		t.closed[ev.sock] = ev.boot
 	}
 	if r != nil && r.initial && ev.boot <= r.stamp {
-		switch {
+		switch flow := flowOf(ev.Local, ev.Remote, ev.NetNS); {
 		case ev.Type == EventClose || ev.Type == eventDown:
 			t.doubt = true // of a socket before, or the snapshot came between the word and the deed
-		case !r.reused(ev.Local, ev.Remote):
-			r.adopt(ev)
+		case !r.reused(&flow):
+			t.adopt(r, ev)
 		}
 		return false // the snapshot has told it already
 	}
@@ -76,104 +133,124 @@ func (t *Table) Apply(ev *Event) bool {
 	case eventDown:
 		if r != nil {
 			t.leave(r, ev)
-			r.ended, r.timeWait = ev.Errno, ev.TimeWait
-			r.State, r.Role, r.Remote, r.stamp = StateUnconn, RoleBound, netip.AddrPort{}, ev.boot
+			r.ended, r.timeWait = uint16(ev.Errno), ev.TimeWait
+			r.unpeer(ev.boot)
 		}
 		return false
 	case eventUnpeer:
 		if r != nil {
-			r.State, r.Role, r.Remote, r.stamp = StateUnconn, RoleBound, netip.AddrPort{}, ev.boot
+			r.unpeer(ev.boot)
 		}
 		return false
 	case EventEstablished:
-		return applyEstablished(r, ev)
+		return t.applyEstablished(r, ev)
 	}
 	if ev.Errno != 0 {
 		// A handshake that failed is told by the close of its socket.
-		return ev.flags&uint8(bpfEventFlagEVENT_MAYBE) == 0 || r == nil || !(r.Role == RoleClient || r.ended != 0)
+		return ev.flags&uint8(bpfEventFlagEVENT_MAYBE) == 0 || r == nil || !(r.role == RoleClient || r.ended != 0)
 	}
 	return t.applyTaken(r, ev)
 }
 
 // applyTaken: bind, listen, connect or accept gave the socket a port or a role.
 func (t *Table) applyTaken(r *row, ev *Event) bool {
-	if r != nil && r.reused(ev.Local, ev.Remote) {
+	flow := flowOf(ev.Local, ev.Remote, ev.NetNS)
+	if r != nil && r.reused(&flow) {
 		t.remove(r) // its close was lost
 		r = nil
 	}
-	if r != nil && ev.Type == EventAccept && r.Remote == ev.Remote && (r.Owner.PID != 0 || len(r.Holders) > 0 && r.stamp < ev.boot) {
+	if r != nil && ev.Type == EventAccept && r.sameRemote(&flow) && (t.procs.at(r.owner).PID != 0 || r.first.proc != 0 && r.stamp < ev.boot) {
 		return false // accepted once already; not if a snapshot overtook this event
 	}
 	if r != nil && ev.Type == EventBind && ev.Proto == UDP && ev.Implicit {
 		return false // the first datagram after connect() or the start of porthole
 	}
 	if r != nil && r.stamp > ev.boot {
-		r.adopt(ev) // a later snapshot knows its state better
+		t.adopt(r, ev) // a later snapshot knows its state better
 		return true
 	}
 	if r == nil {
-		r = t.add(ev.sock, ev.Local.Port())
-		r.Origin, r.UID = OriginObserved, ev.Process.UID
+		r = t.add(ev.sock, &flow)
+		r.origin, r.uid = OriginObserved, ev.Process.UID
 	}
-	r.adopt(ev)
-	r.Proto, r.NetNS, r.MPTCP, r.stamp = ev.Proto, ev.NetNS, ev.MPTCP, ev.boot
-	r.Local, r.Remote = ev.Local, ev.Remote
+	t.adopt(r, ev)
+	r.proto, r.mptcp, r.flow, r.stamp = ev.Proto, ev.MPTCP, flow, ev.boot
 	r.initial, r.missing = false, false
 	r.ended, r.timeWait = 0, false // of an earlier connection
 	// Only these two tell the options.
 	if ev.Type == EventBind || ev.Type == EventListen {
-		r.V6Only = ev.flags&uint8(bpfEventFlagEVENT_V6ONLY) != 0
-		r.ReuseAddr = ev.flags&uint8(bpfEventFlagEVENT_REUSEADDR) != 0
-		r.ReusePort = ev.flags&uint8(bpfEventFlagEVENT_REUSEPORT) != 0
+		r.v6Only = ev.flags&uint8(bpfEventFlagEVENT_V6ONLY) != 0
+		r.reuseAddr = ev.flags&uint8(bpfEventFlagEVENT_REUSEADDR) != 0
+		r.reusePort = ev.flags&uint8(bpfEventFlagEVENT_REUSEPORT) != 0
 	}
 	switch {
 	case ev.Type == EventBind:
-		r.State, r.Role = StateUnconn, RoleBound
+		r.state, r.role = StateUnconn, RoleBound
 	case ev.Type == EventListen:
-		r.State, r.Role = StateListen, RoleListener
+		r.state, r.role = StateListen, RoleListener
 	case ev.Type == EventAccept:
-		r.State, r.Role = StateEstablished, RoleServer
+		r.state, r.role = StateEstablished, RoleServer
 	case ev.Proto == UDP:
-		r.State, r.Role = StateEstablished, RoleClient
+		r.state, r.role = StateEstablished, RoleClient
 	default:
-		r.State, r.Role = StateSynSent, RoleClient
+		r.state, r.role = StateSynSent, RoleClient
 	}
 	return true
 }
 
 // reused tells whether word of these ends is about another socket, that has the
 // row's address now. An accepted connection never changes its peer.
-func (r *row) reused(local, remote netip.AddrPort) bool {
-	return r.Local.Port() != local.Port() || r.Role == RoleServer && remote.IsValid() && r.Remote != remote
+func (r *row) reused(flow *bpfFlow) bool {
+	return r.flow.LocalPort != flow.LocalPort || r.role == RoleServer && flow.RemotePort != 0 && !r.sameRemote(flow)
+}
+
+func (r *row) sameRemote(flow *bpfFlow) bool {
+	return r.flow.RemotePort == flow.RemotePort && r.flow.RemoteIp == flow.RemoteIp
+}
+
+func (r *row) sameLocal(flow *bpfFlow) bool {
+	return r.flow.LocalPort == flow.LocalPort && r.flow.LocalIp == flow.LocalIp
+}
+
+// unpeer: the socket keeps its port and nothing else.
+func (r *row) unpeer(stamp uint64) {
+	r.state, r.role, r.stamp = StateUnconn, RoleBound, stamp
+	r.flow.RemoteIp, r.flow.RemotePort = [16]byte{}, 0
 }
 
 // reusedBy is reused of a socket of a snapshot, which may have the same ends: a service
 // that was started again while events were lost.
-func (r *row) reusedBy(s *Socket) bool {
-	return r.reused(s.Local, s.Remote) || r.Inode != 0 && s.Inode != 0 && r.Inode != s.Inode
+func (r *row) reusedBy(flow *bpfFlow, inode uint64) bool {
+	return r.reused(flow) || r.inode != 0 && inode != 0 && r.inode != inode
 }
 
 // adopt keeps who acted, and since when.
-func (r *row) adopt(ev *Event) {
+func (t *Table) adopt(r *row, ev *Event) {
 	if ev.Process.PID == 0 || ev.Errno != 0 {
 		return
 	}
-	r.Owner = ev.Process
-	if r.Since.IsZero() {
-		r.Since = ev.Time
+	t.setOwner(r, &ev.Process)
+	if r.since == 0 {
+		r.since = ev.Time.UnixNano()
 	}
 }
 
-func applyEstablished(r *row, ev *Event) bool {
+func (t *Table) setOwner(r *row, p *Process) {
+	before := r.owner
+	r.owner = t.procs.use(p)
+	t.procs.drop(before)
+}
+
+func (t *Table) applyEstablished(r *row, ev *Event) bool {
 	if r == nil {
 		return true // a connection no process has accepted yet
 	}
-	ev.Process = r.owner()
-	if r.Role == RoleClient && !r.Since.IsZero() && r.State == StateSynSent {
-		ev.Duration = ev.Time.Sub(r.Since)
+	ev.Process = t.owner(r)
+	if r.role == RoleClient && r.since != 0 && r.state == StateSynSent {
+		ev.Duration = time.Duration(ev.Time.UnixNano() - r.since)
 	}
 	if r.stamp <= ev.boot {
-		r.State, r.stamp, r.missing = StateEstablished, ev.boot, false
+		r.state, r.stamp, r.missing = StateEstablished, ev.boot, false
 	}
 	return true
 }
@@ -182,20 +259,20 @@ func (t *Table) applyClose(r *row, ev *Event) bool {
 	if r == nil || r.stamp > ev.boot {
 		return false // never accepted, reported already, or the address is a newer socket's
 	}
-	ev.Process = r.owner()
-	ev.Local, ev.MPTCP, ev.NetNS = r.Local, r.MPTCP, r.NetNS
-	if r.Remote.IsValid() {
-		ev.Remote = r.Remote
+	ev.Process = t.owner(r)
+	ev.Local, ev.MPTCP, ev.NetNS = addrPort(r.flow.LocalIp, r.flow.LocalPort), r.mptcp, r.flow.Netns
+	if remote := peer(r.flow.RemoteIp, r.flow.RemotePort); remote.IsValid() {
+		ev.Remote = remote
 	}
-	if r.Role == RoleBound || r.Role == RoleListener {
+	if r.role == RoleBound || r.role == RoleListener {
 		ev.Remote = netip.AddrPort{}
 	}
 	if ev.Errno == 0 {
-		ev.Errno = r.ended
+		ev.Errno = syscall.Errno(r.ended)
 	}
 	ev.TimeWait = ev.TimeWait || r.timeWait
-	if !r.Since.IsZero() {
-		ev.Duration = ev.Time.Sub(r.Since)
+	if r.since != 0 {
+		ev.Duration = time.Duration(ev.Time.UnixNano() - r.since)
 	}
 	t.leave(r, ev)
 	t.remove(r)
@@ -204,17 +281,21 @@ func (t *Table) applyClose(r *row, ev *Event) bool {
 
 // leave remembers who left a timewait sock, while there is room.
 func (t *Table) leave(r *row, ev *Event) {
-	if t.left != nil && ev.tw != 0 && len(t.left) < maxLeft {
-		t.left[ev.tw] = left{r.owner(), r.Local, ev.boot}
+	if t.left == nil || ev.tw == 0 || len(t.left) >= maxLeft {
+		return
 	}
+	owner := t.owner(r)
+	before := t.left[ev.tw].owner
+	t.left[ev.tw] = left{stamp: ev.boot, addr: r.flow.LocalIp, port: r.flow.LocalPort, owner: t.procs.use(&owner)}
+	t.procs.drop(before)
 }
 
 // owner is the process that acted on the socket, or else its first holder.
-func (s *Socket) owner() Process {
-	if s.Owner.PID != 0 || len(s.Holders) == 0 {
-		return s.Owner
+func (t *Table) owner(r *row) Process {
+	if r.owner != 0 {
+		return t.procs.at(r.owner)
 	}
-	return s.Holders[0].Process
+	return t.procs.at(r.first.proc)
 }
 
 // Expect tells that a snapshot is about to be taken. Every event older than it is to be
@@ -223,6 +304,9 @@ func (t *Table) Expect() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.closed = make(map[uint64]uint64)
+	for r := range t.all() {
+		r.told = toldNothing // that of a snapshot that was not finished is void
+	}
 }
 
 // Reconcile takes what a snapshot tells. Rows with newer events keep their state.
@@ -231,25 +315,113 @@ func (t *Table) Expect() {
 func (t *Table) Reconcile(snap *Snapshot) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	first := !t.loaded
-	t.loaded = true
-	for _, r := range t.rows {
-		r.missing = r.stamp < snap.start
-	}
-	waiting := make(map[uint64]netip.AddrPort)
 	for i := range snap.Sockets {
 		s := &snap.Sockets[i]
-		if s.Role == RoleTimeWait {
-			waiting[s.id] = s.Local
+		t.merge(s)
+		for _, h := range s.Holders {
+			t.hold(s.id, &h.Process, h.FD)
 		}
-		if s.Role == RoleTimeWait || s.State == StateSynRecv && !s.attached {
-			continue // no event tells its end: only snapshots do
+	}
+	t.finish(snap.start)
+}
+
+// merge takes what a snapshot tells of one socket, but not who holds it.
+func (t *Table) merge(s *Socket) {
+	flow := flowOf(s.Local, s.Remote, s.NetNS)
+	if s.Role == RoleTimeWait {
+		if l, ok := t.left[s.id]; ok && l.port == flow.LocalPort && l.addr == flow.LocalIp {
+			l.found = true
+			t.left[s.id] = l
 		}
-		t.merge(s, first)
+		return // no event tells its end: only snapshots do
+	}
+	if s.State == StateSynRecv && !s.attached {
+		return // nor that of this
+	}
+	r := t.row(s.id)
+	if r != nil && r.stamp > s.stamp { // keep what the event said, take only who holds it
+		if !r.reused(&flow) {
+			r.inode, r.uid, r.told = s.Inode, s.UID, toldState
+		}
+		return
+	}
+	if r != nil && r.reusedBy(&flow, s.Inode) {
+		t.remove(r)
+		r = nil
+	}
+	if r == nil {
+		// Nobody is known to have the address since it was closed. Then either the open of
+		// the next was lost, or the snapshot came before the socket was gone.
+		if at, ok := t.closed[s.id]; ok {
+			if at >= s.stamp || !s.attached {
+				return
+			}
+			t.doubt = true
+		}
+		r = t.add(s.id, &flow)
+		r.initial, r.origin = !t.loaded, s.Origin
+		t.setOwner(r, &s.Owner)
+		if !s.Since.IsZero() {
+			r.since = s.Since.UnixNano()
+		}
+	}
+	t.doubt = t.doubt || r.state == StateUnconn && s.State != StateUnconn
+	r.flow, r.stamp, r.inode, r.uid = flow, s.stamp, s.Inode, s.UID
+	r.proto, r.state, r.role, r.mptcp = s.Proto, s.State, s.Role, s.MPTCP
+	r.v6Only, r.reuseAddr, r.reusePort, r.attached = s.V6Only, s.ReuseAddr, s.ReusePort, s.attached
+	r.missing, r.told = false, toldState
+}
+
+// hold takes a holder of a socket that has been merged.
+func (t *Table) hold(id uint64, process *Process, fd uint32) {
+	r := t.row(id)
+	if r == nil || r.told == toldNothing {
+		return
+	}
+	if r.told == toldState {
+		t.dropHolders(r)
+		r.told = toldHolders
+	}
+	h := owned{t.procs.use(process), fd}
+	if r.first.proc == 0 {
+		r.first = h
+		return
+	}
+	r.shared = true
+	t.more[id] = append(t.more[id], h)
+}
+
+func (t *Table) dropHolders(r *row) {
+	t.procs.drop(r.first.proc)
+	r.first = owned{}
+	if !r.shared {
+		return
+	}
+	for _, h := range t.more[r.id] {
+		t.procs.drop(h.proc)
+	}
+	delete(t.more, r.id)
+	r.shared = false
+}
+
+// finish ends a snapshot, begun at a time of CLOCK_BOOTTIME, whose sockets have been
+// merged and whose holders are known.
+func (t *Table) finish(start uint64) {
+	t.loaded = true
+	for r := range t.all() {
+		r.missing = r.stamp < start
+		if r.told == toldState {
+			t.dropHolders(r)
+		}
+		r.told = toldNothing
 	}
 	t.closed = nil
 	for tw, l := range t.left {
-		if waiting[tw] != l.local && l.stamp < snap.start {
+		if l.found {
+			l.found = false
+			t.left[tw] = l
+		} else if l.stamp < start {
+			t.procs.drop(l.owner)
 			delete(t.left, tw)
 		}
 	}
@@ -262,7 +434,7 @@ func (t *Table) Reconcile(snap *Snapshot) {
 func (t *Table) Settle() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for _, r := range t.rows {
+	for r := range t.all() {
 		if r.missing {
 			t.remove(r)
 		}
@@ -279,122 +451,165 @@ func (t *Table) Complete(snap *Snapshot) {
 	defer t.mu.RUnlock()
 	for i := range snap.Sockets {
 		s := &snap.Sockets[i]
+		flow := flowOf(s.Local, s.Remote, s.NetNS)
 		if s.Role == RoleTimeWait {
-			s.Owner = t.knownOwner(s.id, s.Local)
-		} else if r := t.rows[s.id]; r != nil && !r.reusedBy(s) {
-			s.Owner, s.Since, s.Origin = r.Owner, r.Since, r.Origin
+			s.Owner = t.knownOwner(s.id, &flow)
+		} else if r := t.row(s.id); r != nil && !r.reusedBy(&flow, s.Inode) {
+			s.Owner, s.Since, s.Origin = t.procs.at(r.owner), wallTime(r.since), r.origin
 			s.late = r.stamp > s.stamp
 		}
 	}
 }
 
 // knownOwner is who bound, connected, accepted or left in TIME_WAIT the socket of
-// this address; PID 0: not known.
-func (t *Table) knownOwner(id uint64, local netip.AddrPort) Process {
-	if r := t.rows[id]; r != nil && r.Local == local {
-		return r.owner()
+// this address and this local end; PID 0: not known.
+func (t *Table) knownOwner(id uint64, flow *bpfFlow) Process {
+	if r := t.row(id); r != nil && r.sameLocal(flow) {
+		return t.owner(r)
 	}
-	if l, ok := t.left[id]; ok && l.local == local {
-		return l.Process
+	if l, ok := t.left[id]; ok && l.port == flow.LocalPort && l.addr == flow.LocalIp {
+		return t.procs.at(l.owner)
 	}
 	return Process{}
 }
 
-// merge takes one socket of a snapshot.
-func (t *Table) merge(s *Socket, first bool) {
-	r := t.rows[s.id]
-	if r != nil && r.stamp > s.stamp { // keep what the event said, take only who holds it
-		if !r.reused(s.Local, s.Remote) {
-			r.Holders, r.Inode, r.UID = s.Holders, s.Inode, s.UID
-		}
-		return
-	}
-	if r != nil && r.reusedBy(s) {
-		t.remove(r)
-		r = nil
-	}
-	if r == nil {
-		// Nobody is known to have the address since it was closed. Then either the open of
-		// the next was lost, or the snapshot came before the socket was gone.
-		if at, ok := t.closed[s.id]; ok {
-			if at >= s.stamp || !s.attached {
-				return
-			}
-			t.doubt = true
-		}
-		r = t.add(s.id, s.Local.Port())
-		r.Socket, r.initial = *s, first
-		return
-	}
-	t.doubt = t.doubt || r.State == StateUnconn && s.State != StateUnconn
-	r.missing = false
-	owner, since, origin := r.Owner, r.Since, r.Origin
-	r.Socket = *s
-	r.Owner, r.Since, r.Origin = owner, since, origin
-}
-
-func (t *Table) add(id uint64, port uint16) *row {
-	r := t.free
-	if r == nil {
-		r = new(row)
+func (t *Table) add(id uint64, flow *bpfFlow) *row {
+	i := t.free
+	if i == 0 {
+		i = t.rows.grow()
 	} else {
-		t.free = r.next
-		*r = row{}
+		t.free = t.rows.at(i).next
 	}
-	r.id = id
-	if r.next = t.byPort[port]; r.next != nil {
-		r.next.prev = r
+	r := t.rows.at(i)
+	first := &t.byPort[flow.LocalPort]
+	*r = row{id: id, flow: *flow, next: *first}
+	if r.next != 0 {
+		t.rows.at(r.next).prev = i
 	}
-	t.byPort[port] = r
-	t.rows[id] = r
+	*first = i
+	t.byID[id] = i
 	return r
 }
 
 func (t *Table) remove(r *row) {
-	delete(t.rows, r.id)
-	port := r.Local.Port()
-	switch {
-	case r.prev != nil:
-		r.prev.next = r.next
-	case r.next != nil:
-		t.byPort[port] = r.next
-	default:
-		delete(t.byPort, port)
+	t.procs.drop(r.owner)
+	t.dropHolders(r)
+	delete(t.byID, r.id)
+	link := &t.byPort[r.flow.LocalPort] // what links to the row
+	if r.prev != 0 {
+		link = &t.rows.at(r.prev).next
 	}
-	if r.next != nil {
-		r.next.prev = r.prev
+	i := *link
+	*link = r.next
+	if r.next != 0 {
+		t.rows.at(r.next).prev = r.prev
 	}
-	*r = row{next: t.free}
-	t.free = r
+	*r = row{next: t.free, prev: noRow}
+	t.free = i
+}
+
+// all ranges over the rows in use.
+func (t *Table) all() iter.Seq[*row] {
+	return func(yield func(*row) bool) {
+		for i := 1; i < t.rows.len; i++ {
+			if r := t.rows.at(uint32(i)); r.prev != noRow && !yield(r) {
+				return
+			}
+		}
+	}
+}
+
+// onPort ranges over the rows of a local port.
+func (t *Table) onPort(port uint16) iter.Seq[*row] {
+	return func(yield func(*row) bool) {
+		for i := t.byPort[port]; i != 0; i = t.rows.at(i).next {
+			if !yield(t.rows.at(i)) {
+				return
+			}
+		}
+	}
+}
+
+// socket is what is known of a socket but its holders.
+func (t *Table) socket(r *row) Socket {
+	return Socket{
+		Proto: r.proto, State: r.state, Role: r.role,
+		Local: addrPort(r.flow.LocalIp, r.flow.LocalPort), Remote: peer(r.flow.RemoteIp, r.flow.RemotePort), NetNS: r.flow.Netns,
+		Inode: r.inode, UID: r.uid, MPTCP: r.mptcp, V6Only: r.v6Only, ReuseAddr: r.reuseAddr, ReusePort: r.reusePort,
+		Owner: t.procs.at(r.owner), Since: wallTime(r.since), Origin: r.origin,
+		id: r.id, attached: r.attached, stamp: r.stamp,
+	}
+}
+
+// holders appends the first holders of a socket.
+func (t *Table) holders(r *row, to []Holder, max int) []Holder {
+	if r.first.proc == 0 {
+		return to
+	}
+	to = append(to, Holder{t.procs.at(r.first.proc), r.first.fd})
+	if r.shared {
+		more := t.more[r.id]
+		for _, h := range more[:min(len(more), max-1)] {
+			to = append(to, Holder{t.procs.at(h.proc), h.fd})
+		}
+	}
+	return to
+}
+
+// sockets makes n rows sockets, in the order of SortSockets.
+func (t *Table) sockets(n int, rows iter.Seq[*row]) []Socket {
+	if n == 0 {
+		return nil
+	}
+	out := make([]Socket, 0, n)
+	var holders []Holder
+	for r := range rows {
+		s := t.socket(r)
+		if r.first.proc != 0 {
+			if holders == nil {
+				holders = make([]Holder, 0, n) // one allocation for the usual case of a holder each
+			}
+			from := len(holders)
+			holders = t.holders(r, holders, math.MaxInt)
+			s.Holders = holders[from:len(holders):len(holders)]
+		}
+		out = append(out, s)
+	}
+	SortSockets(out)
+	return out
 }
 
 // Port returns the sockets on a local port, listeners first.
 func (t *Table) Port(port uint16) []Socket {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	var out []Socket
-	for r := t.byPort[port]; r != nil; r = r.next {
-		out = append(out, r.Socket)
+	n := 0
+	for range t.onPort(port) {
+		n++
 	}
-	SortSockets(out)
-	return out
+	return t.sockets(n, t.onPort(port))
 }
 
 // inTheWay looks at some sockets on the port of a refused bind and returns the first
-// that are in its way, at most max, and how many more.
+// that are in its way, at most max, and how many more. Of their holders it tells no
+// more than maxHeldBy.
 func (t *Table) inTheWay(ev *Event, look, max int) (out []Socket, more int) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	for r := t.byPort[ev.Local.Port()]; r != nil && look > 0; r = r.next {
-		look--
-		if !conflict(ev, &r.Socket) {
+	for r := range t.onPort(ev.Local.Port()) {
+		if look--; look < 0 {
+			break
+		}
+		s := t.socket(r)
+		if !conflict(ev, &s) {
 			continue
 		}
 		if len(out) == max {
 			more++
-		} else {
-			out = append(out, r.Socket)
+			continue
 		}
+		s.Holders = t.holders(r, nil, maxHeldBy)
+		out = append(out, s)
 	}
 	return out, more
 }
@@ -403,12 +618,7 @@ func (t *Table) inTheWay(ev *Event, look, max int) (out []Socket, more int) {
 func (t *Table) All() []Socket {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	out := make([]Socket, 0, len(t.rows))
-	for _, r := range t.rows {
-		out = append(out, r.Socket)
-	}
-	SortSockets(out)
-	return out
+	return t.sockets(len(t.byID), t.all())
 }
 
 // Each calls f with every socket, in no order. The socket stays the table's: f must
@@ -416,8 +626,13 @@ func (t *Table) All() []Socket {
 func (t *Table) Each(f func(*Socket)) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	for _, r := range t.rows {
-		f(&r.Socket)
+	var s Socket
+	var holders []Holder
+	for r := range t.all() {
+		holders = t.holders(r, holders[:0], math.MaxInt)
+		s = t.socket(r)
+		s.Holders = holders
+		f(&s)
 	}
 }
 
@@ -425,7 +640,7 @@ func (t *Table) Each(f func(*Socket)) {
 func (t *Table) Len() int {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	return len(t.rows)
+	return len(t.byID)
 }
 
 // SortSockets orders sockets for reading: by role (listeners first), protocol,

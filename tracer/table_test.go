@@ -366,7 +366,7 @@ func TestTableEventOlderThanLaterSnapshot(t *testing.T) {
 	tt.reconcile(10)
 	tt.reconcile(50, found(100, RoleListener, sockA, "10.0.0.1:80", ""))
 	tt.news(tcp(60, EventBind, sockA, "10.0.0.1:80", ""))
-	if s := tt.only(); s.State != StateListen || s.Owner != proc(10) || s.Since != wallAt(60) {
+	if s := tt.only(); s.State != StateListen || s.Owner != proc(10) || !s.Since.Equal(wallAt(60)) {
 		t.Errorf("%s of pid %d since %v, want the state of the snapshot and the rest of the event", s.State, s.Owner.PID, s.Since)
 	}
 	tt.swallowed(tcp(99, EventClose, sockA, "10.0.0.1:80", "")) // the snapshot saw it later
@@ -392,7 +392,7 @@ func TestTableAddressReused(t *testing.T) {
 			tt.news(test.before)
 			tt.news(test.after)
 			s := tt.only()
-			if s.Local != test.after.Local || s.Remote != test.after.Remote || s.Owner != proc(11) || s.Since != wallAt(90) {
+			if s.Local != test.after.Local || s.Remote != test.after.Remote || s.Owner != proc(11) || !s.Since.Equal(wallAt(90)) {
 				t.Errorf("row %v -> %v of pid %d since %v, want that of the second event alone", s.Local, s.Remote, s.Owner.PID, s.Since)
 			}
 			equal(t, "sockets of its port", []Socket{s}, tt.Port(s.Local.Port()))

@@ -395,7 +395,8 @@ func (t *Tracer) Run(ctx context.Context, ready func(*Snapshot)) error {
 		return err
 	}
 	t.clock.read()
-	t.reconcile(snap)
+	t.table.Reconcile(snap)
+	t.settleSoon()
 	if t.every > 0 {
 		t.next = time.Now().Add(t.every)
 	}
@@ -597,23 +598,6 @@ func (t *Tracer) rebuild() bool {
 	return false
 }
 
-// resync makes the table equal to the kernel's tables. What is older than the snapshot
-// is read and handed on first: else a socket whose address has another by now would
-// lose its last events.
-func (t *Tracer) resync() error {
-	t.handOn() // sets the clock
-	t.table.Expect()
-	snap, err := t.snap.Take(0)
-	if err != nil {
-		return err
-	}
-	if err := t.catchUp(boottime()); err != nil {
-		return err
-	}
-	t.reconcile(snap)
-	return nil
-}
-
 // catchUp reads what the kernel has collected, up to a time of CLOCK_BOOTTIME.
 func (t *Tracer) catchUp(until uint64) error {
 	var rec ringbuf.Record
@@ -641,9 +625,8 @@ func (t *Tracer) catchUp(until uint64) error {
 	return nil
 }
 
-// reconcile puts a snapshot into the table.
-func (t *Tracer) reconcile(snap *Snapshot) {
-	t.table.Reconcile(snap)
+// settleSoon is for after a snapshot has been merged.
+func (t *Tracer) settleSoon() {
 	// A close is told a moment after the socket is in no table any more: by the time it
 	// can be thought lost, it has long been in the ring buffer.
 	t.settle = boottime() + uint64(readerIdle)

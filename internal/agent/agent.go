@@ -28,7 +28,7 @@ const (
 )
 
 const (
-	// DefaultHistory is how many tenancies that ended the agent keeps: some 16 MB.
+	// DefaultHistory is how many tenancies that ended the agent keeps: some 7 MB.
 	DefaultHistory = 1 << 16
 	reconcileEvery = 30 * time.Second
 	// endWithin is how long clients have to take the end of their answers.

@@ -1,0 +1,139 @@
+package tracer
+
+import (
+	"errors"
+	"slices"
+)
+
+// resync makes the table equal to the kernel's, as Table.Reconcile does with a
+// Snapshot, which of 100,000 sockets would be 40 MB of garbage. Rows are merged as they
+// are read; holders, which are read last, are added to what has been merged.
+func (t *Tracer) resync() error {
+	t.handOn() // sets the clock
+	t.table.Expect()
+	start := boottime()
+	files := newFilesOf()
+	var w bpfWalk
+	var mergeErr error
+	err := t.snap.readTables(&w, 0, make([]bpfRow, t.snap.tables.Rows.MaxEntries()), func(rows []bpfRow) {
+		if mergeErr == nil {
+			mergeErr = t.mergeRows(rows, files)
+		}
+	})
+	if err := errors.Join(err, mergeErr); err != nil {
+		return err
+	}
+	dec := newDecoder()
+	if err := t.snap.eachFds(func(tables []bpfFds) { t.table.holdFiles(files, dec, tables) }); err != nil {
+		return err
+	}
+	if err := t.lookAgain(&w, files); err != nil {
+		return err
+	}
+	t.table.mu.Lock()
+	defer t.table.mu.Unlock()
+	t.table.finish(start)
+	t.settleSoon()
+	return nil
+}
+
+// mergeRows puts rows of a walk into the table. What is older is read from the ring
+// buffer and handed on first: else a socket whose address has another by now would lose
+// its last events.
+func (t *Tracer) mergeRows(rows []bpfRow, files filesOf) error {
+	if err := t.catchUp(boottime()); err != nil {
+		return err
+	}
+	t.table.mu.Lock()
+	defer t.table.mu.Unlock()
+	for i := range rows {
+		so := socketOf(&rows[i])
+		t.table.merge(&so)
+		files.add(so.file, so.id)
+	}
+	return nil
+}
+
+// lookAgain does as Snapshotter.settle: it reads sockets again that had a file, which
+// no process has. One that is gone is left to its close.
+func (t *Tracer) lookAgain(w *bpfWalk, files filesOf) error {
+	for _, so := range t.table.unheld(files) {
+		now, err := t.snap.again(w, &so)
+		if err != nil {
+			return err
+		}
+		if now.id == 0 {
+			continue
+		}
+		if err := t.catchUp(boottime()); err != nil {
+			return err
+		}
+		t.table.mu.Lock()
+		t.table.merge(&now)
+		t.table.mu.Unlock()
+	}
+	return nil
+}
+
+// filesOf has the sockets of each file, by address: but for the subflows of an MPTCP
+// socket there is one.
+type filesOf struct {
+	first map[uint64]uint64
+	more  map[uint64][]uint64
+}
+
+func newFilesOf() filesOf {
+	return filesOf{make(map[uint64]uint64), make(map[uint64][]uint64)}
+}
+
+func (f filesOf) add(file, id uint64) {
+	if file == 0 {
+		return
+	}
+	switch other, ok := f.first[file]; {
+	case !ok:
+		f.first[file] = id
+	case other != id && !slices.Contains(f.more[file], id): // a slot of a table may be read twice
+		f.more[file] = append(f.more[file], id)
+	}
+}
+
+// holdFiles adds the holders among some descriptor tables.
+func (t *Table) holdFiles(files filesOf, dec *decoder, tables []bpfFds) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for i := range tables {
+		table := &tables[i]
+		process := dec.process(&table.Process)
+		for n, file := range table.Files {
+			id, ok := files.first[file]
+			if !ok {
+				continue
+			}
+			fd := table.First + uint32(n)
+			t.hold(id, &process, fd)
+			for _, id := range files.more[file] {
+				t.hold(id, &process, fd)
+			}
+		}
+	}
+}
+
+// unheld returns the sockets of files that no descriptor table has.
+func (t *Table) unheld(files filesOf) []Socket {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	var out []Socket
+	look := func(id uint64) {
+		if r := t.row(id); r != nil && r.told == toldState {
+			out = append(out, t.socket(r))
+		}
+	}
+	for file, id := range files.first {
+		look(id)
+		for _, id := range files.more[file] {
+			look(id)
+		}
+	}
+	return out
+}
