@@ -38,9 +38,9 @@ func (b *bench) footprint() error {
 	if err != nil {
 		return err
 	}
-	b.row("size", "", "", "", "")
+	b.row("few sockets: size", "", "", "", "")
 	b.row("  binary", mb(float64(binary.Size())/(1<<20)), "", "", "")
-	if err := b.agentMemory("few sockets", func() error { return nil }); err != nil {
+	if err := b.agentMemory("", func() error { return nil }); err != nil {
 		return err
 	}
 	const sockets = 100_000
@@ -49,7 +49,8 @@ func (b *bench) footprint() error {
 		return err
 	}
 	defer stop()
-	if err := b.scrapes(fmt.Sprintf("/metrics, %d sockets", sockets)); err != nil {
+	b.row(fmt.Sprintf("%d TCP sockets", sockets), "", "", "", "")
+	if err := b.scrapes("/metrics of the agent"); err != nil {
 		return err
 	}
 	l, err := b.warmListener() // it takes most of the ports away
@@ -57,7 +58,7 @@ func (b *bench) footprint() error {
 		return err
 	}
 	defer l.close()
-	return b.agentMemory(fmt.Sprintf("%d sockets, %d closed", sockets, remembered), func() error {
+	return b.agentMemory(fmt.Sprintf(", %d closed in its history", remembered), func() error {
 		if err := l.cycles(remembered/2 + 100); err != nil {
 			return err
 		}
@@ -86,7 +87,7 @@ func (b *bench) agentMemory(when string, load func() error) error {
 			return err
 		}
 	}
-	b.row("  memory of the agent, "+when, mb(median(resident)), "", "", "")
+	b.row("  memory of the agent"+when, mb(median(resident)), "", "", "")
 	b.row("    of it anonymous", mb(median(anonymous)), "", "", "")
 	return nil
 }
