@@ -50,7 +50,7 @@ generate:
 .PHONY: deps
 deps:
 	@missing() { for need; do command -v "$${need%=*}" >/dev/null || [ -e "$${need%=*}" ] || echo "$${need#*=}"; done; }; \
-	required=$$(missing $(TEST_NEEDS)); all=$$(missing $(TEST_NEEDS) $(GENERATE_NEEDS)); \
+	required=$$(missing $(TEST_NEEDS)); all=$$(missing $(TEST_NEEDS) $(GENERATE_NEEDS) $(BENCH_NEEDS)); \
 	if [ -z "$$all" ]; then exit 0; fi; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $$all && \
@@ -113,11 +113,12 @@ docs: deps
 bench-kernels: deps
 	@$(GO) run ./test/vm -kernel amd64/6.1,amd64/6.12 -bench
 
-## bench: what porthole costs, beside ss and lsof (asks for root)
+## bench: what porthole costs, beside nothing and beside other tools (asks for root)
 .PHONY: bench
+bench: BENCH_NEEDS := bpftrace=bpftrace netstat=net-tools
 bench: deps build
-	@$(GO) run -exec '$(SUDO)' ./test/bench -porthole ./porthole
-	@$(GO) test -run '^$$' -bench DecodeApply -benchmem ./tracer
+	@$(GO) test -c -o tracer.test ./tracer
+	@$(GO) run -exec '$(SUDO)' ./test/bench -porthole ./porthole -decode ./tracer.test
 
 ## lint: look for mistakes in the Go code
 .PHONY: lint
@@ -157,4 +158,4 @@ install: build
 ## clean: remove what build made
 .PHONY: clean
 clean:
-	rm -f porthole
+	rm -f porthole tracer.test

@@ -5,26 +5,136 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"os"
 	"slices"
+	"strings"
+	"time"
 )
 
 const (
-	eventsPerCycle = 4 // connect, accept, and a close of each end
-	worstPrograms  = 3 // shown one by one
-	fewCalls       = 200_000
+	worstPrograms = 3 // shown one by one
+	fewCalls      = 200_000
+	atRest        = 3 * time.Second
 )
 
-// connectionCost measures what tracing costs a connection.
+// followed is what became of connections while a watcher watched.
+type followed struct {
+	watcher
+	us, off, cpu, events []float64 // for each connection, off without it
+	rest                 float64   // part of a CPU it uses when nothing happens
+	failed               int       // runs it did not live to the end of
+}
+
+// connectionCost measures what it costs a connection to be followed.
 func (b *bench) connectionCost() error {
 	l, err := b.warmListener()
 	if err != nil {
 		return err
 	}
 	defer l.close()
-	if err := b.readerCost(l); err != nil {
+	all := []*followed{{watcher: b.agent()}, {watcher: b.tail()}}
+	for _, w := range peers(l) {
+		all = append(all, &followed{watcher: w})
+	}
+	for _, f := range all {
+		if err := b.rest(f); err != nil {
+			return err
+		}
+	}
+	for range b.shortRuns() {
+		off, err := onLastCPU(b.cycles, l.cycles)
+		if err != nil {
+			return err
+		}
+		for _, f := range all {
+			if err := b.follow(f, l, off); err != nil {
+				return err
+			}
+		}
+	}
+	b.connectionRows(all)
+	return b.programCost(l, b.agent(), "<= 3 us")
+}
+
+// rest sees what a watcher does when nothing happens.
+func (b *bench) rest(f *followed) error {
+	did, err := b.watchPeer(f, func(*process) error {
+		time.Sleep(atRest)
+		return nil
+	})
+	f.rest = did.cpu.Seconds() / (atRest + settled).Seconds()
+	return err
+}
+
+// follow makes connections while a watcher watches; without it one took off.
+func (b *bench) follow(f *followed, l *listener, off float64) error {
+	var ns float64
+	failed := f.failed
+	did, err := b.watchPeer(f, func(*process) (err error) {
+		ns, err = onLastCPU(b.cycles, l.cycles)
+		return err
+	})
+	if err != nil || f.failed > failed {
 		return err
 	}
-	return b.programCost(l, "BPF programs of tail", "<= 4 us")
+	b.check(f.watcher, did.seen)
+	n := float64(b.cycles)
+	rest := f.rest * (ns*n + float64(settled))
+	f.us, f.off = append(f.us, ns/1e3), append(f.off, off/1e3)
+	f.cpu = append(f.cpu, (float64(did.cpu)-rest)/n/1e3)
+	f.events = append(f.events, float64(did.events)/n)
+	return nil
+}
+
+// watchPeer is watch, where it is no error of a program other than porthole not to
+// be there, to be refused by the kernel, or to give up.
+func (b *bench) watchPeer(f *followed, load func(*process) error) (watched, error) {
+	if !installed(f.argv[0]) || f.failed > 1 && len(f.us) == 0 {
+		f.failed++
+		return watched{}, nil
+	}
+	did, err := b.watch(f.watcher, load)
+	if err == nil || f.each != 0 || b.ctx.Err() != nil {
+		return did, err
+	}
+	if f.failed == 0 {
+		fmt.Fprintf(os.Stderr, "bench: %v\n", err)
+	}
+	f.failed++
+	return did, nil
+}
+
+func (b *bench) connectionRows(all []*followed) {
+	goal := func(f *followed, ours string) string {
+		if f.each == 0 {
+			return ""
+		}
+		return ours
+	}
+	most := map[string]string{"fentry": "<= 1.05", "tracepoint": "<= 1.10"}[b.tier]
+	b.row("connections a second; RATIO: how much longer one takes", "", "", "", "")
+	var worked []*followed
+	for _, f := range all {
+		switch {
+		case !installed(f.argv[0]):
+			b.row("  "+f.name+": not installed", "", "", "", "")
+			continue
+		case len(f.us) == 0:
+			b.row("  "+f.name+": does not work here", "", "", "", "")
+			continue
+		case f.failed > 0:
+			f.name += fmt.Sprintf(" (failed in %d runs)", f.failed)
+		}
+		b.compare(f.name+" / nothing", f.us, f.off, perSecond, goal(f, most))
+		worked = append(worked, f)
+	}
+	b.row("for each connection", "", "", "", "")
+	for _, f := range worked {
+		b.row("  CPU time of "+f.name, us(median(f.cpu)), "", "", goal(f, "<= 2 us"))
+	}
+	for _, f := range worked {
+		b.row("  events of "+f.name, fmt.Sprintf("%.3g", median(f.events)), "", "", goal(f, fmt.Sprint(f.each)))
+	}
 }
 
 // warmListener is a listener for connections that find TIME_WAIT full.
@@ -32,7 +142,7 @@ func (b *bench) warmListener() (*listener, error) {
 	if err := fewPorts(); err != nil {
 		return nil, err
 	}
-	l, err := listen(netip.MustParseAddrPort("127.0.0.1:7070"))
+	l, err := listen(netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), heldPort))
 	if err != nil {
 		return nil, err
 	}
@@ -40,8 +150,41 @@ func (b *bench) warmListener() (*listener, error) {
 		l.close()
 		return nil, err
 	}
-	b.row(fmt.Sprintf("a connection, connect to closes, %d a run", b.cycles), "", "", "", "")
 	return l, nil
+}
+
+// programCost asks the kernel how long each BPF program of a watcher ran. Counting
+// that costs time of its own, so no other figure is taken from these runs.
+func (b *bench) programCost(l *listener, w watcher, goal string) error {
+	var total []float64
+	all := make(map[string]usage)
+	for range b.runs {
+		var used map[string]usage
+		did, err := b.watch(w, func(p *process) (err error) {
+			used, err = p.programs(func() error {
+				_, err := onLastCPU(b.cycles, l.cycles)
+				return err
+			})
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		b.check(w, did.seen)
+		ns := 0.0
+		for name, u := range used {
+			ns += float64(u.time.Nanoseconds()) / float64(b.cycles)
+			all[name] = usage{all[name].time + u.time, all[name].count + u.count}
+		}
+		total = append(total, ns)
+	}
+	b.row("  BPF programs of "+w.name, b.short(median(total)), "", "", goal)
+	names := slices.SortedFunc(maps.Keys(all), func(x, y string) int { return cmp.Compare(all[y].time, all[x].time) })
+	for _, name := range names[:min(worstPrograms, len(names))] {
+		u, n := all[name], float64(b.cycles*b.runs)
+		b.row(fmt.Sprintf("    %s, %.3g runs", name, float64(u.count)/n), b.short(float64(u.time.Nanoseconds())/n), "", "", "")
+	}
+	return nil
 }
 
 // hooksCost measures what the hooks of some tiers cost a connection, and a system
@@ -52,139 +195,78 @@ func (b *bench) hooksCost(tiers []string) error {
 		return err
 	}
 	defer l.close()
+	b.row(fmt.Sprintf("for each connection, %d a run", b.cycles), "", "", "", "")
+	var watchers []watcher
 	for _, tier := range tiers {
-		if err := b.programCost(l, "BPF programs, "+tier+" tier", "", "--tier", tier); err != nil {
+		w := b.tail("--tier", tier)
+		w.name = "tail --tier " + tier
+		if err := b.programCost(l, w, ""); err != nil {
 			return err
 		}
+		watchers = append(watchers, w)
 	}
-	sides := map[string][]float64{"": nil}
-	for range b.runs {
-		for _, tier := range append([]string{""}, tiers...) {
-			ns, err := 0.0, error(nil)
-			load := func(*tail) error {
-				ns, err = onLastCPU(fewCalls, getppid)
-				return err
-			}
-			if tier == "" {
-				err = load(nil)
-			} else {
-				_, err = b.whileTailing(load, "--tier", tier)
-			}
-			if err != nil {
-				return err
-			}
-			sides[tier] = append(sides[tier], ns)
-		}
-	}
-	b.row("a getppid()", "", "", "", "")
-	for _, tier := range tiers {
-		b.compare(tier+" tier; other: nothing attached", sides[tier], sides[""], "ns", "")
-	}
-	return nil
+	return b.callCost(b.runs, fewCalls, watchers)
 }
 
-// readerCost compares connections with and without tail, and sees what the
-// process of tail did for them.
-func (b *bench) readerCost(l *listener) error {
-	var off, on, cpu, idle []float64
-	events, lost := 0, 0
-	for range b.shortRuns() {
-		ns, err := onLastCPU(b.cycles, l.cycles)
-		if err != nil {
-			return err
-		}
-		off = append(off, ns/1e3)
-		end, err := b.whileTailing(func(*tail) (err error) {
-			ns, err = onLastCPU(b.cycles, l.cycles)
-			return err
-		})
-		if err != nil {
-			return err
-		}
-		on = append(on, ns/1e3)
-		b.checkCounts("tail", end)
-		events, lost = events+end.events, lost+end.lost
-		cpu = append(cpu, float64(end.cpu.Microseconds())/float64(b.cycles))
-		// Detaching is no connection's cost: it is measured alone and taken off.
-		if end, err = b.whileTailing(func(*tail) error { return nil }); err != nil {
-			return err
-		}
-		idle = append(idle, float64(end.cpu.Microseconds())/float64(b.cycles))
-	}
-	b.compare("tail --json; other: nothing attached", on, off, "us", "<= 1.150")
-	b.row("  CPU of the process of tail", fmt.Sprintf("%.3g us", median(cpu)-median(idle)), "", "", "")
-	b.row("  events written", fmt.Sprint(events), "", "", fmt.Sprint(eventsPerCycle*b.cycles*b.shortRuns()))
-	b.row("  events lost", fmt.Sprint(lost), "", "", "0")
-	return nil
-}
-
-// checkCounts notes events that are missing, or too many.
-func (b *bench) checkCounts(what string, end tailEnd) {
-	if want := eventsPerCycle * b.cycles; end.events != want || end.lost != 0 {
-		b.wrong = append(b.wrong, fmt.Sprintf("%s wrote %d events of %d, and says it lost %d", what, end.events, want, end.lost))
-	}
-}
-
-// programCost asks the kernel how long each BPF program of tail ran. Counting
-// that costs time of its own, so no other figure is taken from these runs.
-func (b *bench) programCost(l *listener, what, goal string, args ...string) error {
-	var total []float64
-	all := make(map[string]usage)
-	for range b.runs {
-		var used map[string]usage
-		end, err := b.whileTailing(func(t *tail) (err error) {
-			used, err = t.programs(func() error {
-				_, err := onLastCPU(b.cycles, l.cycles)
-				return err
-			})
-			return err
-		}, args...)
-		if err != nil {
-			return err
-		}
-		b.checkCounts("tail with BPF statistics", end)
-		ns := 0.0
-		for name, u := range used {
-			ns += float64(u.time.Nanoseconds()) / float64(b.cycles)
-			all[name] = usage{all[name].time + u.time, all[name].count + u.count}
-		}
-		total = append(total, ns)
-	}
-	b.row("  "+what, b.short(median(total)), "", "", goal)
-	names := slices.SortedFunc(maps.Keys(all), func(x, y string) int { return cmp.Compare(all[y].time, all[x].time) })
-	for _, name := range names[:min(worstPrograms, len(names))] {
-		u, n := all[name], float64(b.cycles*b.runs)
-		b.row("    "+name, fmt.Sprintf("%s in %.3g runs", b.short(float64(u.time.Nanoseconds())/n), float64(u.count)/n), "", "", "")
-	}
-	return nil
-}
-
-// systemCallCost measures what tracing costs a system call that has nothing to
-// do with sockets.
+// systemCallCost measures what it costs a system call that has nothing to do with
+// sockets that porthole is there.
 func (b *bench) systemCallCost() error {
 	const calls = 500_000
-	var off, on, without []float64
-	for range b.shortRuns() {
+	without := b.tail("--no-syscall-hooks")
+	without.name += " --no-syscall-hooks"
+	return b.callCost(b.shortRuns(), calls, []watcher{b.tail(), without})
+}
+
+func (b *bench) callCost(runs, calls int, watchers []watcher) error {
+	var off []float64
+	on := make([][]float64, len(watchers))
+	for range runs {
 		ns, err := onLastCPU(calls, getppid)
 		if err != nil {
 			return err
 		}
 		off = append(off, ns)
-		for _, side := range []struct {
-			ns   *[]float64
-			args []string
-		}{{&on, nil}, {&without, []string{"--no-syscall-hooks"}}} {
-			if _, err := b.whileTailing(func(*tail) (err error) {
+		for i, w := range watchers {
+			if _, err := b.watch(w, func(*process) (err error) {
 				ns, err = onLastCPU(calls, getppid)
 				return err
-			}, side.args...); err != nil {
+			}); err != nil {
 				return err
 			}
-			*side.ns = append(*side.ns, ns)
+			on[i] = append(on[i], ns)
 		}
 	}
 	b.row("a getppid()", "", "", "", "")
-	b.compare("tail; other: nothing attached", on, off, "ns", "")
-	b.compare("tail --no-syscall-hooks; other: nothing", without, off, "ns", "1")
+	for i, w := range watchers {
+		b.compare(w.name+" / nothing", on[i], off, b.short, "")
+	}
+	return nil
+}
+
+// decodeCost takes the tracer's own benchmark into the table.
+func (b *bench) decodeCost() error {
+	if b.decode == "" {
+		return nil
+	}
+	out, err := b.command(b.decode, "-test.run=^$", "-test.bench=DecodeApply$", "-test.benchtime=0.3s",
+		fmt.Sprintf("-test.count=%d", b.runs)).Output()
+	if err != nil {
+		return fmt.Errorf("run benchmark of the tracer: %w", err)
+	}
+	var ns, allocs []float64
+	for line := range strings.Lines(string(out)) {
+		var name string
+		var n, bytes int
+		var took, made float64
+		if got, _ := fmt.Sscanf(line, "%s %d %g ns/op %d B/op %g allocs/op", &name, &n, &took, &bytes, &made); got == 5 {
+			ns, allocs = append(ns, took), append(allocs, made)
+		}
+	}
+	if len(ns) != b.runs {
+		return fmt.Errorf("run benchmark of the tracer: %d results, want %d:\n%s", len(ns), b.runs, out)
+	}
+	b.row("for each event", "", "", "", "")
+	b.row("  to decode and apply it", b.short(median(ns)), "", "", "<= 250 ns")
+	b.row("  allocations", fmt.Sprint(median(allocs)), "", "", "0")
 	return nil
 }

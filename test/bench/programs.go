@@ -21,20 +21,20 @@ type usage struct {
 
 // programs runs a load and returns what every BPF program of the process did
 // meanwhile, by name.
-func (t *tail) programs(load func() error) (map[string]usage, error) {
+func (p *process) programs(load func() error) (map[string]usage, error) {
 	stats, err := ebpf.EnableStats(unix.BPF_STATS_RUN_TIME)
 	if err != nil {
 		return nil, fmt.Errorf("enable BPF statistics: %w", err)
 	}
 	defer stats.Close()
-	before, err := t.usage()
+	before, err := p.usage()
 	if err != nil {
 		return nil, err
 	}
 	if err := load(); err != nil {
 		return nil, err
 	}
-	after, err := t.usage()
+	after, err := p.usage()
 	for name, u := range after {
 		after[name] = usage{u.time - before[name].time, u.count - before[name].count}
 	}
@@ -72,8 +72,8 @@ func othersTrace() (bool, error) {
 // usage reads the statistics of the programs that the process has attached. It
 // goes by the process's descriptors and not by name, for another porthole may
 // run too.
-func (t *tail) usage() (map[string]usage, error) {
-	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/fdinfo/*", t.cmd.Process.Pid))
+func (p *process) usage() (map[string]usage, error) {
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/fdinfo/*", p.cmd.Process.Pid))
 	if err != nil {
 		return nil, err
 	}

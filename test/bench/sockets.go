@@ -7,74 +7,111 @@ import (
 	"fmt"
 	"net/netip"
 	"os/exec"
+	"runtime"
 	"strconv"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/porthole-dev/porthole/internal/netns"
 )
 
 const (
-	// holders is how many processes share the sockets: one process may not have
-	// that many descriptors on every machine.
-	holders     = 4
-	connections = 25000
-	heldPort    = 7070 // listener of every holder, each on its own address
-	freePort    = 7071 // nobody's
+	// perHolder is how many connections one process holds: it may not have more
+	// descriptors on every machine.
+	perHolder  = 7000
+	mostListed = 50_000
+	heldPort   = 7070 // listener of every holder, each on its own address
+	freePort   = 7071 // nobody's
 )
 
-// manySockets times the commands that list sockets.
-func (b *bench) manySockets() error {
-	for i := range holders {
-		stop, err := b.startHolder("hold", fmt.Sprintf("127.0.0.%d:%d", 2+i, heldPort))
-		if err != nil {
-			return err
-		}
-		defer stop()
-	}
-	if err := b.checkSeen(); err != nil {
-		return err
-	}
-	b.row(fmt.Sprintf("%d TCP sockets, half of port %d", 2*connections, heldPort), "", "", "", "")
-	held, free := strconv.Itoa(heldPort), strconv.Itoa(freePort)
-	for _, c := range []struct {
-		porthole, other []string
-		goal            string
-	}{
-		{[]string{"ls", "--json"}, []string{"ss", "-tunap"}, "<= 0.100"},
-		{[]string{"headroom", "--json"}, []string{"ss", "-tanH"}, ""},
-		{[]string{"who", held}, []string{"lsof", "-nP", "-i", ":" + held}, "<= 0.067"},
-		{[]string{"who", free}, []string{"lsof", "-nP", "-i", ":" + free}, "<= 0.067"},
-	} {
-		if err := b.race(c.porthole, c.other, c.goal); err != nil {
+// listSockets times what lists sockets, with more and more of them.
+func (b *bench) listSockets() error {
+	for _, sockets := range []int{1000, 10_000, mostListed} {
+		if err := b.inNetNS(func() error { return b.listOf(sockets) }); err != nil {
 			return err
 		}
 	}
-	return nil
+	return b.inNetNS(b.scrapeSpread)
 }
 
-// race times a porthole command and the other tool by turns.
-func (b *bench) race(porthole, other []string, goal string) error {
-	var ours, theirs []float64
-	for range b.runs {
-		took, err := b.clock(b.porthole, porthole...)
-		if err != nil {
-			return err
-		}
-		ours = append(ours, took)
-		if took, err = b.clock(other[0], other[1:]...); err != nil {
-			return err
-		}
-		theirs = append(theirs, took)
+// listOf times the commands and a scrape with so many sockets.
+func (b *bench) listOf(sockets int) error {
+	stop, err := b.holdSockets(sockets, 1)
+	if err != nil {
+		return err
 	}
-	b.compare(fmt.Sprintf("%s; other: %s", strings.Join(porthole, " "), strings.Join(other, " ")), ours, theirs, "ms", goal)
+	defer stop()
+	if err := b.checkSeen(sockets); err != nil {
+		return err
+	}
+	b.row(fmt.Sprintf("%d TCP sockets, half of them of port %d", sockets, heldPort), "", "", "", "")
+	lsofHeld, lsofFree := fmt.Sprintf("lsof -nP -i :%d", heldPort), fmt.Sprintf("lsof -nP -i :%d", freePort)
+	held, free := fmt.Sprintf("who %d", heldPort), fmt.Sprintf("who %d", freePort)
+	list, goalList, goalWho := "ls -tunap", "", ""
+	if sockets == mostListed {
+		goalList, goalWho = "<= 0.100", "<= 0.067"
+	}
+	if err := b.races([]race{
+		{list, "ss -tunap", goalList}, {list, "ss -tuna", ""}, {list, "lsof -nP -i", ""}, {list, "netstat -tunap", ""},
+		{held, "ss -tunap", ""}, {held, "ss -tuna", ""}, {held, lsofHeld, goalWho}, {held, "netstat -tunap", ""},
+		{free, lsofFree, goalWho}, {"headroom", "ss -tan", ""},
+	}); err != nil {
+		return err
+	}
+	return b.scrapes("/metrics of the agent")
+}
+
+// scrapeSpread times a scrape with sockets in many namespaces.
+func (b *bench) scrapeSpread() error {
+	const namespaces = 200
+	stop, err := b.holdSockets(mostListed, namespaces)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	return b.scrapes(fmt.Sprintf("/metrics, %d sockets in %d namespaces", mostListed, namespaces))
+}
+
+// A race is a command of porthole's, and another tool's.
+type race struct{ porthole, other, goal string }
+
+// races times every command by turns.
+func (b *bench) races(all []race) error {
+	took := make(map[string][]float64)
+	once := func(run int, command string, argv []string) error {
+		if len(took[command]) > run || !installed(argv[0]) {
+			return nil
+		}
+		ms, err := b.clock(argv)
+		took[command] = append(took[command], ms)
+		return err
+	}
+	for run := range b.runs {
+		for _, r := range all {
+			if err := errors.Join(
+				once(run, r.porthole, append([]string{b.porthole}, strings.Fields(r.porthole)...)),
+				once(run, r.other, strings.Fields(r.other)),
+			); err != nil {
+				return err
+			}
+		}
+	}
+	for _, r := range all {
+		if what := r.porthole + " / " + r.other; took[r.other] == nil {
+			b.row("  "+what+": not installed", ms(median(took[r.porthole])), "", "", "")
+		} else {
+			b.compare(what, took[r.porthole], took[r.other], ms, r.goal)
+		}
+	}
 	return nil
 }
 
 // clock runs a command with its output thrown away and returns the milliseconds
 // it took. Exit code 1 is an answer: nobody has the port.
-func (b *bench) clock(name string, args ...string) (float64, error) {
-	cmd := b.command(name, args...)
+func (b *bench) clock(argv []string) (float64, error) {
+	cmd := b.command(argv[0], argv[1:]...)
 	start := time.Now()
 	err := cmd.Run()
 	took := time.Since(start)
@@ -87,26 +124,54 @@ func (b *bench) clock(name string, args ...string) (float64, error) {
 
 // checkSeen makes sure that both list every socket: a tool that misses some is
 // no match.
-func (b *bench) checkSeen() error {
-	for _, args := range [][]string{
+func (b *bench) checkSeen(sockets int) error {
+	for _, argv := range [][]string{
 		{b.porthole, "ls", "--json", "--netns", strconv.Itoa(int(b.netns))},
 		{"ss", "-Htunap"},
 	} {
-		out, err := b.command(args[0], args[1:]...).Output()
-		if err != nil {
-			return fmt.Errorf("run %s: %w", args, err)
+		if !installed(argv[0]) {
+			continue
 		}
-		if got, want := bytes.Count(out, []byte("\n")), 2*connections+holders; got != want {
-			b.wrong = append(b.wrong, fmt.Sprintf("%s lists %d sockets, there are %d", args, got, want))
+		out, err := b.command(argv[0], argv[1:]...).Output()
+		if err != nil {
+			return fmt.Errorf("run %s: %w", argv, err)
+		}
+		if got, want := bytes.Count(out, []byte("\n")), sockets+holders(sockets); got != want {
+			b.wrong = append(b.wrong, fmt.Sprintf("%s lists %d sockets, there are %d", argv, got, want))
 		}
 	}
 	return nil
 }
 
+// holders is how many processes hold so many sockets.
+func holders(sockets int) int { return (sockets/2 + perHolder - 1) / perHolder }
+
+// holdSockets has processes hold so many sockets, spread over so many namespaces,
+// and returns once they have them all.
+func (b *bench) holdSockets(sockets, namespaces int) (stop func(), err error) {
+	var stops []func()
+	stop = func() {
+		for _, s := range stops {
+			s()
+		}
+	}
+	n := holders(sockets)
+	for i := range n {
+		spaces := namespaces*(i+1)/n - namespaces*i/n
+		s, err := b.startHolder(sockets/2*(i+1)/n-sockets/2*i/n, spaces, 2+i)
+		if err != nil {
+			stop()
+			return nil, err
+		}
+		stops = append(stops, s)
+	}
+	return stop, nil
+}
+
 // startHolder starts a process that holds its share of the connections, and
 // returns once it has them all.
-func (b *bench) startHolder(args ...string) (stop func(), err error) {
-	cmd := b.command("/proc/self/exe", args...)
+func (b *bench) startHolder(connections, namespaces, last int) (stop func(), err error) {
+	cmd := b.command("/proc/self/exe", "hold", strconv.Itoa(connections), strconv.Itoa(namespaces), strconv.Itoa(last))
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return nil, fmt.Errorf("start holder: %w", err)
@@ -127,16 +192,41 @@ func (b *bench) startHolder(args ...string) (stop func(), err error) {
 	return stop, nil
 }
 
-// hold is the holder: both ends of its connections are its own.
-func hold(at string) error {
-	addr, err := netip.ParseAddrPort(at)
-	if err != nil {
-		return err
+// hold is the holder: both ends of its connections are its own. They are in
+// namespaces it makes, or in the present one if it is to be one at most.
+func hold(connections, namespaces, last string) error {
+	n, errN := strconv.Atoi(connections)
+	spaces, errSpaces := strconv.Atoi(namespaces)
+	host, errHost := strconv.Atoi(last)
+	if errN != nil || errSpaces != nil || errHost != nil {
+		return fmt.Errorf("hold %q %q %q: want numbers", connections, namespaces, last)
 	}
-	if err := holdAt(addr, connections/holders); err != nil {
-		return err
+	at := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, byte(host)}), heldPort)
+	if spaces <= 1 {
+		if err := holdAt(at, n); err != nil {
+			return err
+		}
+		return wait()
+	}
+	for range spaces {
+		runtime.LockOSThread() // the namespace lives as long as its sockets
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("make network namespace: %w", err)
+		}
+		if err := netns.UpLoopback(); err != nil {
+			return err
+		}
+		if err := holdAt(at, n/spaces); err != nil {
+			return err
+		}
 	}
 	return wait()
+}
+
+// wait says that all connections are made, and never returns.
+func wait() error {
+	fmt.Println("ready")
+	return unix.Pause()
 }
 
 // holdAt makes n connections that stay.
