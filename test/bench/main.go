@@ -93,7 +93,7 @@ func measure() error {
 		tiers := strings.Split(*hooks, ",")
 		return b.print(func() error { return b.hooksCost(tiers) })
 	}
-	return b.print(b.connectionCost, b.decodeCost, b.systemCallCost, b.listSockets, b.startUp, b.footprint)
+	return b.print(b.connectionCost, b.latency, b.decodeCost, b.systemCallCost, b.listSockets, b.startUp, b.footprint)
 }
 
 // print measures the parts and prints the table, as far as it got.
