@@ -12,7 +12,7 @@ func (t *Tracer) resync() error {
 	t.handOn() // sets the clock
 	t.table.Expect()
 	start := boottime()
-	files := newFilesOf()
+	files := newFilesOf(t.table.Len())
 	var w bpfWalk
 	var mergeErr error
 	err := t.snap.readTables(&w, 0, make([]bpfRow, t.snap.tables.Rows.MaxEntries()), func(rows []bpfRow) {
@@ -82,8 +82,8 @@ type filesOf struct {
 	more  map[uint64][]uint64
 }
 
-func newFilesOf() filesOf {
-	return filesOf{make(map[uint64]uint64), make(map[uint64][]uint64)}
+func newFilesOf(sockets int) filesOf {
+	return filesOf{make(map[uint64]uint64, sockets), make(map[uint64][]uint64)}
 }
 
 func (f filesOf) add(file, id uint64) {

@@ -67,22 +67,51 @@ type ProgramStats struct {
 	Time time.Duration
 }
 
-func newCounts() Counts {
-	return Counts{Events: make(map[EventKey]uint64), Failures: make(map[Failure]uint64), Searches: make(map[int]int64)}
+// tally is Counts as they are added up: events come by the ten thousand a second.
+type tally struct {
+	events    [len(eventNames)][protos]uint64
+	failures  map[Failure]uint64
+	searches  [searchBuckets]int64 // from bucket -searchBuckets/2 up
+	searchSum time.Duration
 }
 
+const (
+	protos = UDP + 1
+	// searchBuckets is twice the buckets from a second to the longest time.Duration.
+	searchBuckets = 2 * 136
+)
+
 // add counts a published event.
-func (c *Counts) add(ev *Event) {
-	c.Events[EventKey{ev.Type, ev.Proto}]++
+func (t *tally) add(ev *Event) {
+	t.events[ev.Type][ev.Proto]++
 	if ev.Errno != 0 {
 		if op := opOf(ev); op != 0 {
-			c.Failures[Failure{op, ev.Proto, ev.Errno}]++
+			t.failures[Failure{op, ev.Proto, ev.Errno}]++
 		}
 	}
 	if ev.Search > 0 {
-		c.Searches[searchBucket(ev.Search)]++
-		c.SearchSum += ev.Search
+		t.searches[searchBucket(ev.Search)+searchBuckets/2]++
+		t.searchSum += ev.Search
 	}
+}
+
+func (t *tally) counts() Counts {
+	c := Counts{
+		Events: make(map[EventKey]uint64), Failures: maps.Clone(t.failures), Searches: make(map[int]int64), SearchSum: t.searchSum,
+	}
+	for typ := range t.events {
+		for proto, n := range t.events[typ] {
+			if n > 0 {
+				c.Events[EventKey{EventType(typ), Proto(proto)}] = n
+			}
+		}
+	}
+	for i, n := range t.searches {
+		if n > 0 {
+			c.Searches[i-searchBuckets/2] = n
+		}
+	}
+	return c
 }
 
 // opOf is the call that failed; 0 of a close, whose error ended the connection.
@@ -102,12 +131,6 @@ func opOf(ev *Event) PortOp {
 
 // searchBucket is the native histogram's: (2^((i-1)/4), 2^(i/4)] seconds.
 func searchBucket(d time.Duration) int { return int(math.Ceil(4 * math.Log2(d.Seconds()))) }
-
-func (c *Counts) clone() Counts {
-	out := *c
-	out.Events, out.Failures, out.Searches = maps.Clone(c.Events), maps.Clone(c.Failures), maps.Clone(c.Searches)
-	return out
-}
 
 // readStats puts the kernel's counters into s. progs are the programs that are attached.
 func readStats(m *ebpf.Map, progs []attached, s *Stats) error {

@@ -425,6 +425,9 @@ func (t *Table) finish(start uint64) {
 			delete(t.left, tw)
 		}
 	}
+	if t.left != nil && len(t.left) == 0 {
+		t.left = make(map[uint64]left) // one that was large stays so
+	}
 }
 
 // Settle removes what the last snapshot lacked. Call it when every event older than

@@ -56,9 +56,9 @@ type Tracer struct {
 	history        *History
 	out            fanout
 
-	mu     sync.Mutex
-	stats  Stats
-	counts Counts
+	mu    sync.Mutex
+	stats Stats
+	tally tally
 
 	// Used by Run alone.
 	dec      *decoder
@@ -108,7 +108,7 @@ func Open(cfg Config) (*Tracer, error) {
 		return nil, fmt.Errorf("ring buffer of %d bytes: want a power of two, at least %d", cfg.RingBytes, page)
 	}
 	t := &Tracer{
-		table: NewTable(), history: newHistory(cfg.History), counts: newCounts(), every: cfg.Reconcile,
+		table: NewTable(), history: newHistory(cfg.History), tally: tally{failures: make(map[Failure]uint64)}, every: cfg.Reconcile,
 		dec: newDecoder(), batch: make([]Event, 0, maxBatch),
 	}
 	if cfg.Reconcile > 0 {
@@ -362,7 +362,7 @@ func (t *Tracer) Programs() ([]ProgramStats, error) {
 func (t *Tracer) Counts() Counts {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.counts.clone()
+	return t.tally.counts()
 }
 
 // SetEstablished turns EventEstablished on or off.
@@ -473,7 +473,7 @@ func (t *Tracer) handOn() {
 	t.out.publish(t.batch)
 	t.mu.Lock()
 	for i := range t.batch {
-		t.counts.add(&t.batch[i])
+		t.tally.add(&t.batch[i])
 	}
 	t.stats.Decoded += t.decoded
 	t.mu.Unlock()

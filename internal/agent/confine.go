@@ -73,13 +73,22 @@ const (
 	// leastMemory is what an agent needs on a machine with few sockets. The kernel kills
 	// it below, and says so in its own log alone.
 	leastMemory = 64 << 20
+	// gcPercent is by how much the heap may grow before it is collected. Events allocate
+	// nothing, and of what there is much of, sockets and history, the collector marks
+	// nothing: to collect takes a millisecond of a processor whatever there is, so it may be
+	// done often.
+	gcPercent = 20
 	// leastFiles are those of an agent with as many connections as it takes.
 	leastFiles = 512
 )
 
 // limitMemory lets Go collect garbage before the limit of the cgroup is reached,
-// unless GOMEMLIMIT says when. Where no limit is found none is set.
+// unless GOMEMLIMIT says when. Where no limit is found none is set. In any case the heap
+// is kept small, unless GOGC says otherwise.
 func limitMemory(log *slog.Logger) {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
 	limit, err := memlimit.FromCgroup()
 	if err != nil || limit > 1<<62 {
 		return

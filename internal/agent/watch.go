@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"runtime/debug"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -28,6 +29,9 @@ func (a *agent) watch(ctx context.Context, ready <-chan struct{}, metrics []stri
 	case <-ready:
 	case <-ctx.Done():
 		return nil
+	}
+	if a.cfg.Confine {
+		debug.FreeOSMemory() // what loading programs and the first snapshot took
 	}
 	if a.cfg.Ready != nil {
 		a.cfg.Ready(Info{Tier: a.tracer.Tier(), Hooks: a.report.CountAttached(), Metrics: metrics, Socket: a.cfg.Socket})

@@ -1,0 +1,37 @@
+package tracer
+
+import (
+	"runtime"
+	"testing"
+	"unsafe"
+)
+
+// The agent has 64 MB for 100,000 sockets and a full history: 32 are its code and the
+// ring buffer, and the runtime and the rest of it take 8.
+func TestMemory(t *testing.T) {
+	const sockets, tenancies, most = 100_000, 1 << 16, 24 << 20
+	heap := func() int64 {
+		var mem runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&mem)
+		return int64(mem.HeapAlloc)
+	}
+	before := heap()
+	table, history := NewTable(), newHistory(tenancies)
+	so, holder := found(1, RoleServer, 0, "[2001:db8::1]:443", "[2001:db8::2]:40000"), proc(10)
+	for i := range uint64(sockets) { // as Tracer.resync does
+		so.id = sockA + i*0x940
+		table.merge(&so)
+		table.hold(so.id, &holder, uint32(i))
+	}
+	table.finish(0)
+	for range tenancies {
+		history.add(closeOf(80, 10))
+	}
+	took := heap() - before
+	t.Logf("%d bytes for a row, %d for a tenancy; %d kB in all", unsafe.Sizeof(row{}), unsafe.Sizeof(tenancy{}), took>>10)
+	if took > most {
+		t.Errorf("%d sockets and %d tenancies take %d bytes, want %d at most", table.Len(), history.Len(), took, most)
+	}
+	runtime.KeepAlive(history)
+}
