@@ -325,7 +325,8 @@ func (t *Table) Reconcile(snap *Snapshot) {
 	t.finish(snap.start)
 }
 
-// merge takes what a snapshot tells of one socket, but not who holds it.
+// merge takes what a snapshot tells of one socket, but not who holds it. As for hold and
+// finish, which go on from there, the caller has locked the table.
 func (t *Table) merge(s *Socket) {
 	flow := flowOf(s.Local, s.Remote, s.NetNS)
 	if s.Role == RoleTimeWait {
