@@ -108,10 +108,10 @@ docs: deps
 	$(GO) test ./internal/agent -run Docs -update
 	$(GO) run ./test/vm -doc docs/kernels.md
 
-## bench-kernels: what the hooks of both tiers cost, in VMs of two kernels
+## bench-kernels: what both tiers cost, in VMs of two kernels, in one beside bcc
 .PHONY: bench-kernels
 bench-kernels: deps
-	@$(GO) run ./test/vm -kernel amd64/6.1,amd64/6.12 -bench
+	@$(GO) run ./test/vm -kernel amd64/6.1,amd64/6.12 -bench -timeout 30m
 
 ## bench: what porthole costs, beside nothing and beside other tools (asks for root)
 .PHONY: bench

@@ -71,6 +71,7 @@ func measure() error {
 	flag.IntVar(&b.runs, "runs", 7, "runs of each side, interleaved, at least 5; thrice as many where a run is short")
 	flag.IntVar(&b.cycles, "cycles", 20000, "connections a run")
 	hooks := flag.String("hooks", "", "only what the hooks of these `tiers`, as fentry,tracepoint, cost in the kernel")
+	beside := flag.String("beside", "", "with -hooks and -counting, `programs` of bcc to measure beside the agent")
 	flag.BoolVar(&b.counting, "counting", false, "the machine is one whose clock counts instructions")
 	flag.Parse()
 	if flag.NArg() > 0 || b.runs < 5 || b.cycles < 1 || b.cycles > remembered/2 {
@@ -91,7 +92,11 @@ func measure() error {
 	b.useSocket(filepath.Join(dir, "socket"))
 	if *hooks != "" {
 		tiers := strings.Split(*hooks, ",")
-		return b.print(func() error { return b.hooksCost(tiers) })
+		parts := []func() error{func() error { return b.hooksCost(tiers) }}
+		if b.counting {
+			parts = append(parts, func() error { return b.besideCost(tiers, strings.Fields(*beside)) })
+		}
+		return b.print(parts...)
 	}
 	return b.print(b.connectionCost, b.latency, b.decodeCost, b.systemCallCost, b.listSockets, b.startUp, b.footprint)
 }

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -78,6 +80,50 @@ func (c *cache) tools(ctx context.Context, arch string) (string, error) {
 		}
 		return copyPrograms(tmp, filepath.Join(dir, "root"), tools)
 	})
+}
+
+// bcc returns the directory of the tools of bcc and, for they compile what they
+// load when they start, of the headers of the very kernel; all of it in root.
+func (c *cache) bcc(ctx context.Context, k kernel, kernelDir string) (string, error) {
+	version, err := kernelVersion(kernelDir)
+	if err != nil {
+		return "", err
+	}
+	return c.get(ctx, "bcc", k.release, k.arch, []string{version}, func(a *archive, _, dir string) error {
+		names, err := a.closure(ctx, "bpfcc-tools")
+		if err != nil {
+			return err
+		}
+		headers, err := a.closure(ctx, "linux-headers-"+version)
+		if err != nil {
+			return fmt.Errorf("%w\n-update fetches the kernel that the release has now", err)
+		}
+		for _, name := range headers { // and not the compiler that they name
+			if strings.HasPrefix(name, "linux-headers-") {
+				names = append(names, name)
+			}
+		}
+		c.log("fetching the tools of bcc, and headers of %s", version)
+		return a.unpack(ctx, filepath.Join(dir, "root"), names)
+	})
+}
+
+// kernelVersion is what uname -r says, from the modules of a kernel in the cache.
+func kernelVersion(dir string) (string, error) {
+	files, err := filepath.Glob(filepath.Join(dir, "root/modules/*.ko"))
+	if err != nil || len(files) == 0 {
+		return "", fmt.Errorf("find the version of the kernel in %s: %w", dir, cmp.Or(err, fs.ErrNotExist))
+	}
+	code, err := os.ReadFile(files[0])
+	if err != nil {
+		return "", err
+	}
+	magic, err := moduleInfo(code, "vermagic")
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", files[0], err)
+	}
+	version, _, _ := strings.Cut(magic, " ")
+	return version, nil
 }
 
 // get returns the directory of something in the cache, which fill makes in dir;

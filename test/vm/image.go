@@ -126,6 +126,13 @@ func (m *image) addTree(root string) error {
 		if d.IsDir() {
 			return m.add(name, cpio.TypeDir|0o755, nil)
 		}
+		if isLink(path) {
+			to, err := os.Readlink(path)
+			if err != nil {
+				return err
+			}
+			return m.add(name, cpio.TypeSymlink|0o777, []byte(to)) // the way cpio has it
+		}
 		data, err := os.ReadFile(path)
 		if err != nil {
 			return err
@@ -134,7 +141,7 @@ func (m *image) addTree(root string) error {
 	})
 }
 
-// add adds a file or a directory, unless it is there.
+// add adds a file, a directory or a link, unless it is there.
 func (m *image) add(name string, mode cpio.FileMode, data []byte) error {
 	if m.have[name] {
 		return nil

@@ -13,6 +13,7 @@ type kernel struct {
 	release string // of Debian
 	gating  bool   // run when no kernel is named
 	flags   string // for the kernel's command line
+	bcc     bool   // benchmarked beside the tools of bcc
 	// missing tells why the kernel has not got a tier.
 	missing map[tier]string
 	lacks   []lack
@@ -36,7 +37,7 @@ var kernels = []kernel{
 		{test: "TestKernelMPTCP", reason: "built without MPTCP"},
 		{test: "TestKernelTiersAgree/MPTCP", reason: "built without MPTCP"},
 	}},
-	{name: "6.1", arch: "amd64", release: "bookworm", gating: true},
+	{name: "6.1", arch: "amd64", release: "bookworm", gating: true, bcc: true},
 	{name: "6.12", arch: "amd64", release: "trixie", gating: true},
 	{name: "6.1", arch: "arm64", release: "bookworm", gating: true, missing: map[tier]string{
 		"fentry": "Linux 6.1 on arm64 loads fexit programs but does not attach them",

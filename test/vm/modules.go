@@ -98,22 +98,31 @@ func readModule(ctx context.Context, file string) ([]byte, error) {
 // moduleNeeds reads which modules one needs from itself: modules.dep is not in
 // the package.
 func moduleNeeds(code []byte) ([]string, error) {
+	names, err := moduleInfo(code, "depends")
+	if err != nil || names == "" {
+		return nil, err
+	}
+	return strings.Split(moduleName(names), ","), nil
+}
+
+// moduleInfo reads what modinfo shows of a module, empty if it has no such field.
+func moduleInfo(code []byte, field string) (string, error) {
 	f, err := elf.NewFile(bytes.NewReader(code))
 	if err != nil {
-		return nil, err
+		return "", err
 	}
 	section := f.Section(".modinfo")
 	if section == nil {
-		return nil, errors.New("no section .modinfo")
+		return "", errors.New("no section .modinfo")
 	}
 	info, err := section.Data()
 	if err != nil {
-		return nil, err
+		return "", err
 	}
 	for line := range strings.SplitSeq(string(info), "\x00") {
-		if names, ok := strings.CutPrefix(line, "depends="); ok && names != "" {
-			return strings.Split(moduleName(names), ","), nil
+		if value, ok := strings.CutPrefix(line, field+"="); ok {
+			return value, nil
 		}
 	}
-	return nil, nil
+	return "", nil
 }

@@ -49,6 +49,7 @@ type vm struct {
 	vmlinuz, initrd string
 	flags           string // for the kernel
 	kvm             bool
+	memory          string
 	counting        bool      // its clock counts instructions, a nanosecond each
 	console         io.Writer // gets the console and the messages too, or nil
 }
@@ -110,7 +111,7 @@ func (v *vm) args(m machine) []string {
 		cpu = append([]string{"-accel", "kvm"}, m.kvm...)
 	}
 	args := []string{
-		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-smp", "1", "-m", "1G",
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-smp", "1", "-m", v.memory,
 		"-kernel", v.vmlinuz, "-initrd", v.initrd,
 		"-append", "console=" + m.console + " " + bootFlags + " " + v.flags,
 		"-serial", "stdio",

@@ -69,7 +69,7 @@ func (m *runner) boot(ctx context.Context, k kernel) *report {
 			m.slots <- struct{}{}
 			defer func() { <-m.slots }()
 			begin, up := time.Now(), false
-			jobs, console, err := m.start(ctx, fmt.Sprint(i), k, plan, false, func(version string) {
+			jobs, console, err := m.start(ctx, fmt.Sprint(i), k, plan, variant{}, func(version string) {
 				mu.Lock()
 				defer mu.Unlock()
 				r.version, r.boot, up = version, time.Since(begin), true
@@ -96,22 +96,31 @@ func (m *runner) boot(ctx context.Context, k kernel) *report {
 	return r
 }
 
-// start boots a kernel, in a machine whose clock counts instructions if counting,
-// and returns what became of each job, and the console. name is the machine's among
-// those of the kernel.
-func (m *runner) start(ctx context.Context, name string, k kernel, plan guest.Plan, counting bool, booted func(version string)) (map[string]*outcome, string, error) {
+// variant is what a machine has that those of the tests have not.
+type variant struct {
+	counting bool   // its clock counts instructions
+	system   string // directory of a system of its own in place of the tools; it gets memory for it
+}
+
+// start boots a kernel and returns what became of each job, and the console. name
+// is the machine's among those of the kernel.
+func (m *runner) start(ctx context.Context, name string, k kernel, plan guest.Plan, v variant, booted func(version string)) (map[string]*outcome, string, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, m.timeout, fmt.Errorf("not done after %v", m.timeout))
 	defer cancel()
 	jobs := make(map[string]*outcome)
 	for _, j := range plan.Jobs {
 		jobs[j.Name] = &outcome{}
 	}
-	machine := &vm{arch: k.arch, vmlinuz: filepath.Join(m.files[k.String()], "vmlinuz"), flags: k.flags, kvm: m.kvm, counting: counting}
+	machine := &vm{arch: k.arch, vmlinuz: filepath.Join(m.files[k.String()], "vmlinuz"), flags: k.flags, kvm: m.kvm, memory: "1G", counting: v.counting}
 	machine.initrd = filepath.Join(m.dir, strings.ReplaceAll(k.String(), "/", "-")+"-"+name+".cpio")
 	if m.verbose {
 		machine.console = os.Stderr
 	}
-	roots := []string{filepath.Join(m.files[k.String()], "root"), filepath.Join(m.files[k.arch], "root"), filepath.Join(m.dir, k.arch)}
+	system := m.files[k.arch]
+	if v.system != "" {
+		system, machine.memory = v.system, "3G"
+	}
+	roots := []string{filepath.Join(m.files[k.String()], "root"), filepath.Join(system, "root"), filepath.Join(m.dir, k.arch)}
 	if err := writeImage(machine.initrd, plan, roots); err != nil {
 		return jobs, "", err
 	}
