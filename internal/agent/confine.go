@@ -75,9 +75,9 @@ const (
 	leastMemory = 64 << 20
 	// gcPercent is by how much the heap may grow before it is collected. Events allocate
 	// nothing, and of what there is much of, sockets and history, the collector marks
-	// nothing: to collect takes a millisecond of a processor whatever there is, so it may be
+	// nothing: to collect takes a few milliseconds of a processor whatever there is, so it may be
 	// done often.
-	gcPercent = 20
+	gcPercent = 10
 	// leastFiles are those of an agent with as many connections as it takes.
 	leastFiles = 512
 )
