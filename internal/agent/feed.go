@@ -19,6 +19,8 @@ const (
 	keptBytes = 16 << 20
 	// pageBytes is how much is encoded before it can be read.
 	pageBytes = 64 << 10
+	// maxSpare is how many pages are kept to be used again.
+	maxSpare = 16
 )
 
 // feed is the stream of events that clients read, each at its own speed. An event is
@@ -35,6 +37,7 @@ type feed struct {
 	pages   []*page              // those that somebody has still to read, the oldest first
 	first   uint64               // number of pages[0]
 	bytes   int                  // of all pages
+	spare   []*page              // that everybody has read, to be used again
 }
 
 // reader is a place in the feed.
@@ -47,7 +50,7 @@ type reader struct {
 	more  chan struct{} // holds a token while there may be something to read
 }
 
-// page is some events, encoded. It does not change once it is in the feed.
+// page is some events, encoded.
 type page struct {
 	json  []byte
 	lines []line
@@ -159,18 +162,23 @@ func (f *feed) add(sub *tracer.Subscription, p *page, events []tracer.Event) (re
 		events = events[1:]
 	}
 	if len(p.lines) > 0 {
-		f.publish(sub, &readers, &page{slices.Clone(p.json), slices.Clone(p.lines)})
+		f.publish(sub, &readers, p)
 	}
 	return events
 }
 
-// publish lets those read a page who have been readers since it was begun.
-func (f *feed) publish(sub *tracer.Subscription, since *[maxStreams]*reader, p *page) {
+// publish lets those read a copy of a page who have been readers since it was begun.
+func (f *feed) publish(sub *tracer.Subscription, since *[maxStreams]*reader, made *page) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.sub != sub {
 		return
 	}
+	p := &page{}
+	if n := len(f.spare); n > 0 && len(made.json) >= pageBytes/2 { // a small one would waste it
+		p, f.spare = f.spare[n-1], f.spare[:n-1]
+	}
+	p.json, p.lines = append(p.json[:0], made.json...), append(p.lines[:0], made.lines...)
 	f.pages = append(f.pages, p)
 	f.bytes += len(p.json)
 	for i, r := range &f.readers {
@@ -200,6 +208,9 @@ func (f *feed) trim() {
 		p := f.pages[n]
 		f.first++
 		f.bytes -= len(p.json)
+		if len(f.spare) < maxSpare && len(p.json) >= pageBytes/2 {
+			f.spare = append(f.spare, p)
+		}
 		for _, r := range f.readers {
 			if r != nil && r.next < f.first {
 				r.lost += p.count(r.bit)
@@ -227,13 +238,10 @@ func (p *page) count(bit uint32) (n uint64) {
 func (f *feed) next(ctx context.Context, r *reader, buf []byte) (lost uint64, lines []byte, err error) {
 	for {
 		ended := false
-		for p := (*page)(nil); len(buf) < pageBytes; buf = p.appendLines(buf, r.bit) {
+		for more := true; more && len(buf) < pageBytes; {
 			var late uint64
-			p, late, ended = f.take(r)
+			buf, late, more, ended = f.take(r, buf)
 			lost += late
-			if p == nil {
-				break
-			}
 		}
 		switch {
 		case len(buf) > 0 || lost > 0:
@@ -249,27 +257,23 @@ func (f *feed) next(ctx context.Context, r *reader, buf []byte) (lost uint64, li
 	}
 }
 
-// take gives a reader its next page; nil: there is none yet.
-func (f *feed) take(r *reader) (p *page, lost uint64, ended bool) {
+// take appends the next page of a reader to buf; more is false when there is none yet.
+func (f *feed) take(r *reader, buf []byte) (lines []byte, lost uint64, more, ended bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	lost, r.lost = r.lost, 0
-	if i := r.next - f.first; i < uint64(len(f.pages)) {
-		p = f.pages[i]
-		r.next++
-		f.trim()
+	i := r.next - f.first
+	if i >= uint64(len(f.pages)) {
+		return buf, lost, false, r.ended
 	}
-	return p, lost, r.ended
-}
-
-// appendLines appends those that a reader wants.
-func (p *page) appendLines(buf []byte, bit uint32) []byte {
-	start := 0
+	p, start := f.pages[i], 0
 	for _, l := range p.lines {
-		if l.wanted&bit != 0 {
+		if l.wanted&r.bit != 0 {
 			buf = append(buf, p.json[start:l.end]...)
 		}
 		start = l.end
 	}
-	return buf
+	r.next++
+	f.trim()
+	return buf, lost, true, r.ended
 }
