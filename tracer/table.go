@@ -159,8 +159,8 @@ func (t *Table) applyTaken(r *row, ev *Event) bool {
 		t.remove(r) // its close was lost
 		r = nil
 	}
-	if r != nil && ev.Type == EventAccept && r.sameRemote(&flow) && (t.procs.at(r.owner).PID != 0 || r.first.proc != 0 && r.stamp < ev.boot) {
-		return false // accepted once already; not if a snapshot overtook this event
+	if r != nil && ev.Type == EventAccept && r.sameRemote(&flow) && t.accepted(r, ev) {
+		return false
 	}
 	if r != nil && ev.Type == EventBind && ev.Proto == UDP && ev.Implicit {
 		return false // the first datagram after connect() or the start of porthole
@@ -196,6 +196,14 @@ func (t *Table) applyTaken(r *row, ev *Event) bool {
 		r.state, r.role = StateSynSent, RoleClient
 	}
 	return true
+}
+
+// accepted tells whether the accept of a connection is known: it was told, or was before
+// porthole looked. A holder alone does not mean that: a snapshot may have seen the
+// descriptor before accept() returned.
+func (t *Table) accepted(r *row, ev *Event) bool {
+	maybe := ev.flags&uint8(bpfEventFlagEVENT_MAYBE) != 0
+	return t.procs.at(r.owner).PID != 0 || (maybe || r.initial) && r.first.proc != 0 && r.stamp < ev.boot
 }
 
 // reused tells whether word of these ends is about another socket, that has the

@@ -970,3 +970,15 @@ func TestTableAcceptAfterReconcile(t *testing.T) {
 		t.Error("the accept is told twice")
 	}
 }
+
+// A snapshot sees the descriptor of a connection before accept() has returned; but who
+// asks for the peer's name of one that is held says nothing new.
+func TestTableAcceptDuringReconcile(t *testing.T) {
+	tt := newTableTest(t)
+	tt.reconcile(10)
+	tt.reconcile(50, held(10, found(60, RoleServer, sockA, "10.0.0.1:80", "10.0.0.2:40000")))
+	accept := tcp(70, EventAccept, sockA, "10.0.0.1:80", "10.0.0.2:40000")
+	tt.swallowed(flagged(bpfEventFlagEVENT_MAYBE, accept))
+	tt.news(accept)
+	tt.swallowed(accept)
+}

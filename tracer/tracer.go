@@ -617,7 +617,7 @@ func (t *Tracer) catchUp(until uint64) error {
 		if len(t.batch) == maxBatch {
 			t.handOn()
 		}
-		if t.newest > until {
+		if t.newest > until+uint64(readerIdle) { // processors need not agree on the order of times
 			break
 		}
 	}

@@ -332,7 +332,7 @@ func TestAgentSlowClient(t *testing.T) {
 		return bufio.NewReader(resp.Body)
 	}
 	slow, quick := stream(), stream()
-	const rounds, some = 25, 2_000 // more than is kept
+	const rounds, some = 40, 2_000 // more than is kept
 	counted, progress := make(chan told, 1), make(chan uint64, rounds)
 	go func() { counted <- tally(t, quick, 2*some, progress) }()
 	for range rounds {
@@ -373,7 +373,7 @@ type told struct{ events, byClient, byKernel uint64 }
 // tally reads a stream to its end. Every so many events it says so; 0: never.
 func tally(t *testing.T, r *bufio.Reader, every uint64, progress chan<- uint64) (n told) {
 	for {
-		line, err := r.ReadBytes('\n')
+		line, err := r.ReadSlice('\n')
 		if err == io.EOF {
 			return n
 		} else if err != nil {

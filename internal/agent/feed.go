@@ -13,10 +13,10 @@ import (
 const (
 	// maxStreams bounds how many clients read events at once: a bit of line.wanted each.
 	maxStreams = 32
-	// queueOf is how many events wait to be encoded, some 8 MB.
-	queueOf = 1 << 15
+	// queueOf is how many events wait to be encoded, some 17 MB.
+	queueOf = 1 << 16
 	// keptBytes is how much waits to be read, by all clients together.
-	keptBytes = 16 << 20
+	keptBytes = 32 << 20
 	// pageBytes is how much is encoded before it can be read.
 	pageBytes = 64 << 10
 	// maxSpare is how many pages are kept to be used again.

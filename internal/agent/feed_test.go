@@ -129,7 +129,7 @@ func TestFeedJoinDuringPage(t *testing.T) {
 func TestFeedBounded(t *testing.T) {
 	f := newFeedTest(t)
 	reads, stuck, udp := f.reads(), f.reads(), f.reads(tracer.UDP)
-	const events, burst = 300_000, 3000
+	const events, burst = 600_000, 3000
 	for range events / burst {
 		f.happen(burst)
 		f.want("who reads", reads, burst, 0)
