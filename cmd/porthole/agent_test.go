@@ -332,7 +332,7 @@ func TestAgentSlowClient(t *testing.T) {
 		return bufio.NewReader(resp.Body)
 	}
 	slow, quick := stream(), stream()
-	const rounds, some = 40, 2_000 // more than is kept
+	const rounds, some = 70, 2_000 // more than is kept
 	counted, progress := make(chan told, 1), make(chan uint64, rounds)
 	go func() { counted <- tally(t, quick, 2*some, progress) }()
 	for range rounds {
