@@ -468,9 +468,9 @@ func (t *Tracer) take(record []byte) {
 	t.decoded++
 }
 
-// handOn publishes what take has collected.
+// handOn publishes what take has collected: last, so that who gets a close finds it in
+// the history.
 func (t *Tracer) handOn() {
-	t.out.publish(t.batch)
 	t.mu.Lock()
 	for i := range t.batch {
 		t.tally.add(&t.batch[i])
@@ -482,6 +482,7 @@ func (t *Tracer) handOn() {
 			t.history.add(&t.batch[i])
 		}
 	}
+	t.out.publish(t.batch)
 	t.batch = t.batch[:0]
 	t.decoded = 0
 	t.clock.read()

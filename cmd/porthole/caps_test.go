@@ -167,15 +167,19 @@ func TestKernelAgentConfined(t *testing.T) {
 	port := listen(t, "127.0.0.1:0").Port
 	f := trouble(t, "", "")
 	waitLine(t, f.errs, "socket: ")
-	resp, err := overUnix(f.socket).Get(fmt.Sprintf("http://porthole/v1/events?netns=%d&event=bind", ns))
+	resp, err := overUnix(f.socket).Get(fmt.Sprintf("http://porthole/v1/events?netns=%d&event=bind,close", ns))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
 	taken := takePort(t)
-	line, err := bufio.NewReader(resp.Body).ReadString('\n')
-	if want := fmt.Sprintf(`"local_port":%d,`, taken); err != nil || !strings.Contains(line, want) {
-		t.Errorf("%v, %s\nwant %s in it", err, line, want)
+	lines := bufio.NewReader(resp.Body)
+	for _, event := range []string{"bind", "close"} {
+		line, err := lines.ReadString('\n')
+		want := fmt.Sprintf(`"event":%q,"proto":"udp","local_ip":"127.0.0.1","local_port":%d,`, event, taken)
+		if err != nil || !strings.Contains(line, want) {
+			t.Errorf("%v, %s\nwant %s in it", err, line, want)
+		}
 	}
 	for _, c := range []struct {
 		path string
