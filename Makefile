@@ -89,7 +89,7 @@ FUZZTIME ?= 10m
 ## soak: an hour (SOAK=) of the model, of churn and of overload: nothing may grow (asks for root)
 .PHONY: soak
 soak: deps
-	PORTHOLE_SOAK=$(SOAK) $(GO) test -count=1 -v -timeout 0 -exec '$(if $(SUDO),$(SUDO) PORTHOLE_SOAK=$(SOAK))' \
+	PORTHOLE_SOAK=$(SOAK) $(GO) test -p 1 -count=1 -v -timeout 0 -exec '$(if $(SUDO),$(SUDO) PORTHOLE_SOAK=$(SOAK))' \
 		-run '^(TestGrowth|TestAgentOverload)$$' ./tracer ./cmd/porthole
 
 ## fuzz: ten minutes (FUZZTIME=) of each fuzz target, one after the other

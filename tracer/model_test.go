@@ -117,11 +117,14 @@ func newPlay(t *testing.T, cfg Config, seed uint64) *play {
 // begin starts the first workers.
 func (p *play) begin() {
 	p.Helper()
-	p.lost = stats(p.T, p.tracer).Lost()
+	p.lost = p.lostNow()
 	for range 3 {
 		p.startWorker()
 	}
 }
+
+// lostNow is how many events were lost, by the kernel or by this test.
+func (p *play) lostNow() uint64 { return stats(p.T, p.tracer).Lost() + p.sub.Lost() }
 
 // beginAnew ends everything there is: with the events that were lost is lost who did
 // what.
@@ -633,19 +636,22 @@ func (p *play) compareAll() {
 	ctx, cancel := context.WithTimeout(p.Context(), modelPatience)
 	defer cancel()
 	for {
-		p.fence(ctx)
+		err := p.tryFence(ctx)
 		p.seen = nil
-		diff := p.differ()
-		if diff == "" {
+		diff := ""
+		if err == nil {
+			diff = p.differ()
+		}
+		if err == nil && diff == "" {
 			return
 		}
-		if p.lost != stats(p.T, p.tracer).Lost() {
+		if p.lost != p.lostNow() {
 			p.beginAnew() // nothing may be left of what there was
 			p.compareAll()
 			return
 		}
 		if ctx.Err() != nil || time.Until(deadlineOf(ctx)) < time.Second {
-			p.Fatalf("seed %d, after %d requests: %s", p.seed, p.requests, diff)
+			p.Fatalf("seed %d, after %d requests: %v %s", p.seed, p.requests, err, diff)
 		}
 		runtime.Gosched()
 	}
