@@ -43,111 +43,91 @@ func Safe(s string) string {
 
 // AddrPort is an address and port as ss(8) shows them, with * for any address
 // or port.
-func AddrPort(a netip.AddrPort) string {
+func AddrPort(a netip.AddrPort) string { return string(appendAddrPort(nil, a)) }
+
+func appendAddrPort(b []byte, a netip.AddrPort) []byte {
 	if !a.IsValid() {
-		return "*:*"
-	}
-	port := "*"
-	if a.Port() != 0 {
-		port = strconv.Itoa(int(a.Port()))
+		return append(b, "*:*"...)
 	}
 	if a.Addr().Is4() {
-		return a.Addr().String() + ":" + port
+		b = a.Addr().AppendTo(b)
+	} else {
+		b = append(a.Addr().AppendTo(append(b, '[')), ']')
 	}
-	return "[" + a.Addr().String() + "]:" + port
-}
-
-// Table writes lines of cells as columns, each as wide as its widest cell; the
-// first line is the heading. right tells which columns are aligned to the right.
-func Table(w io.Writer, style Style, lines [][]string, right ...int) error {
-	widths := make([]int, len(lines[0]))
-	for _, line := range lines {
-		for i, cell := range line {
-			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
-		}
+	if a.Port() == 0 {
+		return append(b, ":*"...)
 	}
-	isRight := make([]bool, len(widths))
-	for _, i := range right {
-		isRight[i] = true
-	}
-	var b strings.Builder
-	for n, line := range lines {
-		b.Reset()
-		for i, cell := range line {
-			pad := strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell))
-			switch {
-			case isRight[i]:
-				b.WriteString(pad + cell)
-			case i == len(line)-1:
-				b.WriteString(cell)
-			default:
-				b.WriteString(cell + pad)
-			}
-			if i < len(line)-1 {
-				b.WriteByte(' ')
-			}
-		}
-		text := strings.TrimRight(b.String(), " ")
-		if n == 0 {
-			text = style.Bold(text)
-		}
-		if _, err := io.WriteString(w, text+"\n"); err != nil {
-			return err
-		}
-	}
-	return nil
+	return strconv.AppendUint(append(b, ':'), uint64(a.Port()), 10)
 }
 
 // SocketsText writes sockets as ls shows them.
 func (n *Names) SocketsText(w io.Writer, style Style, sockets []tracer.Socket) error {
-	rows := make([]Socket, len(sockets))
-	for i := range sockets {
-		rows[i] = n.Socket(&sockets[i])
-	}
-	return n.RowsText(w, style, rows)
+	return n.rowsText(w, style, len(sockets), func(i int, holders []Holder) Socket { return n.socket(&sockets[i], holders) })
 }
 
 // RowsText writes rows of sockets as ls shows them. The columns for namespace and
 // container are there where some socket is not the host's, or in a container.
 func (n *Names) RowsText(w io.Writer, style Style, rows []Socket) error {
-	head := []string{"PROTO", "STATE", "LOCAL", "REMOTE", "ROLE", "PID", "COMM"}
-	withNS, withContainer := false, false
-	for i := range rows {
-		withNS = withNS || rows[i].NetNS != n.HostNS
-		withContainer = withContainer || rows[i].Container != nil
-	}
-	if withNS {
-		head = append(head, "NETNS")
-	}
-	if withContainer {
-		head = append(head, "CONTAINER")
-	}
-	lines := make([][]string, 0, len(rows)+1)
-	lines = append(lines, head)
-	for i := range rows {
-		s := &rows[i]
-		pid, comm := holderCells(s.Holders)
-		line := []string{s.Proto, s.State, s.local(), s.remote(), s.Role, pid, comm}
-		if s.MPTCP {
-			line[0] += "+mp"
-		}
-		if withNS {
-			line = append(line, n.NetNSName(s.NetNS))
-		}
-		if withContainer {
-			label := ""
-			if s.Container != nil {
-				label = Safe(s.Container.Label())
-			}
-			line = append(line, label)
-		}
-		lines = append(lines, line)
-	}
-	return Table(w, style, lines, 5)
+	return n.rowsText(w, style, len(rows), func(i int, _ []Holder) Socket { return rows[i] })
 }
 
-func (s *Socket) local() string  { return AddrPort(netip.AddrPortFrom(s.LocalIP, s.LocalPort)) }
-func (s *Socket) remote() string { return AddrPort(netip.AddrPortFrom(s.RemoteIP, s.RemotePort)) }
+// The columns of RowsText.
+var rowsHead = []string{"PROTO", "STATE", "LOCAL", "REMOTE", "ROLE", "PID", "COMM", "NETNS", "CONTAINER"}
+
+const pidColumn, netnsColumn, containerColumn = 5, 7, 8
+
+// rowsText writes so many rows, which it makes on every processor.
+func (n *Names) rowsText(w io.Writer, style Style, count int, row func(i int, holders []Holder) Socket) error {
+	head := newGrid(len(rowsHead))
+	for _, name := range rowsHead {
+		head.add(name)
+	}
+	grids := make([]*grid, parts(count))
+	apart := make([]struct{ netns, container bool }, len(grids)) // is there any
+	share(len(grids), func(part int) {
+		g, some := newGrid(len(rowsHead)), &apart[part]
+		grids[part] = g
+		holders := make([]Holder, 0, 16)
+		for i := part * count / len(grids); i < (part+1)*count/len(grids); i++ {
+			s := row(i, holders)
+			n.appendCells(g, &s)
+			some.netns = some.netns || s.NetNS != n.HostNS
+			some.container = some.container || s.Container != nil
+		}
+	})
+	l := newLayout(len(rowsHead), pidColumn)
+	l.fit(head)
+	l.hidden[netnsColumn], l.hidden[containerColumn] = true, true
+	for i, g := range grids {
+		l.fit(g)
+		l.hidden[netnsColumn] = l.hidden[netnsColumn] && !apart[i].netns
+		l.hidden[containerColumn] = l.hidden[containerColumn] && !apart[i].container
+	}
+	return writeTable(w, style, l, head, grids)
+}
+
+// appendCells adds the line of a socket.
+func (n *Names) appendCells(g *grid, s *Socket) {
+	g.text = append(g.text, s.Proto...)
+	if s.MPTCP {
+		g.text = append(g.text, "+mp"...)
+	}
+	g.cell()
+	g.add(s.State)
+	g.text = appendAddrPort(g.text, netip.AddrPortFrom(s.LocalIP, s.LocalPort))
+	g.cell()
+	g.text = appendAddrPort(g.text, netip.AddrPortFrom(s.RemoteIP, s.RemotePort))
+	g.cell()
+	g.add(s.Role)
+	pid, comm := holderCells(s.Holders)
+	g.add(pid)
+	g.add(comm)
+	g.add(n.NetNSName(s.NetNS))
+	if s.Container != nil {
+		g.text = append(g.text, Safe(s.Container.Label())...)
+	}
+	g.cell()
+}
 
 // holderCells shows the first process that holds a socket, and how many more.
 func holderCells(holders []Holder) (pid, comm string) {
@@ -155,8 +135,11 @@ func holderCells(holders []Holder) (pid, comm string) {
 		return "-", "-"
 	}
 	first := holders[0]
-	others := make(map[uint32]bool)
+	var others map[uint32]bool
 	for _, h := range holders[1:] {
+		if others == nil {
+			others = make(map[uint32]bool)
+		}
 		if h.PID != first.PID {
 			others[h.PID] = true
 		}
