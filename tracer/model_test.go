@@ -668,7 +668,7 @@ func (p *play) differ() string {
 	gaveUp := p.gaveUp()
 	var table []string
 	for _, s := range p.tracer.Table().All() {
-		if line := tableLine(seenBy(&s), gaveUp); p.ours(&s) && !may[line] {
+		if line := tableLine(seenBy(&s), gaveUp); p.ours(&s) && !may[line] && !lingers(&s) {
 			table = append(table, line)
 		}
 	}
@@ -683,7 +683,7 @@ func (p *play) differ() string {
 	var rows []string
 	ours := slices.DeleteFunc(snap.Sockets, func(s Socket) bool { return !p.ours(&s) })
 	for i := range ours {
-		if ours[i].Role != RoleTimeWait {
+		if ours[i].Role != RoleTimeWait && !lingers(&ours[i]) {
 			rows = append(rows, snapshotLine(&ours[i]))
 		}
 	}
@@ -696,6 +696,11 @@ func (p *play) differ() string {
 	}
 	return p.differFromSS(ours)
 }
+
+// lingers tells whether a socket is what a connection that was closed leaves for up to a
+// minute. Most often that is a timewait sock; not where the other end's word came while
+// close() was at work (tcp_rcv_state_process, "Bad case").
+func lingers(s *Socket) bool { return s.Role == RoleOrphan && s.State == StateFinWait2 }
 
 // holdersByInode are the descriptors that a snapshot has.
 func holdersByInode(sockets []Socket) []string {
