@@ -23,6 +23,8 @@ const (
 	soakEnv     = "PORTHOLE_SOAK"
 	overloadFor = 5 * time.Second
 	soakLoad    = time.Minute
+	// moreThanKept is a number of events that an agent does not keep for a client.
+	moreThanKept = 300_000
 )
 
 // loadEnv makes this binary a process that makes connections for the time in it.
@@ -109,7 +111,7 @@ func TestAgentOverload(t *testing.T) {
 		most = max(most, got.byClient)
 	}
 	// Lost are events of the whole machine.
-	if got := <-counts[0]; got.byClient <= most || got.events+got.byClient+got.byKernel < want {
+	if got := <-counts[0]; want > moreThanKept && got.byClient <= most || got.events+got.byClient+got.byKernel < want {
 		t.Errorf("who does not read has %+v, want %d events together, and more than %d lost", got, want, most)
 	}
 	if err := cmd.Wait(); err != nil {
