@@ -217,7 +217,7 @@ func TestKernelAgentConfined(t *testing.T) {
 }
 
 // A confined agent cannot enter another namespace, and says what helps.
-func TestAgentConfinedElsewhere(t *testing.T) {
+func TestKernelAgentConfinedElsewhere(t *testing.T) {
 	testutil.NewNetNS(t)
 	f := trouble(t, "", "")
 	waitLine(t, f.errs, "socket: ")

@@ -70,10 +70,15 @@ func Resolve(s string) (uint32, error) {
 	return inode, nil
 }
 
+// inodeOf returns the inode number of the namespace that a file refers to.
 func inodeOf(path string) (uint32, error) {
 	var st syscall.Stat_t
 	if err := syscall.Stat(path, &st); err != nil {
 		return 0, fmt.Errorf("stat %s: %w", path, err)
+	}
+	// Who may not follow a link of /proc is told of the link itself, on Linux 5.10.
+	if st.Mode&syscall.S_IFMT == syscall.S_IFLNK {
+		return 0, fmt.Errorf("stat %s: %w", path, syscall.EACCES)
 	}
 	return uint32(st.Ino), nil
 }
