@@ -76,8 +76,8 @@ func inodeOf(path string) (uint32, error) {
 	if err := syscall.Stat(path, &st); err != nil {
 		return 0, fmt.Errorf("stat %s: %w", path, err)
 	}
-	// Who may not follow a link of /proc is told of the link itself, on Linux 5.10.
-	if st.Mode&syscall.S_IFMT == syscall.S_IFLNK {
+	// Who may not follow a link of /proc is told of the directory it is in, on Linux 5.10.
+	if st.Mode&syscall.S_IFMT != syscall.S_IFREG {
 		return 0, fmt.Errorf("stat %s: %w", path, syscall.EACCES)
 	}
 	return uint32(st.Ino), nil
