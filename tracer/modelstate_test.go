@@ -180,8 +180,15 @@ func (s *socket) acted(w *worker, role Role, r reply) {
 	s.role, s.owner, s.local, s.remote, s.gaveUp = role, w.identity, r.local, r.remote, false
 }
 
-// connected: TCP reached a listener.
+// connected: TCP reached a listener. The end of an earlier connection with the same ends,
+// whose client has gone, was reset on the way: it answers the SYN with an ACK that the
+// new socket knows nothing of.
 func (m *model) connected(w *worker, s, to *socket, r reply) {
+	for _, old := range m.sockets {
+		if old.accepted && !old.over && old.space == s.space && old.local == r.remote && old.remote == r.local {
+			old.reset()
+		}
+	}
 	s.acted(w, RoleClient, r)
 	server := m.newSocket(socket{
 		proto: TCP, family: to.family, space: s.space, role: RoleServer, local: r.remote, remote: r.local,
