@@ -84,6 +84,7 @@ type model struct {
 	workers []*worker
 	sockets []*socket // that have a descriptor or are in a queue
 	mail    []*socket // descriptors on their way, the oldest first
+	closed  []seen    // connections that were closed at one end, the last ones: see lingers
 	known   map[identity]bool
 	count   int
 }
@@ -108,6 +109,9 @@ func (m *model) closeFD(w *worker, fd int) {
 	m.unref(s)
 }
 
+// maxClosed is how many connections may linger.
+const maxClosed = 200
+
 // unref is what the end of a descriptor does.
 func (m *model) unref(s *socket) {
 	if s.refs--; s.refs > 0 {
@@ -119,6 +123,9 @@ func (m *model) unref(s *socket) {
 	case s.peer != nil && s.linger:
 		s.reset()
 	case s.peer != nil:
+		if !s.over {
+			m.closed = append(m.closed[max(0, len(m.closed)-maxClosed):], s.view())
+		}
 		s.finish()
 	}
 	m.forget(s)
@@ -319,6 +326,12 @@ func (m *model) tableLines() (must []string, may map[string]bool) {
 		default:
 			must = append(must, line)
 		}
+	}
+	for _, v := range m.closed {
+		may[tableLine(v, gaveUp)] = true
+	}
+	for _, line := range must {
+		delete(may, line)
 	}
 	slices.Sort(must)
 	return must, may
