@@ -149,9 +149,9 @@ func (f *feed) add(sub *tracer.Subscription, p *page, events []tracer.Event) (re
 	p.json, p.lines = p.json[:0], p.lines[:0]
 	for len(events) > 0 && len(p.json) < pageBytes {
 		var wanted uint32
-		for i, r := range &readers {
+		for _, r := range &readers {
 			if r != nil && r.wants(&events[0]) {
-				wanted |= 1 << i
+				wanted |= r.bit
 			}
 		}
 		if wanted != 0 {

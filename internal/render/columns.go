@@ -103,9 +103,12 @@ func writeTable(w io.Writer, style Style, l *layout, head *grid, grids []*grid) 
 	return nil
 }
 
+// partRows is how many rows are worth a processor of their own.
+const partRows = 1024
+
 // parts is in how many parts to make n rows: one for each processor, where that is worth
 // it.
-func parts(n int) int { return min(runtime.GOMAXPROCS(0), n/1024+1) }
+func parts(n int) int { return min(runtime.GOMAXPROCS(0), n/partRows+1) }
 
 // share does n parts of some work at once.
 func share(n int, do func(int)) {

@@ -6,7 +6,6 @@ import (
 	"net/netip"
 	"runtime"
 	"strconv"
-	"sync"
 
 	"github.com/porthole-dev/porthole/tracer"
 )
@@ -188,23 +187,19 @@ func (e *Event) AppendJSON(b []byte) []byte {
 
 // SocketsJSON writes one object a line, encoding on every processor.
 func (n *Names) SocketsJSON(w io.Writer, sockets []tracer.Socket) error {
-	const share = 1024
 	bufs := make([][]byte, runtime.GOMAXPROCS(0))
 	for len(sockets) > 0 {
-		var wg sync.WaitGroup
-		for i := range bufs {
-			mine := sockets[:min(share, len(sockets))]
-			sockets = sockets[len(mine):]
-			wg.Go(func() {
-				bufs[i] = bufs[i][:0]
-				holders := make([]Holder, 0, 16)
-				for j := range mine {
-					row := n.socket(&mine[j], holders)
-					bufs[i] = append(row.AppendJSON(bufs[i]), '\n')
-				}
-			})
-		}
-		wg.Wait()
+		some := sockets[:min(partRows*len(bufs), len(sockets))]
+		sockets = sockets[len(some):]
+		share(len(bufs), func(i int) {
+			mine := some[min(i*partRows, len(some)):min((i+1)*partRows, len(some))]
+			bufs[i] = bufs[i][:0]
+			holders := make([]Holder, 0, 16)
+			for j := range mine {
+				row := n.socket(&mine[j], holders)
+				bufs[i] = append(row.AppendJSON(bufs[i]), '\n')
+			}
+		})
 		for _, b := range bufs {
 			if _, err := w.Write(b); err != nil {
 				return err
