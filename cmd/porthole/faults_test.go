@@ -95,14 +95,21 @@ func (f *faulty) stop(t *testing.T) int {
 // await asks until an answer is as wanted.
 func (f *faulty) await(t *testing.T, path string, want func(body string) bool) {
 	t.Helper()
-	body := ""
-	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+	if body, ok := f.within(t, patience, path, want); !ok {
+		t.Fatalf("%s never is as it should, but:\n%s", path, body)
+	}
+}
+
+// within is await for a time, and tells the last answer and whether it was as wanted.
+func (f *faulty) within(t *testing.T, long time.Duration, path string, want func(body string) bool) (body string, ok bool) {
+	t.Helper()
+	for end := time.Now().Add(long); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		var code int
 		if code, body = get(t, f.socket, "GET", path); code == 200 && want(body) {
-			return
+			return body, true
 		}
 	}
-	t.Fatalf("%s never is as it should, but:\n%s", path, body)
+	return body, false
 }
 
 // metric reads a sample from the text of /metrics, -1: not there.
@@ -276,9 +283,7 @@ func TestAgentStopped(t *testing.T) {
 	}
 	port := after.Addr().(*net.TCPAddr).Port
 	after.Close() // it is told if the table has the socket
-	f.await(t, fmt.Sprintf("/v1/history?port=%d", port), func(body string) bool {
-		return strings.Contains(body, fmt.Sprintf(`"pid":%d,`, os.Getpid()))
-	})
+	f.await(t, fmt.Sprintf("/v1/history?port=%d", port), isOurs)
 }
 
 func listener(t *testing.T) net.Listener {
@@ -628,16 +633,17 @@ func takePort(t *testing.T) int {
 	return c.LocalAddr().(*net.UDPAddr).Port
 }
 
+// isOurs tells whether an answer names this process.
+func isOurs(body string) bool { return strings.Contains(body, fmt.Sprintf(`"pid":%d,`, os.Getpid())) }
+
 // remembers waits until the agent tells of a port that was taken and given back: once it
 // has read what a flood has left, all is well again.
 func (f *faulty) remembers(t *testing.T) {
 	t.Helper()
 	for end := time.Now().Add(patience); time.Now().Before(end); {
 		path := fmt.Sprintf("/v1/history?port=%d", takePort(t))
-		for soon := time.Now().Add(time.Second); time.Now().Before(soon); {
-			if _, body := get(t, f.socket, "GET", path); strings.Contains(body, fmt.Sprintf(`"pid":%d,`, os.Getpid())) {
-				return
-			}
+		if _, ok := f.within(t, time.Second, path, isOurs); ok {
+			return
 		}
 	}
 	t.Errorf("for %v the agent tells of no port that is taken", patience)
@@ -732,9 +738,7 @@ func TestAgentMemory(t *testing.T) {
 		t.Errorf("%v: %s", err, out)
 	}
 	port := takePort(t)
-	f.await(t, fmt.Sprintf("/v1/history?port=%d", port), func(body string) bool {
-		return strings.Contains(body, fmt.Sprintf(`"pid":%d,`, os.Getpid()))
-	})
+	f.await(t, fmt.Sprintf("/v1/history?port=%d", port), isOurs)
 	if code, body := get(t, f.socket, "GET", "/v1/sockets"); code != 200 {
 		t.Errorf("sockets: %d %s", code, body)
 	}
