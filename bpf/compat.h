@@ -12,14 +12,13 @@
 /*
  * READ(p, field) is p->field for any address p of a kernel structure. Since 6.2
  * bpf_rdonly_cast() makes that one checked load; before, it is a call of
- * bpf_probe_read_kernel(), several times as slow. READ_INTO copies an
- * array, READ_BITS reads a bit field.
+ * bpf_probe_read_kernel(), several times as slow. Every object is built for both,
+ * with HAVE_CAST 1 and 0, and Go takes the one for its kernel: what a kernel does
+ * not need would take the verifier longer to remove than the rest to check. READ_INTO
+ * copies an array, READ_BITS reads a bit field.
  */
-extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
+extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym;
 
-const volatile bool have_cast; /* set by Go before loading: the kernel has bpf_rdonly_cast() */
-
-#define HAVE_CAST have_cast
 #define CAST(p) ((typeof(p))bpf_rdonly_cast(p, bpf_core_type_id_kernel(__typeof_unqual__(*(p)))))
 /* p, but nothing computed from it moves above: an offset must stay below the check that the field exists. */
 #define FROM(p)                                                                                                        \

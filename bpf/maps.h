@@ -2,8 +2,9 @@
 #pragma once
 
 /*
- * Every map: what it holds, who writes, deletes and reads it, why it stays
- * bounded, and what happens when it is full.
+ * Every map of the hooks: what it holds, who writes, deletes and reads it, why it
+ * stays bounded, and what happens when it is full. Those of the snapshot are in
+ * snapshot.h.
  */
 
 #include "event.h"
@@ -33,6 +34,12 @@ const volatile struct {
 	enum row_flag row_flag;
 	enum tcp_state state;
 	enum part part;
+	enum walk_table walk_table;
+	struct row row[0]; /* of snapshot.h, as those that follow */
+	struct fds fds[0];
+	struct fds_cursor fds_cursor[0];
+	struct walk walk[0];
+	struct netns_row netns_row[0];
 } contract;
 
 /*
@@ -115,51 +122,3 @@ struct search {
 	__u64 sock;
 	__u64 start_ns;
 } searches[SEARCHES];
-
-#define ROWS_MAX 8192 /* small, so that Go sorts out one part while the kernel writes the next */
-
-/*
- * Rows of one call of the walk.
- * Written by snapshot.h from index 0, read by Go through mmap after the call.
- * Full: the walk stops and Go calls it again where it stopped.
- */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, ROWS_MAX);
-	__type(key, __u32);
-	__type(value, struct row);
-} rows SEC(".maps");
-
-#define NETNS_MAX 64
-
-/* Namespaces of one call of the walk, as rows. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, NETNS_MAX);
-	__type(key, __u32);
-	__type(value, struct netns_row);
-} netns_rows SEC(".maps");
-
-/* State of the walk: written by Go before a call, by snapshot.h during it, read by Go after it. */
-struct walk walk;
-
-#define FDS_MAX 1024
-
-/*
- * Chunks of descriptor tables.
- * Written by snapshot.h from index 0, read by Go through mmap between two reads
- * of the iterator. Full: the iterator asks to be called again for the same task,
- * and Go empties it first.
- */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, FDS_MAX);
-	__type(key, __u32);
-	__type(value, struct fds);
-} fds SEC(".maps");
-
-/* State of the iterator: rows set to 0 by Go, the rest written and read by snapshot.h. */
-struct fds_cursor fds_cursor;

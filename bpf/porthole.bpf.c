@@ -6,7 +6,6 @@
 #include "bind.h"
 #include "close.h"
 #include "connect.h"
-#include "snapshot.h"
 #include "syscall.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -49,8 +48,3 @@ SEC("cgroup/getpeername6") int ph_peername6_x(struct bpf_sock_addr *ctx) { if (p
 SEC("cgroup/sock_release") int ph_release_e(struct bpf_sock *ctx) { handle_release(plain(ctx)); return 1; }
 SEC("sockops") int ph_sockops(struct bpf_sock_ops *ctx) { handle_sockops(ctx); return 1; }
 SEC("tp_btf/sys_exit") int BPF_PROG(ph_sys_x, struct pt_regs *regs, long ret) { handle_sys_exit(regs, ret); return 0; }
-
-/* snapshot */
-SEC("iter/task") int ph_files(struct bpf_iter__task *ctx) { return handle_task(ctx); }
-SEC("syscall") int ph_walk(void *ctx) { handle_walk(); return 0; }
-SEC("iter/task") int ph_walk_burst(struct bpf_iter__task *ctx) { handle_walk_burst(); return 1; /* be called again */ }

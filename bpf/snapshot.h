@@ -3,7 +3,59 @@
 
 /* The sockets there are: a walk of the kernel's port tables, and the file descriptors that refer to them. */
 
-#include "emit.h"
+#include "task.h"
+
+/* ---- maps ---- */
+
+#define ROWS_MAX 8192 /* small, so that Go sorts out one part while the kernel writes the next */
+
+/*
+ * Rows of one call of the walk.
+ * Written here from index 0, read by Go through mmap after the call.
+ * Full: the walk stops and Go calls it again where it stopped.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, ROWS_MAX);
+	__type(key, __u32);
+	__type(value, struct row);
+} rows SEC(".maps");
+
+#define NETNS_MAX 64
+
+/* Namespaces of one call of the walk, as rows. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, NETNS_MAX);
+	__type(key, __u32);
+	__type(value, struct netns_row);
+} netns_rows SEC(".maps");
+
+/* State of the walk: written by Go before a call, here during it, read by Go after it. */
+struct walk walk;
+
+#define FDS_MAX 1024
+
+/*
+ * Chunks of descriptor tables.
+ * Written here from index 0, read by Go through mmap between two reads
+ * of the iterator. Full: the iterator asks to be called again for the same task,
+ * and Go empties it first.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, FDS_MAX);
+	__type(key, __u32);
+	__type(value, struct fds);
+} fds SEC(".maps");
+
+/* State of the iterator: rows set to 0 by Go, the rest written and read here. */
+struct fds_cursor fds_cursor;
+
+/* ---- steps ---- */
 
 /* Steps of one call; each reads one pointer further. bpf_loop allows 8 Mi. */
 #define WALK_STEPS (4 << 20)
@@ -396,14 +448,6 @@ static long walk_step(__u32 i, struct walk_tables *tables)
 	return walk_on(tables);
 }
 
-/* walk_step as a global function: see fds_step. */
-__noinline int walk_step_once(__u64 heads, __u64 size)
-{
-	struct walk_tables tables = { .heads = (void *)heads, .size = size };
-
-	return walk_on(&tables);
-}
-
 /* Find the table to walk. */
 static __always_inline struct walk_tables walk_begin(void)
 {
@@ -456,6 +500,15 @@ static __always_inline void handle_walk(void)
 	bpf_loop(tables.steps, walk_step, &tables, 0);
 }
 
+#if !HAVE_CAST
+/* walk_step as a global function: see fds_step. */
+__noinline int walk_step_once(__u64 heads, __u64 size)
+{
+	struct walk_tables tables = { .heads = (void *)heads, .size = size };
+
+	return walk_on(&tables);
+}
+
 /* The same for kernels without bpf_loop() or programs of type syscall: WALK_BURST steps. */
 static __always_inline void handle_walk_burst(void)
 {
@@ -465,3 +518,4 @@ static __always_inline void handle_walk_burst(void)
 		if (walk_step_once((__u64)tables.heads, tables.size))
 			break;
 }
+#endif

@@ -185,7 +185,7 @@ const (
 
 type bpfWalk struct {
 	_         structs.HostLayout
-	Table     uint32
+	Table     bpfWalkTable
 	UdpFd     uint32
 	Bucket    uint64
 	Tb        uint64
@@ -227,11 +227,8 @@ const (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	bpfMapEvents          = "events"
-	bpfMapFds             = "fds"
-	bpfMapNetnsRows       = "netns_rows"
 	bpfMapNotes           = "notes"
 	bpfMapPendings        = "pendings"
-	bpfMapRows            = "rows"
 	bpfMapStats           = "stats"
 	bpfProgPhAcceptFe     = "ph_accept_fe"
 	bpfProgPhAutobindFx   = "ph_autobind_fx"
@@ -246,7 +243,6 @@ const (
 	bpfProgPhConnect4E    = "ph_connect4_e"
 	bpfProgPhConnect6E    = "ph_connect6_e"
 	bpfProgPhDestroy      = "ph_destroy"
-	bpfProgPhFiles        = "ph_files"
 	bpfProgPhHash4Fx      = "ph_hash4_fx"
 	bpfProgPhHash6Fx      = "ph_hash6_fx"
 	bpfProgPhListenFx     = "ph_listen_fx"
@@ -265,16 +261,11 @@ const (
 	bpfProgPhUdp4Fx       = "ph_udp4_fx"
 	bpfProgPhUdp6Fx       = "ph_udp6_fx"
 	bpfProgPhUnpeerFx     = "ph_unpeer_fx"
-	bpfProgPhWalk         = "ph_walk"
-	bpfProgPhWalkBurst    = "ph_walk_burst"
 	bpfVarContract        = "contract"
-	bpfVarFdsCursor       = "fds_cursor"
-	bpfVarHaveCast        = "have_cast"
 	bpfVarSearches        = "searches"
 	bpfVarSyscallHooks    = "syscall_hooks"
 	bpfVarTracepointParts = "tracepoint_parts"
 	bpfVarWakeBytes       = "wake_bytes"
-	bpfVarWalk            = "walk"
 	bpfVarWantEstablished = "want_established"
 )
 
@@ -333,7 +324,6 @@ type bpfProgramSpecs struct {
 	PhConnect4E  *ebpf.ProgramSpec `ebpf:"ph_connect4_e"`
 	PhConnect6E  *ebpf.ProgramSpec `ebpf:"ph_connect6_e"`
 	PhDestroy    *ebpf.ProgramSpec `ebpf:"ph_destroy"`
-	PhFiles      *ebpf.ProgramSpec `ebpf:"ph_files"`
 	PhHash4Fx    *ebpf.ProgramSpec `ebpf:"ph_hash4_fx"`
 	PhHash6Fx    *ebpf.ProgramSpec `ebpf:"ph_hash6_fx"`
 	PhListenFx   *ebpf.ProgramSpec `ebpf:"ph_listen_fx"`
@@ -352,21 +342,16 @@ type bpfProgramSpecs struct {
 	PhUdp4Fx     *ebpf.ProgramSpec `ebpf:"ph_udp4_fx"`
 	PhUdp6Fx     *ebpf.ProgramSpec `ebpf:"ph_udp6_fx"`
 	PhUnpeerFx   *ebpf.ProgramSpec `ebpf:"ph_unpeer_fx"`
-	PhWalk       *ebpf.ProgramSpec `ebpf:"ph_walk"`
-	PhWalkBurst  *ebpf.ProgramSpec `ebpf:"ph_walk_burst"`
 }
 
 // bpfMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfMapSpecs struct {
-	Events    *ebpf.MapSpec `ebpf:"events"`
-	Fds       *ebpf.MapSpec `ebpf:"fds"`
-	NetnsRows *ebpf.MapSpec `ebpf:"netns_rows"`
-	Notes     *ebpf.MapSpec `ebpf:"notes"`
-	Pendings  *ebpf.MapSpec `ebpf:"pendings"`
-	Rows      *ebpf.MapSpec `ebpf:"rows"`
-	Stats     *ebpf.MapSpec `ebpf:"stats"`
+	Events   *ebpf.MapSpec `ebpf:"events"`
+	Notes    *ebpf.MapSpec `ebpf:"notes"`
+	Pendings *ebpf.MapSpec `ebpf:"pendings"`
+	Stats    *ebpf.MapSpec `ebpf:"stats"`
 }
 
 // bpfVariableSpecs contains global variables before they are loaded into the kernel.
@@ -374,13 +359,10 @@ type bpfMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfVariableSpecs struct {
 	Contract        *ebpf.VariableSpec `ebpf:"contract"`
-	FdsCursor       *ebpf.VariableSpec `ebpf:"fds_cursor"`
-	HaveCast        *ebpf.VariableSpec `ebpf:"have_cast"`
 	Searches        *ebpf.VariableSpec `ebpf:"searches"`
 	SyscallHooks    *ebpf.VariableSpec `ebpf:"syscall_hooks"`
 	TracepointParts *ebpf.VariableSpec `ebpf:"tracepoint_parts"`
 	WakeBytes       *ebpf.VariableSpec `ebpf:"wake_bytes"`
-	Walk            *ebpf.VariableSpec `ebpf:"walk"`
 	WantEstablished *ebpf.VariableSpec `ebpf:"want_established"`
 }
 
@@ -404,23 +386,17 @@ func (o *bpfObjects) Close() error {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfMaps struct {
-	Events    *ebpf.Map `ebpf:"events"`
-	Fds       *ebpf.Map `ebpf:"fds"`
-	NetnsRows *ebpf.Map `ebpf:"netns_rows"`
-	Notes     *ebpf.Map `ebpf:"notes"`
-	Pendings  *ebpf.Map `ebpf:"pendings"`
-	Rows      *ebpf.Map `ebpf:"rows"`
-	Stats     *ebpf.Map `ebpf:"stats"`
+	Events   *ebpf.Map `ebpf:"events"`
+	Notes    *ebpf.Map `ebpf:"notes"`
+	Pendings *ebpf.Map `ebpf:"pendings"`
+	Stats    *ebpf.Map `ebpf:"stats"`
 }
 
 func (m *bpfMaps) Close() error {
 	return _BpfClose(
 		m.Events,
-		m.Fds,
-		m.NetnsRows,
 		m.Notes,
 		m.Pendings,
-		m.Rows,
 		m.Stats,
 	)
 }
@@ -430,13 +406,10 @@ func (m *bpfMaps) Close() error {
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfVariables struct {
 	Contract        *ebpf.Variable `ebpf:"contract"`
-	FdsCursor       *ebpf.Variable `ebpf:"fds_cursor"`
-	HaveCast        *ebpf.Variable `ebpf:"have_cast"`
 	Searches        *ebpf.Variable `ebpf:"searches"`
 	SyscallHooks    *ebpf.Variable `ebpf:"syscall_hooks"`
 	TracepointParts *ebpf.Variable `ebpf:"tracepoint_parts"`
 	WakeBytes       *ebpf.Variable `ebpf:"wake_bytes"`
-	Walk            *ebpf.Variable `ebpf:"walk"`
 	WantEstablished *ebpf.Variable `ebpf:"want_established"`
 }
 
@@ -457,7 +430,6 @@ type bpfPrograms struct {
 	PhConnect4E  *ebpf.Program `ebpf:"ph_connect4_e"`
 	PhConnect6E  *ebpf.Program `ebpf:"ph_connect6_e"`
 	PhDestroy    *ebpf.Program `ebpf:"ph_destroy"`
-	PhFiles      *ebpf.Program `ebpf:"ph_files"`
 	PhHash4Fx    *ebpf.Program `ebpf:"ph_hash4_fx"`
 	PhHash6Fx    *ebpf.Program `ebpf:"ph_hash6_fx"`
 	PhListenFx   *ebpf.Program `ebpf:"ph_listen_fx"`
@@ -476,8 +448,6 @@ type bpfPrograms struct {
 	PhUdp4Fx     *ebpf.Program `ebpf:"ph_udp4_fx"`
 	PhUdp6Fx     *ebpf.Program `ebpf:"ph_udp6_fx"`
 	PhUnpeerFx   *ebpf.Program `ebpf:"ph_unpeer_fx"`
-	PhWalk       *ebpf.Program `ebpf:"ph_walk"`
-	PhWalkBurst  *ebpf.Program `ebpf:"ph_walk_burst"`
 }
 
 func (p *bpfPrograms) Close() error {
@@ -495,7 +465,6 @@ func (p *bpfPrograms) Close() error {
 		p.PhConnect4E,
 		p.PhConnect6E,
 		p.PhDestroy,
-		p.PhFiles,
 		p.PhHash4Fx,
 		p.PhHash6Fx,
 		p.PhListenFx,
@@ -514,8 +483,6 @@ func (p *bpfPrograms) Close() error {
 		p.PhUdp4Fx,
 		p.PhUdp6Fx,
 		p.PhUnpeerFx,
-		p.PhWalk,
-		p.PhWalkBurst,
 	)
 }
 

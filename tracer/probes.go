@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/rlimit"
@@ -129,49 +128,40 @@ type HookStatus struct {
 // KernelBTF is the file in which the kernel describes its types.
 const KernelBTF = "/sys/kernel/btf/vmlinux"
 
-// loadSpec reads the BPF object and checks what every program needs.
-func loadSpec() (*ebpf.CollectionSpec, error) {
+// checkLoad checks what every program needs, and makes room for them.
+func checkLoad() error {
 	if err := checkKernel(); err != nil {
-		return nil, err
+		return err
 	}
 	if _, err := os.Stat(KernelBTF); err != nil {
-		return nil, fmt.Errorf("%w: the kernel has no BTF (CONFIG_DEBUG_INFO_BTF): %w", ErrNotSupported, err)
-	}
-	spec, err := loadBpf()
-	if err != nil {
-		return nil, fmt.Errorf("read BPF object: %w", err)
+		return fmt.Errorf("%w: the kernel has no BTF (CONFIG_DEBUG_INFO_BTF): %w", ErrNotSupported, err)
 	}
 	// Before 5.11 maps and programs count as locked memory.
 	if err := rlimit.RemoveMemlock(); err != nil {
-		return nil, fmt.Errorf("lift the limit of locked memory, which takes CAP_SYS_RESOURCE before Linux 5.11: %w: %w", ErrNotPermitted, err)
-	}
-	return spec, nil
-}
-
-// setCast tells the programs whether the kernel has bpf_rdonly_cast(), new in 6.2.
-// Where it has not, the calls of it, which are never reached then, become calls
-// of something else: the library would search every module for each of them.
-func setCast(spec *ebpf.CollectionSpec, types *btf.Cache) error {
-	kernel, err := types.Kernel()
-	if err != nil {
-		return explain("read the kernel's BTF", err)
-	}
-	var fn *btf.Func
-	err = kernel.TypeByName("bpf_rdonly_cast", &fn)
-	if err := spec.Variables[bpfVarHaveCast].Set(err == nil); err != nil {
-		return fmt.Errorf("set %s: %w", bpfVarHaveCast, err)
-	}
-	if err == nil {
-		return nil
-	}
-	for _, prog := range spec.Programs {
-		for i := range prog.Instructions {
-			if ins := &prog.Instructions[i]; ins.IsKfuncCall() {
-				*ins = asm.FnKtimeGetNs.Call().WithSymbol(ins.Symbol()).WithSource(ins.Source())
-			}
-		}
+		return fmt.Errorf("lift the limit of locked memory, which takes CAP_SYS_RESOURCE before Linux 5.11: %w: %w", ErrNotPermitted, err)
 	}
 	return nil
+}
+
+// readSpec reads a BPF object: as it is built with bpf_rdonly_cast(), which is new in
+// 6.2, or if the kernel turns out to lack that, without.
+func readSpec(types func() *btf.Cache, with, without func() (*ebpf.CollectionSpec, error)) (*ebpf.CollectionSpec, error) {
+	spec, err := with()
+	if err != nil {
+		return nil, fmt.Errorf("read BPF object: %w", err)
+	}
+	kernel, err := types().Kernel()
+	if err != nil {
+		return nil, explain("read the kernel's BTF", err)
+	}
+	var fn *btf.Func
+	if kernel.TypeByName("bpf_rdonly_cast", &fn) == nil {
+		return spec, nil
+	}
+	if spec, err = without(); err != nil {
+		return nil, fmt.Errorf("read BPF object: %w", err)
+	}
+	return spec, nil
 }
 
 // The oldest kernel that has every program type, map and helper used here.

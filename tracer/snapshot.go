@@ -44,8 +44,7 @@ type Snapshotter struct {
 	fds     *ebpf.Memory
 	spaces  *ebpf.Memory
 	dec     *decoder
-	kernel  *btf.Cache           // the kernel's types, to load more programs with
-	spec    *ebpf.CollectionSpec // every program there is
+	kernel  *btf.Cache // the kernel's types, to load more programs with
 }
 
 type tableObjects struct {
@@ -66,26 +65,31 @@ func NewSnapshotter() (*Snapshotter, error) { return newSnapshotter(false) }
 
 // newSnapshotter with oldKernel does as on a kernel before 5.17.
 func newSnapshotter(oldKernel bool) (*Snapshotter, error) {
-	kernel := kernelTypes() // decoded while loadSpec decodes ours
-	spec, err := loadSpec()
+	if err := checkLoad(); err != nil {
+		return nil, err
+	}
+	kernel := kernelTypes() // decoded while the programs for most kernels are
+	with := loadSnapshot
+	if oldKernel {
+		with = loadSnapshotOld
+	}
+	spec, err := readSpec(kernel, with, loadSnapshotOld)
 	if err != nil {
 		return nil, err
 	}
-	s := &Snapshotter{dec: newDecoder(), kernel: kernel(), spec: spec, udp: -1}
-	if err := setCast(spec, s.kernel); err != nil {
-		return nil, err
-	}
-	if err := s.load(oldKernel); err != nil {
+	s := &Snapshotter{dec: newDecoder(), kernel: kernel(), udp: -1}
+	if err := s.load(spec, oldKernel); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
 }
 
-func (s *Snapshotter) load(oldKernel bool) error {
+func (s *Snapshotter) load(spec *ebpf.CollectionSpec, oldKernel bool) error {
 	opts := ebpf.CollectionOptions{Cache: s.kernel}
 	done := make(chan error)
-	go func() { done <- s.spec.Copy().LoadAndAssign(&s.holders, &opts) }()
-	err := s.loadWalk(opts, oldKernel)
+	holders := spec.Copy()
+	go func() { done <- holders.LoadAndAssign(&s.holders, &opts) }()
+	err := s.loadWalk(spec, opts, oldKernel)
 	if err := errors.Join(err, <-done); err != nil {
 		return explain("load snapshot programs", err)
 	}
@@ -110,7 +114,7 @@ func (s *Snapshotter) load(oldKernel bool) error {
 
 // loadWalk loads the program that walks, and where the kernel has no bpf_loop()
 // (5.17) or programs of type syscall (5.14) the one that does it in short bursts.
-func (s *Snapshotter) loadWalk(opts ebpf.CollectionOptions, oldKernel bool) error {
+func (s *Snapshotter) loadWalk(spec *ebpf.CollectionSpec, opts ebpf.CollectionOptions, oldKernel bool) error {
 	var walk struct {
 		tableObjects
 		Step *ebpf.Program `ebpf:"ph_walk"`
@@ -121,12 +125,12 @@ func (s *Snapshotter) loadWalk(opts ebpf.CollectionOptions, oldKernel bool) erro
 	}
 	var err error
 	if !oldKernel {
-		if err = s.spec.Copy().LoadAndAssign(&walk, &opts); err == nil {
+		if err = spec.LoadAndAssign(&walk, &opts); err == nil {
 			s.tables, s.step = walk.tableObjects, walk.Step
 			return nil
 		}
 	}
-	if burstErr := s.spec.Copy().LoadAndAssign(&burst, &opts); burstErr != nil {
+	if burstErr := spec.LoadAndAssign(&burst, &opts); burstErr != nil {
 		return errors.Join(err, burstErr)
 	}
 	defer burst.Step.Close() // the link keeps it
@@ -136,7 +140,7 @@ func (s *Snapshotter) loadWalk(opts ebpf.CollectionOptions, oldKernel bool) erro
 }
 
 // forget frees what only loading programs takes: some 10 MB.
-func (s *Snapshotter) forget() { s.spec, s.kernel = nil, nil }
+func (s *Snapshotter) forget() { s.kernel = nil }
 
 // Close unloads the programs.
 func (s *Snapshotter) Close() error {
@@ -247,7 +251,7 @@ func (s *Snapshotter) readTables(w *bpfWalk, port uint16, buf []bpfRow, each fun
 		if table == bpfWalkTableWALK_TCP_REQUEST && !backlog {
 			break // no listener has a half-open connection
 		}
-		err := s.walk(w, bpfWalk{Table: uint32(table), Port: port}, buf, func(rows []bpfRow) {
+		err := s.walk(w, bpfWalk{Table: table, Port: port}, buf, func(rows []bpfRow) {
 			backlog = backlog || slices.ContainsFunc(rows, func(r bpfRow) bool {
 				return r.Flags&uint16(bpfRowFlagROW_BACKLOG) != 0
 			})
@@ -290,7 +294,7 @@ func (s *Snapshotter) settle(w *bpfWalk, snap *Snapshot) error {
 // again reads one socket as it is now. The zero Socket: it has no port any more.
 func (s *Snapshotter) again(w *bpfWalk, so *Socket) (Socket, error) {
 	var now Socket
-	one := bpfWalk{Table: uint32(bpfWalkTableWALK_SOCK), Port: so.Local.Port(), Node: so.id}
+	one := bpfWalk{Table: bpfWalkTableWALK_SOCK, Port: so.Local.Port(), Node: so.id}
 	err := s.walk(w, one, nil, func(rows []bpfRow) {
 		for i := range rows {
 			now = socketOf(&rows[i])
@@ -338,7 +342,7 @@ func (s *Snapshotter) goOn(w *bpfWalk, step *stepper, buf []bpfRow) ([]bpfRow, e
 	if err := s.tables.Walk.Get(w); err != nil {
 		return nil, fmt.Errorf("read walk: %w", err)
 	}
-	if w.Table == uint32(bpfWalkTableWALK_NETNS) {
+	if w.Table == bpfWalkTableWALK_NETNS {
 		return nil, nil
 	}
 	rows := buf
@@ -489,7 +493,7 @@ func (s *Snapshotter) ports(known *Table, withHolders bool) (*Ports, error) {
 		files = 1
 	}
 	for _, table := range []bpfWalkTable{bpfWalkTableWALK_TCP_BIND, bpfWalkTableWALK_UDP} {
-		err := s.walk(&w, bpfWalk{Table: uint32(table), Ephemeral: 1, Files: files}, nil, func(rows []bpfRow) { owners = append(owners, rows) })
+		err := s.walk(&w, bpfWalk{Table: table, Ephemeral: 1, Files: files}, nil, func(rows []bpfRow) { owners = append(owners, rows) })
 		if err != nil {
 			return nil, err
 		}
@@ -544,7 +548,7 @@ func usersOf(row *bpfRow, holders map[uint64][]Process, known *Table) []Process 
 
 func (s *Snapshotter) readSpaces(w *bpfWalk, p *Ports) error {
 	var readErr error
-	err := s.walk(w, bpfWalk{Table: uint32(bpfWalkTableWALK_NETNS)}, nil, func([]bpfRow) {
+	err := s.walk(w, bpfWalk{Table: bpfWalkTableWALK_NETNS}, nil, func([]bpfRow) {
 		rows := make([]bpfNetnsRow, w.Rows)
 		if err := readMemory(s.spaces, rows); err != nil {
 			readErr = fmt.Errorf("read namespaces: %w", err)

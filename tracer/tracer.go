@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/ringbuf"
 )
@@ -125,12 +126,11 @@ func (t *Tracer) open(cfg Config) error {
 	if t.snap, err = NewSnapshotter(); err != nil {
 		return err
 	}
-	spec := t.snap.spec.Copy()
 	defer t.snap.forget()
-	// The snapshotter has its own; no hook uses them.
-	delete(spec.Maps, bpfMapRows)
-	delete(spec.Maps, bpfMapFds)
-	delete(spec.Maps, bpfMapNetnsRows)
+	spec, err := readSpec(func() *btf.Cache { return t.snap.kernel }, loadBpf, loadBpfOld)
+	if err != nil {
+		return err
+	}
 	if err := t.openMaps(spec, cfg); err != nil {
 		return err
 	}

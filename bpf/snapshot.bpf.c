@@ -1,0 +1,15 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+
+/* The programs of the snapshot: an object of its own, which ls, who and headroom load without the hooks. */
+
+#include "snapshot.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+// clang-format off: one program, one line
+
+SEC("iter/task") int ph_files(struct bpf_iter__task *ctx) { return handle_task(ctx); }
+SEC("syscall") int ph_walk(void *ctx) { handle_walk(); return 0; }
+#if !HAVE_CAST
+SEC("iter/task") int ph_walk_burst(struct bpf_iter__task *ctx) { handle_walk_burst(); return 1; /* be called again */ }
+#endif
