@@ -127,44 +127,56 @@ func (d *decoder) event(record []byte, booted time.Time, ev *Event) error {
 
 // socketOf decodes a row of the walk.
 func socketOf(raw *bpfRow) Socket {
-	flag := func(f bpfRowFlag) bool { return raw.Flags&uint16(f) != 0 }
-	s := Socket{
+	return Socket{
 		Proto:     Proto(raw.Proto),
-		State:     State(raw.State),
+		State:     stateOf(raw),
+		Role:      roleOf(raw),
 		Local:     addrPort(raw.Flow.LocalIp, raw.Flow.LocalPort),
-		Remote:    peer(raw.Flow.RemoteIp, raw.Flow.RemotePort),
+		Remote:    remoteOf(raw),
 		NetNS:     raw.Flow.Netns,
 		UID:       raw.Uid,
-		MPTCP:     flag(bpfRowFlagROW_MPTCP),
-		V6Only:    flag(bpfRowFlagROW_V6ONLY),
-		ReuseAddr: flag(bpfRowFlagROW_REUSEADDR),
-		ReusePort: flag(bpfRowFlagROW_REUSEPORT),
+		MPTCP:     has(raw, bpfRowFlagROW_MPTCP),
+		V6Only:    has(raw, bpfRowFlagROW_V6ONLY),
+		ReuseAddr: has(raw, bpfRowFlagROW_REUSEADDR),
+		ReusePort: has(raw, bpfRowFlagROW_REUSEPORT),
 		Origin:    OriginSnapshot,
 		id:        raw.Sock,
 		Inode:     raw.Inode,
 		file:      raw.File,
-		attached:  flag(bpfRowFlagROW_FILE),
+		attached:  has(raw, bpfRowFlagROW_FILE),
 		stamp:     raw.TimeNs,
 	}
+}
+
+func has(raw *bpfRow, f bpfRowFlag) bool { return raw.Flags&uint16(f) != 0 }
+
+func stateOf(raw *bpfRow) State {
 	if raw.State == uint8(bpfTcpStateTCP_NEW_SYN_RECV) {
-		s.State = StateSynRecv
+		return StateSynRecv
 	}
-	switch {
-	case flag(bpfRowFlagROW_TIMEWAIT):
-		s.Role = RoleTimeWait
-	case s.State == StateListen:
-		s.Role = RoleListener
-	case s.State == StateUnconn:
-		s.Role = RoleBound
-	case !s.attached:
-		s.Role = RoleOrphan
-	case s.Proto == UDP || flag(bpfRowFlagROW_ACTIVE):
-		s.Role = RoleClient
-	default:
-		s.Role = RoleServer
+	return State(raw.State)
+}
+
+func roleOf(raw *bpfRow) Role {
+	switch state := stateOf(raw); {
+	case has(raw, bpfRowFlagROW_TIMEWAIT):
+		return RoleTimeWait
+	case state == StateListen:
+		return RoleListener
+	case state == StateUnconn:
+		return RoleBound
+	case !has(raw, bpfRowFlagROW_FILE):
+		return RoleOrphan
+	case raw.Proto == uint8(UDP) || has(raw, bpfRowFlagROW_ACTIVE):
+		return RoleClient
 	}
-	if s.State == StateUnconn || s.State == StateListen {
-		s.Remote = netip.AddrPort{}
+	return RoleServer
+}
+
+// remoteOf is the remote end; not valid of a socket that has none by its state.
+func remoteOf(raw *bpfRow) netip.AddrPort {
+	if state := stateOf(raw); state == StateUnconn || state == StateListen {
+		return netip.AddrPort{}
 	}
-	return s
+	return peer(raw.Flow.RemoteIp, raw.Flow.RemotePort)
 }

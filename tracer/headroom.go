@@ -216,12 +216,11 @@ func (p *Ports) addOwner(row *bpfRow, by []Process) {
 	if row.Proto != uint8(TCP) {
 		return
 	}
-	flag := func(f bpfRowFlag) bool { return row.Flags&uint16(f) != 0 }
-	connected := flag(bpfRowFlagROW_CONNECTED)
+	connected := has(row, bpfRowFlagROW_CONNECTED)
 	if !connected {
 		s.block(row, procs)
 	}
-	if row.Flow.RemotePort == 0 || !connected && !flag(bpfRowFlagROW_ACTIVE) {
+	if row.Flow.RemotePort == 0 || !connected && !has(row, bpfRowFlagROW_ACTIVE) {
 		return // no connection, or one that came from a listener
 	}
 	key := destination{row.Flow.LocalIp, row.Flow.RemoteIp, row.Flow.RemotePort}
@@ -238,7 +237,7 @@ func (p *Ports) addOwner(row *bpfRow, by []Process) {
 // use counts a port that connect() finds in use towards its destination.
 func (p *Ports) use(d *dest, s *space, row *bpfRow, procs []int) {
 	d.used++
-	if row.Flags&uint16(bpfRowFlagROW_TIMEWAIT) != 0 {
+	if has(row, bpfRowFlagROW_TIMEWAIT) {
 		d.timeWait++
 		if aged(row) {
 			d.reclaimable++
@@ -286,7 +285,7 @@ func aged(row *bpfRow) bool {
 // take marks the port as one that bind() to what conflicts with row would not get.
 func (s *space) take(row *bpfRow, procs []int) {
 	owners := s.owners[Proto(row.Proto)]
-	key := boundTo{row.Flow.LocalIp, row.Flags&uint16(bpfRowFlagROW_V6ONLY) != 0}
+	key := boundTo{row.Flow.LocalIp, has(row, bpfRowFlagROW_V6ONLY)}
 	t := owners[key]
 	if t == nil {
 		t = &taken{all: make(portSet, s.words), live: make(portSet, s.words)}
@@ -294,7 +293,7 @@ func (s *space) take(row *bpfRow, procs []int) {
 	}
 	i := int(row.Flow.LocalPort - s.low)
 	t.all.add(i)
-	if row.Flags&uint16(bpfRowFlagROW_TIMEWAIT) == 0 {
+	if !has(row, bpfRowFlagROW_TIMEWAIT) {
 		t.live.add(i)
 	}
 	t.users = addHoldings(t.users, row.Flow.LocalPort, procs)

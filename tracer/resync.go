@@ -58,13 +58,14 @@ func (t *Tracer) mergeRows(rows []bpfRow, files filesOf) error {
 // no process has. One that is gone is left to its close.
 func (t *Tracer) lookAgain(w *bpfWalk, files filesOf) error {
 	for _, so := range t.table.unheld(files) {
-		now, err := t.snap.again(w, &so)
+		row, err := t.snap.again(w, so.id, so.Proto, &bpfFlow{LocalPort: so.Local.Port(), Netns: so.NetNS})
 		if err != nil {
 			return err
 		}
-		if now.id == 0 {
+		if row.Sock == 0 {
 			continue
 		}
+		now := socketOf(&row)
 		if err := t.catchUp(boottime()); err != nil {
 			return err
 		}

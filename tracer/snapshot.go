@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"slices"
 	"sync"
 	"syscall"
@@ -188,59 +189,117 @@ func (s *Snapshotter) Take(port uint16) (*Snapshot, error) {
 	if err := errors.Join(err, fdsErr); err != nil {
 		return nil, err
 	}
-	snap.Sockets = c.sockets()
-	if err := s.settle(&w, snap); err != nil {
+	if err := s.settle(&w, c); err != nil {
 		return nil, err
 	}
+	snap.Sockets = c.sockets()
 	snap.Restarts, snap.Unfinished = int(w.Restarts), int(w.GaveUp)
 	return snap, nil
 }
 
-// collection is sockets on their way into a snapshot. They do not move while
-// others point to them.
+// collection is rows on their way into a snapshot. A row is named by the number of its
+// part and, in the lower 16 bits, its own.
 type collection struct {
+	parts  []part
 	keys   []sortKey
-	byFile map[uint64]*Socket  // by the address of the file that refers to them
-	next   map[*Socket]*Socket // MPTCP: subflows share a file
-	pool   []Holder            // memory for the usual case of a holder each
+	byFile map[uint64]uint32 // a row by the address of the file that refers to its socket
+	next   map[uint32]uint32 // MPTCP: subflows share a file
+	pool   []Holder          // memory for the usual case of a holder each
+}
+
+// part is the rows of one call of the walk, and the holders of each.
+type part struct {
+	rows    []bpfRow
+	holders [][]Holder
 }
 
 func newCollection() *collection {
-	return &collection{byFile: make(map[uint64]*Socket), next: make(map[*Socket]*Socket)}
+	return &collection{byFile: make(map[uint64]uint32), next: make(map[uint32]uint32)}
 }
 
-// add decodes rows.
+func (c *collection) row(at uint32) *bpfRow { return &c.parts[at>>16].rows[at&0xffff] }
+
+// add takes rows, and keeps them.
 func (c *collection) add(rows []bpfRow) {
-	part := make([]Socket, len(rows))
+	first := uint32(len(c.parts)) << 16
+	c.parts = append(c.parts, part{rows, make([][]Holder, len(rows))})
 	for i := range rows {
-		so := &part[i]
-		*so = socketOf(&rows[i])
-		c.keys = append(c.keys, keyOf(so))
-		if so.file == 0 {
-			continue
+		row, at := &rows[i], first|uint32(i)
+		if row.File != 0 {
+			other, ok := c.byFile[row.File]
+			if ok && c.row(other).Sock == row.Sock { // a slot of a table was read twice
+				*row = bpfRow{}
+				continue
+			}
+			if ok {
+				c.next[at] = other
+			}
+			c.byFile[row.File] = at
 		}
-		switch other := c.byFile[so.file]; {
-		case other == nil:
-			c.byFile[so.file] = so
-		case other.id == so.id: // a slot of a table was read twice
-			so.id = 0
-		default:
-			c.next[so] = other
-			c.byFile[so.file] = so
+		c.keys = append(c.keys, c.key(at))
+	}
+}
+
+func (c *collection) key(at uint32) sortKey {
+	row := c.row(at)
+	local, remote, _ := c.ends(at)
+	return newSortKey(roleOf(row), Proto(row.Proto), row.Flow.Netns, local, remote, at)
+}
+
+func (c *collection) ends(at uint32) (local, remote netip.AddrPort, id uint64) {
+	row := c.row(at)
+	return addrPort(row.Flow.LocalIp, row.Flow.LocalPort), remoteOf(row), row.Sock
+}
+
+func (c *collection) sort() { sortKeys(c.keys, c.ends) }
+
+// join gives each socket its holders among some descriptor tables.
+func (c *collection) join(dec *decoder, tables []bpfFds) {
+	if c.pool == nil {
+		c.pool = make([]Holder, 0, len(c.keys))
+	}
+	for i := range tables {
+		table := &tables[i]
+		process := dec.process(&table.Process)
+		for fd, file := range table.Files {
+			if file == 0 {
+				continue
+			}
+			for at, ok := c.byFile[file]; ok; at, ok = c.next[at] {
+				holders := &c.parts[at>>16].holders[at&0xffff]
+				h := Holder{Process: process, FD: table.First + uint32(fd)}
+				if n := len(c.pool); *holders == nil && n < cap(c.pool) {
+					c.pool = append(c.pool, h)
+					*holders = c.pool[n : n+1 : n+1]
+				} else {
+					*holders = append(*holders, h)
+				}
+			}
 		}
 	}
 }
 
-func (c *collection) sort() { slices.SortFunc(c.keys, compareKeys) }
-
-// sockets returns the sockets in order, each once.
+// sockets returns the sockets in order, each once. It uses two processors.
 func (c *collection) sockets() []Socket {
-	out := make([]Socket, 0, len(c.keys))
+	keys, last := c.keys[:0], uint64(0)
 	for _, k := range c.keys {
-		if id := k.so.id; id != 0 && (len(out) == 0 || out[len(out)-1].id != id) {
-			out = append(out, *k.so)
+		if id := c.row(k.at).Sock; id != 0 && id != last {
+			keys, last = append(keys, k), id
 		}
 	}
+	out := make([]Socket, len(keys))
+	fill := func(from, to int) {
+		for i := from; i < to; i++ {
+			at := keys[i].at
+			out[i] = socketOf(c.row(at))
+			out[i].Holders = c.parts[at>>16].holders[at&0xffff]
+		}
+	}
+	half := len(keys) / 2
+	var rest sync.WaitGroup
+	rest.Go(func() { fill(half, len(keys)) })
+	fill(0, half)
+	rest.Wait()
 	return out
 }
 
@@ -253,7 +312,7 @@ func (s *Snapshotter) readTables(w *bpfWalk, port uint16, buf []bpfRow, each fun
 		}
 		err := s.walk(w, bpfWalk{Table: table, Port: port}, buf, func(rows []bpfRow) {
 			backlog = backlog || slices.ContainsFunc(rows, func(r bpfRow) bool {
-				return r.Flags&uint16(bpfRowFlagROW_BACKLOG) != 0
+				return has(&r, bpfRowFlagROW_BACKLOG)
 			})
 			each(rows)
 		})
@@ -264,44 +323,44 @@ func (s *Snapshotter) readTables(w *bpfWalk, port uint16, buf []bpfRow, each fun
 	return nil
 }
 
-// settle gives sockets without a holder their role. One that had a file when
-// the tables were read was closed since, or its descriptor is on its way to
-// another process: it is read again to tell.
-func (s *Snapshotter) settle(w *bpfWalk, snap *Snapshot) error {
-	changed, gone := false, false
-	for i := range snap.Sockets {
-		so := &snap.Sockets[i]
-		if len(so.Holders) > 0 || so.file == 0 {
-			continue
+// settle reads sockets again that had a file when the tables were read, which no process
+// has: they were closed since, or their descriptor is on its way to another process.
+func (s *Snapshotter) settle(w *bpfWalk, c *collection) error {
+	changed := false
+	for _, p := range c.parts {
+		for i := range p.rows {
+			row := &p.rows[i]
+			if p.holders[i] != nil || row.File == 0 {
+				continue
+			}
+			now, err := s.again(w, row.Sock, Proto(row.Proto), &row.Flow)
+			if err != nil {
+				return err
+			}
+			changed = changed || roleOf(&now) != roleOf(row)
+			*row = now
 		}
-		again, err := s.again(w, so)
-		if err != nil {
-			return err
-		}
-		changed = changed || again.Role != so.Role
-		*so = again
-		gone = gone || so.id == 0
-	}
-	if gone {
-		snap.Sockets = slices.DeleteFunc(snap.Sockets, func(so Socket) bool { return so.id == 0 })
 	}
 	if changed {
-		SortSockets(snap.Sockets)
+		for i := range c.keys {
+			c.keys[i] = c.key(c.keys[i].at)
+		}
+		c.sort()
 	}
 	return nil
 }
 
-// again reads one socket as it is now. The zero Socket: it has no port any more.
-func (s *Snapshotter) again(w *bpfWalk, so *Socket) (Socket, error) {
-	var now Socket
-	one := bpfWalk{Table: bpfWalkTableWALK_SOCK, Port: so.Local.Port(), Node: so.id}
+// again reads one socket as it is now. The zero row: it has no port any more.
+func (s *Snapshotter) again(w *bpfWalk, id uint64, proto Proto, flow *bpfFlow) (bpfRow, error) {
+	var now bpfRow
+	one := bpfWalk{Table: bpfWalkTableWALK_SOCK, Port: flow.LocalPort, Node: id}
 	err := s.walk(w, one, nil, func(rows []bpfRow) {
 		for i := range rows {
-			now = socketOf(&rows[i])
+			now = rows[i]
 		}
 	})
-	if err != nil || now.Proto != so.Proto || now.NetNS != so.NetNS {
-		return Socket{}, err // its memory is another socket's
+	if err != nil || now.Proto != uint8(proto) || now.Flow.Netns != flow.Netns {
+		return bpfRow{}, err // its memory is another socket's
 	}
 	return now, nil
 }
@@ -444,31 +503,6 @@ func (s *Snapshotter) readFds(it io.Reader, cursor *bpfFdsCursor, buf []bpfFds) 
 		return false, fmt.Errorf("read descriptors: %w", err)
 	}
 	return readErr == io.EOF, nil
-}
-
-// join gives each socket its holders among some descriptor tables.
-func (c *collection) join(dec *decoder, tables []bpfFds) {
-	if c.pool == nil {
-		c.pool = make([]Holder, 0, len(c.keys))
-	}
-	for i := range tables {
-		table := &tables[i]
-		process := dec.process(&table.Process)
-		for fd, file := range table.Files {
-			if file == 0 {
-				continue
-			}
-			for so := c.byFile[file]; so != nil; so = c.next[so] {
-				h := Holder{Process: process, FD: table.First + uint32(fd)}
-				if n := len(c.pool); so.Holders == nil && n < cap(c.pool) {
-					c.pool = append(c.pool, h)
-					so.Holders = c.pool[n : n+1 : n+1]
-				} else {
-					so.Holders = append(so.Holders, h)
-				}
-			}
-		}
-	}
 }
 
 // Ports reads every use of an ephemeral port in one pass over the kernel's tables,

@@ -662,12 +662,13 @@ func SortSockets(s []Socket) {
 	// moving sockets at every step.
 	keys := make([]sortKey, len(s))
 	for i := range s {
-		keys[i] = keyOf(&s[i])
+		so := &s[i]
+		keys[i] = newSortKey(so.Role, so.Proto, so.NetNS, so.Local, so.Remote, uint32(i))
 	}
-	slices.SortFunc(keys, compareKeys)
+	sortKeys(keys, func(at uint32) (local, remote netip.AddrPort, id uint64) { return s[at].Local, s[at].Remote, s[at].id })
 	sorted := make([]Socket, len(s))
 	for i, k := range keys {
-		sorted[i] = *k.so
+		sorted[i] = s[k.at]
 	}
 	copy(s, sorted)
 }
@@ -677,40 +678,34 @@ type sortKey struct {
 	order uint64 // role, protocol, namespace, local port
 	ends  uint64 // of IPv4 the addresses, local before remote; 0 of IPv6
 	port  uint16 // remote
-	so    *Socket
+	at    uint32 // which socket
 }
 
-func keyOf(so *Socket) sortKey {
+func newSortKey(role Role, proto Proto, netns uint32, local, remote netip.AddrPort, at uint32) sortKey {
 	k := sortKey{
-		order: uint64(so.Role)<<52 | uint64(so.Proto&1)<<48 | uint64(so.NetNS)<<16 | uint64(so.Local.Port()),
-		port:  so.Remote.Port(), so: so,
+		order: uint64(role)<<52 | uint64(proto&1)<<48 | uint64(netns)<<16 | uint64(local.Port()),
+		port:  remote.Port(), at: at,
 	}
-	if local, remote := so.Local.Addr(), so.Remote.Addr(); local.Is4() && remote.Is4() {
+	if local, remote := local.Addr(), remote.Addr(); local.Is4() && remote.Is4() {
 		l, r := local.As4(), remote.As4()
 		k.ends = uint64(binary.BigEndian.Uint32(l[:]))<<32 | uint64(binary.BigEndian.Uint32(r[:]))
 	}
 	return k
 }
 
-func compareKeys(a, b sortKey) int {
-	if a.order != b.order {
-		return cmp.Compare(a.order, b.order)
-	}
-	if a.ends != 0 && b.ends != 0 && (a.ends != b.ends || a.port != b.port) {
-		return cmp.Or(cmp.Compare(a.ends, b.ends), cmp.Compare(a.port, b.port))
-	}
-	return compareEnds(a.so, b.so)
-}
-
-// compareEnds orders sockets of one role, protocol, namespace and local port.
-func compareEnds(a, b *Socket) int {
-	if c := a.Local.Addr().Compare(b.Local.Addr()); c != 0 {
-		return c
-	}
-	if c := a.Remote.Compare(b.Remote); c != 0 {
-		return c
-	}
-	return cmp.Compare(a.id, b.id)
+// sortKeys sorts keys; ends tells of a socket what they do not.
+func sortKeys(keys []sortKey, ends func(at uint32) (local, remote netip.AddrPort, id uint64)) {
+	slices.SortFunc(keys, func(a, b sortKey) int {
+		if a.order != b.order {
+			return cmp.Compare(a.order, b.order)
+		}
+		if a.ends != 0 && b.ends != 0 && (a.ends != b.ends || a.port != b.port) {
+			return cmp.Or(cmp.Compare(a.ends, b.ends), cmp.Compare(a.port, b.port))
+		}
+		localA, remoteA, idA := ends(a.at)
+		localB, remoteB, idB := ends(b.at)
+		return cmp.Or(localA.Addr().Compare(localB.Addr()), remoteA.Compare(remoteB), cmp.Compare(idA, idB))
+	})
 }
 
 // inTheWay returns those of sockets that made a bind fail with EADDRINUSE:
