@@ -20,6 +20,10 @@ type Subscription struct {
 	ready chan struct{} // holds a token while there may be something to read
 }
 
+// maxKept is how many events a queue keeps memory for, once they were read: more
+// than come before the reader wakes up, some 6 MB.
+const maxKept = 1 << 14
+
 // fanout hands every event to every subscription.
 type fanout struct {
 	mu   sync.Mutex
@@ -89,6 +93,9 @@ func (s *Subscription) Next(ctx context.Context, buf []Event) ([]Event, error) {
 		s.mu.Lock()
 		if len(s.queue) > 0 {
 			out := s.queue
+			if cap(buf) > maxKept {
+				buf = nil // of a backlog
+			}
 			s.queue = buf[:0]
 			s.mu.Unlock()
 			return out, nil

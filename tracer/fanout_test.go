@@ -94,6 +94,23 @@ func TestFanoutMemory(t *testing.T) {
 	}
 }
 
+// What a backlog took is not kept for good.
+func TestFanoutBacklogMemory(t *testing.T) {
+	var f fanout
+	s := f.subscribe(4 * maxKept)
+	var events []Event
+	for _, n := range []int{4 * maxKept, 1, 1, 1} { // two buffers take turns
+		f.publish(numbered(0, n))
+		var err error
+		if events, err = s.Next(t.Context(), events); err != nil || len(events) != n {
+			t.Fatalf("%d events, error %v, want %d", len(events), err, n)
+		}
+	}
+	if kept := cap(events) + cap(s.queue); kept > 2*maxKept {
+		t.Errorf("memory for %d events is kept, want %d at most", kept, 2*maxKept)
+	}
+}
+
 func TestFanoutEnd(t *testing.T) {
 	var f fanout
 	s, other := f.subscribe(8), f.subscribe(8)

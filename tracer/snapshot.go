@@ -223,6 +223,9 @@ func (c *collection) row(at uint32) *bpfRow { return &c.parts[at>>16].rows[at&0x
 func (c *collection) add(rows []bpfRow) {
 	first := uint32(len(c.parts)) << 16
 	c.parts = append(c.parts, part{rows, make([][]Holder, len(rows))})
+	if len(c.keys)+len(rows) > cap(c.keys) {
+		c.keys = slices.Grow(c.keys, max(len(c.keys), len(rows))) // twice as many: what is left behind is never reused
+	}
 	for i := range rows {
 		row, at := &rows[i], first|uint32(i)
 		if row.File != 0 {

@@ -428,7 +428,7 @@ func (t *Tracer) Run(ctx context.Context, ready func(*Snapshot)) error {
 			return fmt.Errorf("read ring buffer: %w", err)
 		}
 		t.take(rec.RawSample)
-		if len(t.batch) < maxBatch && t.reader.AvailableBytes() > 0 {
+		if len(t.batch) < maxBatch && rec.Remaining > 0 {
 			continue
 		}
 		t.handOn()

@@ -79,7 +79,7 @@ func (b *bench) besideRows(w watcher, l *listener, goal string) error {
 		return err
 	}
 	w.each *= b.runs
-	b.check(w, did.seen)
+	b.check(w, did.seen, b.cycles)
 	n := float64(b.runs * b.cycles)
 	b.compare(w.name+" / nothing", on, off, b.short, goal)
 	b.row("    CPU time of its process", b.short(float64(did.cpu)/n), "", "", "")

@@ -40,6 +40,7 @@ func (b *bench) connectionCost() error {
 		if err := b.rest(f); err != nil {
 			return err
 		}
+		f.first = func() error { return l.cycles(b.cycles / 2) }
 	}
 	for range b.shortRuns() {
 		off, err := onLastCPU(b.cycles, l.cycles)
@@ -77,12 +78,12 @@ func (b *bench) follow(f *followed, l *listener, off float64) error {
 	if err != nil || f.failed > failed {
 		return err
 	}
-	b.check(f.watcher, did.seen)
+	b.check(f.watcher, did.seen, b.cycles+b.cycles/2)
 	n := float64(b.cycles)
 	rest := f.rest * (ns*n + float64(settled))
 	f.us, f.off = append(f.us, ns/1e3), append(f.off, off/1e3)
 	f.cpu = append(f.cpu, (float64(did.cpu)-rest)/n/1e3)
-	f.events = append(f.events, float64(did.events)/n)
+	f.events = append(f.events, float64(did.events)/(n+float64(b.cycles/2)))
 	return nil
 }
 
@@ -170,7 +171,7 @@ func (b *bench) programCost(l *listener, w watcher, goal string) error {
 		if err != nil {
 			return err
 		}
-		b.check(w, did.seen)
+		b.check(w, did.seen, b.cycles)
 		ns := 0.0
 		for name, u := range used {
 			ns += float64(u.time.Nanoseconds()) / float64(b.cycles)

@@ -74,8 +74,8 @@ func measure() error {
 	beside := flag.String("beside", "", "with -hooks and -counting, `programs` of bcc to measure beside the agent")
 	flag.BoolVar(&b.counting, "counting", false, "the machine is one whose clock counts instructions")
 	flag.Parse()
-	if flag.NArg() > 0 || b.runs < 5 || b.cycles < 1 || b.cycles > remembered/2 {
-		return fmt.Errorf("want no arguments, at least 5 runs, and from 1 to %d cycles", remembered/2)
+	if flag.NArg() > 0 || b.runs < 5 || b.cycles < 1 || b.cycles > remembered/3 {
+		return fmt.Errorf("want no arguments, at least 5 runs, and from 1 to %d cycles", remembered/3)
 	}
 	time.AfterFunc(atMost, func() {
 		fmt.Fprintf(os.Stderr, "bench: not done after %v\n", atMost)

@@ -49,12 +49,12 @@ func (b *bench) listOf(sockets int) error {
 	b.row(fmt.Sprintf("%d TCP sockets, half of them of port %d", sockets, heldPort), "", "", "", "")
 	lsofHeld, lsofFree := fmt.Sprintf("lsof -nP -i :%d", heldPort), fmt.Sprintf("lsof -nP -i :%d", freePort)
 	held, free := fmt.Sprintf("who %d", heldPort), fmt.Sprintf("who %d", freePort)
-	list, goalList, goalWho := "ls -tunap", "", ""
+	list, asJSON, goalList, goalWho := "ls -tunap", "ls --json", "", ""
 	if sockets == mostListed {
 		goalList, goalWho = "<= 0.100", "<= 0.067"
 	}
 	if err := b.races([]race{
-		{list, "ss -tunap", goalList}, {list, "ss -tuna", ""}, {list, "lsof -nP -i", ""}, {list, "netstat -tunap", ""},
+		{asJSON, "ss -tunap", goalList}, {list, "ss -tunap", ""}, {list, "ss -tuna", ""}, {list, "lsof -nP -i", ""}, {list, "netstat -tunap", ""},
 		{held, "ss -tunap", ""}, {held, "ss -tuna", ""}, {held, lsofHeld, goalWho}, {held, "netstat -tunap", ""},
 		{free, lsofFree, goalWho}, {"headroom", "ss -tan", ""},
 	}); err != nil {
