@@ -13,9 +13,9 @@ const (
 	soakEnv    = "PORTHOLE_SOAK"
 	growthFor  = 20 * time.Second
 	maxHistory = 1000
-	// growthSlack is by how much the heap may differ: sockets in TIME_WAIT whose owner
-	// is remembered come and go.
-	growthSlack = 24 << 20
+	// growthSlack is by how much the heap may differ: two buffers of maxKept events, and
+	// sockets in TIME_WAIT whose owner is remembered come and go.
+	growthSlack = 16 << 20
 )
 
 // soakTime is how long the long tests go on.
@@ -57,9 +57,9 @@ func (p *play) measure() figures {
 	}
 	f := figures{heap: mem.HeapAlloc, goroutines: runtime.NumGoroutine(), files: len(files), history: p.tracer.History().Len()}
 	table := p.tracer.Table()
-	table.mu.RLock()
+	table.mu.Lock()
 	f.left = len(table.left)
-	table.mu.RUnlock()
+	table.mu.Unlock()
 	for _, s := range table.All() {
 		if s.NetNS == p.netns || p.ours(&s) {
 			f.table++

@@ -25,7 +25,7 @@ type Tenancy struct {
 // History keeps the last tenancies that ended, a bounded number of them. It is
 // safe for concurrent use.
 type History struct {
-	mu   sync.RWMutex
+	mu   sync.Mutex
 	ring slab[tenancy]
 	max  int
 	next int // index of the oldest, once the ring is full
@@ -69,8 +69,8 @@ func (h *History) add(ev *Event) {
 
 // Port returns the tenancies of a local port, the latest first; port 0 means all.
 func (h *History) Port(port uint16) []Tenancy {
-	h.mu.RLock()
-	defer h.mu.RUnlock()
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	dec := newDecoder()
 	var out []Tenancy
 	if port == 0 {
@@ -95,7 +95,7 @@ func (t *tenancy) unpack(dec *decoder) Tenancy {
 
 // Len is the number of tenancies kept.
 func (h *History) Len() int {
-	h.mu.RLock()
-	defer h.mu.RUnlock()
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	return h.ring.len
 }

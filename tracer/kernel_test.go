@@ -493,6 +493,14 @@ func (r *recorder) child(name string, fds ...int) *exec.Cmd {
 // childIn starts it in a cgroup, "" the test's own.
 func (r *recorder) childIn(cgroup, name string, fds ...int) *exec.Cmd {
 	r.Helper()
+	cmd := r.startChild(cgroup, name, fds...)
+	r.Cleanup(func() { _ = cmd.Process.Kill() }) // of a test that failed; else it has ended
+	return cmd
+}
+
+// startChild is childIn for a child that is waited for in any case: a test may have very many.
+func (r *recorder) startChild(cgroup, name string, fds ...int) *exec.Cmd {
+	r.Helper()
 	exe, err := os.Executable()
 	if err != nil {
 		r.Fatal(err)
@@ -521,7 +529,6 @@ func (r *recorder) childIn(cgroup, name string, fds ...int) *exec.Cmd {
 	if err := cmd.Start(); err != nil {
 		r.Fatalf("start %s: %v", filepath.Base(exe), err)
 	}
-	r.Cleanup(func() { _ = cmd.Process.Kill() }) // of a test that failed; else it has ended
 	return cmd
 }
 

@@ -174,7 +174,7 @@ func (p *play) control() (ours, theirs int) {
 func (p *play) startWorker() *worker {
 	p.Helper()
 	ours, theirs := p.control()
-	cmd := p.child("worker", theirs, p.mail[0], p.mail[1])
+	cmd := p.startChild("", "worker", theirs, p.mail[0], p.mail[1])
 	unix.Close(theirs)
 	w := &worker{identity: p.identity(cmd.Process.Pid), ctl: ours, files: make(map[int]*file)}
 	if err := cmd.Process.Release(); err != nil { // reap waits for it, as for those that it forks

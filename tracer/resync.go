@@ -122,8 +122,8 @@ func (t *Table) holdFiles(files filesOf, dec *decoder, tables []bpfFds) {
 
 // unheld returns the sockets of files that no descriptor table has.
 func (t *Table) unheld(files filesOf) []Socket {
-	t.mu.RLock()
-	defer t.mu.RUnlock()
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	var out []Socket
 	look := func(id uint64) {
 		if r := t.row(id); r != nil && r.told == toldState {

@@ -546,8 +546,8 @@ func (s *Snapshotter) ports(known *Table, withHolders bool) (*Ports, error) {
 		}
 	}
 	if known != nil {
-		known.mu.RLock()
-		defer known.mu.RUnlock()
+		known.mu.Lock()
+		defer known.mu.Unlock()
 	}
 	var seen map[uint64]bool // of slots that were read twice
 	if w.Restarts > 0 {
