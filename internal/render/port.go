@@ -2,6 +2,7 @@ package render
 
 import (
 	"net/netip"
+	"slices"
 
 	"github.com/porthole-dev/porthole/internal/container"
 	"github.com/porthole-dev/porthole/internal/netns"
@@ -56,17 +57,14 @@ func (n *Names) Port(q Question, pool *netns.Pool, now []tracer.Socket, before [
 	p := &Port{
 		Port: q.Port, Range: services.ClassOf(q.Port), Service: n.Services.Name(q.Port, q.Protos[0] == tracer.UDP),
 		InEphemeralRange: pool.Has(q.Port), RangeLow: pool.Low, RangeHigh: pool.High, Reserved: pool.Reserved(q.Port),
-		Sockets: make([]Socket, 0, len(now)), History: make([]Tenancy, 0, len(before)),
+		History: make([]Tenancy, 0, len(before)),
 	}
 	asked := func(proto tracer.Proto) bool { return len(q.Protos) > 1 || q.Protos[0] == proto }
 	if len(q.Protos) == 1 {
 		p.Proto = q.Protos[0].String()
+		now = slices.DeleteFunc(slices.Clone(now), func(s tracer.Socket) bool { return !asked(s.Proto) })
 	}
-	for i := range now {
-		if asked(now[i].Proto) {
-			p.Sockets = append(p.Sockets, n.socketInFull(&now[i]))
-		}
-	}
+	p.Sockets = n.socketsInFull(now)
 	for i := range before {
 		if asked(before[i].Proto) {
 			p.History = append(p.History, n.Tenancy(&before[i]))

@@ -21,35 +21,40 @@ func (n *Names) PortText(out io.Writer, style Style, p *Port) error {
 	if p.Proto == "" {
 		protos = []string{tracer.TCP.String(), tracer.UDP.String()}
 	}
+	all := sections(p.Sockets)
 	for _, proto := range protos {
-		w.proto(proto, p.Sockets, p.Proto != "" || len(p.Sockets) == 0)
+		w.proto(proto, all, p.Proto != "" || len(p.Sockets) == 0)
 	}
 	w.about(p, protos)
 	w.before(p.History)
 	if w.err != nil {
 		return w.err
 	}
-	if clients := section(p.Sockets, tracer.RoleClient, ""); len(clients) > 0 {
+	var clients []Socket
+	for _, proto := range protos {
+		clients = append(clients, all[section{tracer.RoleClient.String(), proto}]...)
+	}
+	if len(clients) > 0 {
 		fmt.Fprintf(out, "\nclients that have %d as their own port:\n", p.Port)
 		return n.RowsText(out, style, clients)
 	}
 	return nil
 }
 
-// section is those sockets of a role, and of a protocol unless that is "", which
-// are together as SortSockets orders them.
-func section(sockets []Socket, role tracer.Role, proto string) []Socket {
-	name := role.String()
-	match := func(s *Socket) bool { return s.Role == name && (proto == "" || s.Proto == proto) }
-	from := 0
-	for from < len(sockets) && !match(&sockets[from]) {
-		from++
+// section names the sockets of a role and a protocol.
+type section struct{ role, proto string }
+
+// sections takes sockets apart, which are in the order of SortSockets.
+func sections(sockets []Socket) map[section][]Socket {
+	out := make(map[section][]Socket)
+	for len(sockets) > 0 {
+		name, n := section{sockets[0].Role, sockets[0].Proto}, 1
+		for n < len(sockets) && sockets[n].Role == name.role && sockets[n].Proto == name.proto {
+			n++
+		}
+		out[name], sockets = sockets[:n:n], sockets[n:]
 	}
-	to := from
-	for to < len(sockets) && match(&sockets[to]) {
-		to++
-	}
-	return sockets[from:to]
+	return out
 }
 
 // portWriter keeps the first error.
@@ -68,10 +73,10 @@ func (w *portWriter) printf(format string, args ...any) {
 }
 
 // proto tells of one protocol; nobody says so only where asked.
-func (w *portWriter) proto(proto string, sockets []Socket, sayNobody bool) {
+func (w *portWriter) proto(proto string, all map[section][]Socket, sayNobody bool) {
 	held := false
 	for _, role := range []tracer.Role{tracer.RoleListener, tracer.RoleBound} {
-		for _, group := range groups(section(sockets, role, proto)) {
+		for _, group := range groups(all[section{role.String(), proto}]) {
 			w.group(group)
 			held = true
 		}
@@ -88,7 +93,7 @@ func (w *portWriter) proto(proto string, sockets []Socket, sayNobody bool) {
 	}
 	var parts []string
 	for _, r := range rest {
-		switch n := len(section(sockets, r.role, proto)); {
+		switch n := len(all[section{r.role.String(), proto}]); {
 		case n == 1:
 			parts = append(parts, r.one)
 		case n > 1:

@@ -4,6 +4,7 @@ package render
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/porthole-dev/porthole/internal/container"
@@ -146,9 +147,28 @@ func (n *Names) containerOf(s *tracer.Socket) *container.Container {
 	return n.Cgroups.Resolve(s.Holders[0].Cgroup).Container
 }
 
-// socketInFull makes the row of a socket of a Port.
-func (n *Names) socketInFull(s *tracer.Socket) Socket {
-	row := n.Socket(s)
+// socketsInFull makes the rows of the sockets of a Port.
+func (n *Names) socketsInFull(sockets []tracer.Socket) []Socket {
+	rows := make([]Socket, len(sockets))
+	k := parts(len(rows))
+	share(k, func(part int) {
+		from, to := len(rows)*part/k, len(rows)*(part+1)/k
+		pool := make([]Holder, 0, to-from) // for the usual case of a holder each
+		for i := from; i < to; i++ {
+			row := n.socketInFull(&sockets[i], pool[len(pool):])
+			if len(pool)+len(row.Holders) <= cap(pool) {
+				pool = pool[:len(pool)+len(row.Holders)]
+			}
+			row.Holders = slices.Clip(row.Holders)
+			rows[i] = row
+		}
+	})
+	return rows
+}
+
+// socketInFull is socket, with what only a Port tells.
+func (n *Names) socketInFull(s *tracer.Socket, holders []Holder) Socket {
+	row := n.socket(s, holders)
 	for i := range s.Holders {
 		row.Holders[i].UID = &s.Holders[i].UID
 		row.Holders[i].Container = n.Cgroups.Resolve(s.Holders[i].Cgroup).Container
