@@ -143,25 +143,38 @@ func checkLoad() error {
 	return nil
 }
 
-// readSpec reads a BPF object: as it is built with bpf_rdonly_cast(), which is new in
-// 6.2, or if the kernel turns out to lack that, without.
-func readSpec(types func() *btf.Cache, with, without func() (*ebpf.CollectionSpec, error)) (*ebpf.CollectionSpec, error) {
-	spec, err := with()
+// hasCast tells whether the kernel has bpf_rdonly_cast(), new in 6.2: for those that
+// have not there are objects of their own.
+func hasCast(types *btf.Cache) (bool, error) {
+	kernel, err := types.Kernel()
 	if err != nil {
-		return nil, fmt.Errorf("read BPF object: %w", err)
-	}
-	kernel, err := types().Kernel()
-	if err != nil {
-		return nil, explain("read the kernel's BTF", err)
+		return false, explain("read the kernel's BTF", err)
 	}
 	var fn *btf.Func
-	if kernel.TypeByName("bpf_rdonly_cast", &fn) == nil {
-		return spec, nil
+	return kernel.TypeByName("bpf_rdonly_cast", &fn) == nil, nil
+}
+
+// createMaps creates the maps of an object, and what its variables are kept in.
+func createMaps(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
+	only := *spec
+	only.Programs = nil
+	maps, err := ebpf.NewCollection(&only)
+	if err != nil {
+		return nil, explain("create maps", err)
 	}
-	if spec, err = without(); err != nil {
-		return nil, fmt.Errorf("read BPF object: %w", err)
+	return maps, nil
+}
+
+// loadProgram loads one program of an object; opts has the object's maps.
+func loadProgram(spec *ebpf.CollectionSpec, name string, opts ebpf.CollectionOptions) (*ebpf.Program, error) {
+	one := *spec // not Copy, which copies every program
+	one.Programs, one.Variables = map[string]*ebpf.ProgramSpec{name: spec.Programs[name]}, nil
+	coll, err := ebpf.NewCollectionWithOptions(&one, opts)
+	if err != nil {
+		return nil, err
 	}
-	return spec, nil
+	defer coll.Close()
+	return coll.DetachProgram(name), nil
 }
 
 // The oldest kernel that has every program type, map and helper used here.
@@ -238,14 +251,11 @@ func (p *probe) load(spec *ebpf.CollectionSpec, opts ebpf.CollectionOptions) (*e
 	if spec.Programs[name] == nil {
 		return nil, fmt.Errorf("load %s: no program %s", p.hook, name)
 	}
-	one := *spec // not Copy, which copies every program
-	one.Programs = map[string]*ebpf.ProgramSpec{name: spec.Programs[name]}
-	coll, err := ebpf.NewCollectionWithOptions(&one, opts)
+	prog, err := loadProgram(spec, name, opts)
 	if err != nil {
 		return nil, explain("load "+p.hook, err)
 	}
-	defer coll.Close()
-	return coll.DetachProgram(name), nil
+	return prog, nil
 }
 
 // pick names the program for the number of arguments that the function has in

@@ -35,29 +35,16 @@ type Snapshotter struct {
 	// turn is for one call of a program, and for what it leaves in its maps.
 	turn sync.Mutex
 
-	tables  tableObjects
-	step    *ebpf.Program // goes on with the walk
-	burst   *link.Iter    // the same for old kernels, instead
-	holders holderObjects
-	files   *link.Iter
-	udp     int // a UDP socket, for struct walk
-	rows    *ebpf.Memory
-	fds     *ebpf.Memory
-	spaces  *ebpf.Memory
-	dec     *decoder
-	kernel  *btf.Cache // the kernel's types, to load more programs with
-}
-
-type tableObjects struct {
-	Walk   *ebpf.Variable `ebpf:"walk"`
-	Rows   *ebpf.Map      `ebpf:"rows"`
-	Spaces *ebpf.Map      `ebpf:"netns_rows"`
-}
-
-type holderObjects struct {
-	Cursor *ebpf.Variable `ebpf:"fds_cursor"`
-	Chunks *ebpf.Map      `ebpf:"fds"`
-	Files  *ebpf.Program  `ebpf:"ph_files"`
+	maps   *ebpf.Collection
+	step   *ebpf.Program // goes on with the walk
+	burst  *link.Iter    // the same for old kernels, instead
+	files  *link.Iter
+	udp    int // a UDP socket, for struct walk
+	rows   *ebpf.Memory
+	fds    *ebpf.Memory
+	spaces *ebpf.Memory
+	dec    *decoder
+	kernel *btf.Cache // the kernel's types, to load more programs with
 }
 
 // NewSnapshotter loads the programs. The error wraps ErrNotPermitted or
@@ -69,27 +56,40 @@ func newSnapshotter(oldKernel bool) (*Snapshotter, error) {
 	if err := checkLoad(); err != nil {
 		return nil, err
 	}
-	kernel := kernelTypes() // decoded while the programs for most kernels are
-	with := loadSnapshot
-	if oldKernel {
-		with = loadSnapshotOld
+	kernel := kernelTypes() // decoded while the programs for most kernels are, and their maps made
+	s := &Snapshotter{dec: newDecoder(), udp: -1}
+	spec, err := s.prepare(loadSnapshot)
+	s.kernel = kernel()
+	if err == nil {
+		var cast bool
+		if cast, err = hasCast(s.kernel); err == nil && (!cast || oldKernel) {
+			s.maps.Close()
+			spec, err = s.prepare(loadSnapshotOld)
+		}
 	}
-	spec, err := readSpec(kernel, with, loadSnapshotOld)
+	if err == nil {
+		err = s.load(spec, oldKernel)
+	}
 	if err != nil {
-		return nil, err
-	}
-	s := &Snapshotter{dec: newDecoder(), kernel: kernel(), udp: -1}
-	if err := s.load(spec, oldKernel); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
 }
 
+// prepare reads an object and creates its maps.
+func (s *Snapshotter) prepare(load func() (*ebpf.CollectionSpec, error)) (*ebpf.CollectionSpec, error) {
+	spec, err := load()
+	if err != nil {
+		return nil, fmt.Errorf("read BPF object: %w", err)
+	}
+	s.maps, err = createMaps(spec)
+	return spec, err
+}
+
 func (s *Snapshotter) load(spec *ebpf.CollectionSpec, oldKernel bool) error {
-	opts := ebpf.CollectionOptions{Cache: s.kernel}
+	opts := ebpf.CollectionOptions{Cache: s.kernel, MapReplacements: s.maps.Maps}
 	done := make(chan error)
-	holders := spec.Copy()
-	go func() { done <- holders.LoadAndAssign(&s.holders, &opts) }()
+	go func() { done <- s.loadFiles(spec, opts) }()
 	err := s.loadWalk(spec, opts, oldKernel)
 	if err := errors.Join(err, <-done); err != nil {
 		return explain("load snapshot programs", err)
@@ -97,47 +97,45 @@ func (s *Snapshotter) load(spec *ebpf.CollectionSpec, oldKernel bool) error {
 	if s.udp, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
 		return fmt.Errorf("open a UDP socket: %w", err)
 	}
-	if s.rows, err = s.tables.Rows.Memory(); err != nil {
-		return fmt.Errorf("map rows: %w", err)
-	}
-	if s.spaces, err = s.tables.Spaces.Memory(); err != nil {
-		return fmt.Errorf("map namespaces: %w", err)
-	}
-	if s.fds, err = s.holders.Chunks.Memory(); err != nil {
-		return fmt.Errorf("map descriptors: %w", err)
-	}
-	s.files, err = link.AttachIter(link.IterOptions{Program: s.holders.Files})
-	if err != nil {
-		return explain("attach iter/task", err)
+	for name, memory := range map[string]**ebpf.Memory{
+		snapshotMapRows: &s.rows, snapshotMapNetnsRows: &s.spaces, snapshotMapFds: &s.fds,
+	} {
+		if *memory, err = s.maps.Maps[name].Memory(); err != nil {
+			return fmt.Errorf("map %s: %w", name, err)
+		}
 	}
 	return nil
 }
 
+// loadFiles loads the iterator that copies descriptor tables.
+func (s *Snapshotter) loadFiles(spec *ebpf.CollectionSpec, opts ebpf.CollectionOptions) (err error) {
+	s.files, err = loadIter(spec, snapshotProgPhFiles, opts)
+	return err
+}
+
 // loadWalk loads the program that walks, and where the kernel has no bpf_loop()
 // (5.17) or programs of type syscall (5.14) the one that does it in short bursts.
-func (s *Snapshotter) loadWalk(spec *ebpf.CollectionSpec, opts ebpf.CollectionOptions, oldKernel bool) error {
-	var walk struct {
-		tableObjects
-		Step *ebpf.Program `ebpf:"ph_walk"`
-	}
-	var burst struct {
-		tableObjects
-		Step *ebpf.Program `ebpf:"ph_walk_burst"`
-	}
-	var err error
+func (s *Snapshotter) loadWalk(spec *ebpf.CollectionSpec, opts ebpf.CollectionOptions, oldKernel bool) (err error) {
 	if !oldKernel {
-		if err = spec.LoadAndAssign(&walk, &opts); err == nil {
-			s.tables, s.step = walk.tableObjects, walk.Step
+		if s.step, err = loadProgram(spec, snapshotProgPhWalk, opts); err == nil {
 			return nil
 		}
 	}
-	if burstErr := spec.LoadAndAssign(&burst, &opts); burstErr != nil {
+	var burstErr error
+	if s.burst, burstErr = loadIter(spec, snapshotOldProgPhWalkBurst, opts); burstErr != nil {
 		return errors.Join(err, burstErr)
 	}
-	defer burst.Step.Close() // the link keeps it
-	s.tables = burst.tableObjects
-	s.burst, err = link.AttachIter(link.IterOptions{Program: burst.Step})
-	return err
+	return nil
+}
+
+// loadIter loads a program and attaches it as an iterator, which keeps it.
+func loadIter(spec *ebpf.CollectionSpec, name string, opts ebpf.CollectionOptions) (*link.Iter, error) {
+	prog, err := loadProgram(spec, name, opts)
+	if err != nil {
+		return nil, err
+	}
+	defer prog.Close()
+	return link.AttachIter(link.IterOptions{Program: prog})
 }
 
 // forget frees what only loading programs takes: some 10 MB.
@@ -154,8 +152,10 @@ func (s *Snapshotter) Close() error {
 	if s.udp >= 0 {
 		errs = append(errs, unix.Close(s.udp))
 	}
-	return errors.Join(append(errs, s.tables.Rows.Close(), s.tables.Spaces.Close(), s.step.Close(),
-		s.holders.Chunks.Close(), s.holders.Files.Close())...)
+	if s.maps != nil {
+		s.maps.Close()
+	}
+	return errors.Join(append(errs, s.step.Close())...)
 }
 
 // Take reads every socket with a port, or those on one local port (port not 0),
@@ -395,13 +395,13 @@ func (s *Snapshotter) walk(w *bpfWalk, what bpfWalk, buf []bpfRow, each func([]b
 func (s *Snapshotter) goOn(w *bpfWalk, step *stepper, buf []bpfRow) ([]bpfRow, error) {
 	s.turn.Lock()
 	defer s.turn.Unlock()
-	if err := s.tables.Walk.Set(w); err != nil {
+	if err := s.maps.Variables[snapshotVarWalk].Set(w); err != nil {
 		return nil, fmt.Errorf("prepare walk: %w", err)
 	}
 	if err := step.run(); err != nil {
 		return nil, explain("walk the kernel's port tables", err)
 	}
-	if err := s.tables.Walk.Get(w); err != nil {
+	if err := s.maps.Variables[snapshotVarWalk].Get(w); err != nil {
 		return nil, fmt.Errorf("read walk: %w", err)
 	}
 	if w.Table == bpfWalkTableWALK_NETNS {
@@ -472,7 +472,7 @@ func (s *Snapshotter) eachFds(f func([]bpfFds)) error {
 	}
 	defer it.Close()
 	var cursor bpfFdsCursor
-	buf := make([]bpfFds, s.holders.Chunks.MaxEntries())
+	buf := make([]bpfFds, s.maps.Maps[snapshotMapFds].MaxEntries())
 	for {
 		last, err := s.readFds(it, &cursor, buf)
 		if err != nil {
@@ -490,7 +490,7 @@ func (s *Snapshotter) readFds(it io.Reader, cursor *bpfFdsCursor, buf []bpfFds) 
 	s.turn.Lock()
 	defer s.turn.Unlock()
 	cursor.Rows = 0
-	if err := s.holders.Cursor.Set(cursor); err != nil {
+	if err := s.maps.Variables[snapshotVarFdsCursor].Set(cursor); err != nil {
 		return false, fmt.Errorf("prepare iterator: %w", err)
 	}
 	// The iterator writes nothing to its reader: it ends with EOF, or with EAGAIN
@@ -499,7 +499,7 @@ func (s *Snapshotter) readFds(it io.Reader, cursor *bpfFdsCursor, buf []bpfFds) 
 	if readErr != nil && readErr != io.EOF && !errors.Is(readErr, syscall.EAGAIN) {
 		return false, fmt.Errorf("read iter/task: %w", readErr)
 	}
-	if err := s.holders.Cursor.Get(cursor); err != nil {
+	if err := s.maps.Variables[snapshotVarFdsCursor].Get(cursor); err != nil {
 		return false, fmt.Errorf("read iterator: %w", err)
 	}
 	if err := readMemory(s.fds, buf[:cursor.Rows]); err != nil {

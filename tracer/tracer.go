@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/ringbuf"
 )
@@ -127,9 +126,15 @@ func (t *Tracer) open(cfg Config) error {
 		return err
 	}
 	defer t.snap.forget()
-	spec, err := readSpec(func() *btf.Cache { return t.snap.kernel }, loadBpf, loadBpfOld)
-	if err != nil {
+	load := loadBpf
+	if cast, err := hasCast(t.snap.kernel); err != nil {
 		return err
+	} else if !cast {
+		load = loadBpfOld
+	}
+	spec, err := load()
+	if err != nil {
+		return fmt.Errorf("read BPF object: %w", err)
 	}
 	if err := t.openMaps(spec, cfg); err != nil {
 		return err
@@ -150,11 +155,9 @@ func (t *Tracer) openMaps(spec *ebpf.CollectionSpec, cfg Config) error {
 			return fmt.Errorf("set %s: %w", name, err)
 		}
 	}
-	only := *spec
-	only.Programs = nil
-	coll, err := ebpf.NewCollection(&only)
+	coll, err := createMaps(spec)
 	if err != nil {
-		return explain("create maps", err)
+		return err
 	}
 	t.maps, t.partsVar, t.establishedVar = coll.Maps, coll.Variables[bpfVarTracepointParts], coll.Variables[bpfVarWantEstablished]
 	return t.SetEstablished(cfg.Established)
