@@ -197,3 +197,30 @@ func TestKernelReconcileTellsAll(t *testing.T) {
 		}
 	}
 }
+
+// The same of connections, as many as there can be while addresses and ports are used again.
+func TestKernelReconcileTellsConnections(t *testing.T) {
+	r := record(t, Config{Reconcile: time.Millisecond})
+	if err := os.WriteFile("/proc/sys/net/ipv4/ip_local_port_range", []byte("32768 33767"), 0); err != nil {
+		t.Fatal(err)
+	}
+	l, at := r.listener(unix.AF_INET, "127.0.0.1:0")
+	r.events(2)
+	const connections = 3000
+	before := stats(t, r.tracer).Reconciles
+	for stats(t, r.tracer).Reconciles < before+5 {
+		for range connections {
+			client := r.socket(unix.AF_INET, unix.SOCK_STREAM)
+			r.connect(client, at)
+			r.close(r.acceptNoAddr(l), client)
+		}
+		told := make(map[EventType]int)
+		for _, ev := range r.events(4 * connections) {
+			told[ev.Type]++
+		}
+		want := map[EventType]int{EventConnect: connections, EventAccept: connections, EventClose: 2 * connections}
+		if diff := cmp.Diff(want, told); diff != "" {
+			t.Fatalf("events (-want +got):\n%s", diff)
+		}
+	}
+}
