@@ -85,8 +85,8 @@ func (b *bench) loadWatched(w watcher, p *process, load func(*process) error, di
 	return err
 }
 
-// untold is how many closes may be missing: one in millions the kernel tells no tracepoint
-// of, see "Loss" in docs/performance.md.
+// untold is how many closes may be missing: for one in some millions a hardened kernel
+// calls no tracepoint, see "Loss" in docs/performance.md.
 const untold = 2
 
 // check notes events that are missing, or too many, of so many connections.
