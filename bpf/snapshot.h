@@ -453,9 +453,13 @@ static __always_inline struct walk_tables walk_begin(void)
 {
 	struct net *net = READ(READ(task_current(), nsproxy), net_ns);
 	struct inet_hashinfo *info = tcp_hashinfo(net);
-	struct walk_tables tables = { .steps = WALK_STEPS };
+	struct walk_tables tables;
 	struct udp_table *udp;
 
+	/* One by one: as a constant it would be in .rodata, which without variables Linux 5.10 refuses. */
+	tables.heads = NULL;
+	tables.size = 0;
+	tables.steps = WALK_STEPS;
 	walk.rows = 0;
 	walk.done = 0;
 	walk.now = bpf_ktime_get_ns();
