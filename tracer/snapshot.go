@@ -56,24 +56,31 @@ func newSnapshotter(oldKernel bool) (*Snapshotter, error) {
 	if err := checkLoad(); err != nil {
 		return nil, err
 	}
-	kernel := kernelTypes() // decoded while the programs for most kernels are, and their maps made
 	s := &Snapshotter{dec: newDecoder(), udp: -1}
-	spec, err := s.prepare(loadSnapshot)
-	s.kernel = kernel()
-	if err == nil {
-		var cast bool
-		if cast, err = hasCast(s.kernel); err == nil && (!cast || oldKernel) {
-			s.maps.Close()
-			spec, err = s.prepare(loadSnapshotOld)
-		}
-	}
-	if err == nil {
-		err = s.load(spec, oldKernel)
-	}
-	if err != nil {
+	if err := s.open(oldKernel); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
+}
+
+func (s *Snapshotter) open(oldKernel bool) error {
+	kernel := kernelTypes() // decoded while the programs for most kernels are, and their maps made
+	spec, err := s.prepare(loadSnapshot)
+	if err != nil {
+		return err
+	}
+	s.kernel = kernel()
+	cast, err := hasCast(s.kernel)
+	if err != nil {
+		return err
+	}
+	if !cast || oldKernel {
+		s.maps.Close()
+		if spec, err = s.prepare(loadSnapshotOld); err != nil {
+			return err
+		}
+	}
+	return s.load(spec, oldKernel)
 }
 
 // prepare reads an object and creates its maps.
@@ -89,7 +96,11 @@ func (s *Snapshotter) prepare(load func() (*ebpf.CollectionSpec, error)) (*ebpf.
 func (s *Snapshotter) load(spec *ebpf.CollectionSpec, oldKernel bool) error {
 	opts := ebpf.CollectionOptions{Cache: s.kernel, MapReplacements: s.maps.Maps}
 	done := make(chan error)
-	go func() { done <- s.loadFiles(spec, opts) }()
+	go func() {
+		var err error
+		s.files, err = loadIter(spec, snapshotProgPhFiles, opts)
+		done <- err
+	}()
 	err := s.loadWalk(spec, opts, oldKernel)
 	if err := errors.Join(err, <-done); err != nil {
 		return explain("load snapshot programs", err)
@@ -105,12 +116,6 @@ func (s *Snapshotter) load(spec *ebpf.CollectionSpec, oldKernel bool) error {
 		}
 	}
 	return nil
-}
-
-// loadFiles loads the iterator that copies descriptor tables.
-func (s *Snapshotter) loadFiles(spec *ebpf.CollectionSpec, opts ebpf.CollectionOptions) (err error) {
-	s.files, err = loadIter(spec, snapshotProgPhFiles, opts)
-	return err
 }
 
 // loadWalk loads the program that walks, and where the kernel has no bpf_loop()

@@ -119,6 +119,12 @@ func share(n int, do func(int)) {
 	wg.Wait()
 }
 
+// shareRows makes n rows in parts(n) parts at once, each from a row up to another.
+func shareRows(n int, do func(part, from, to int)) {
+	k := parts(n)
+	share(k, func(part int) { do(part, n*part/k, n*(part+1)/k) })
+}
+
 // Table writes lines of cells as columns, each as wide as its widest cell; the
 // first line is the heading. right tells which columns are aligned to the right.
 func Table(w io.Writer, style Style, lines [][]string, right ...int) error {

@@ -150,9 +150,7 @@ func (n *Names) containerOf(s *tracer.Socket) *container.Container {
 // socketsInFull makes the rows of the sockets of a Port.
 func (n *Names) socketsInFull(sockets []tracer.Socket) []Socket {
 	rows := make([]Socket, len(sockets))
-	k := parts(len(rows))
-	share(k, func(part int) {
-		from, to := len(rows)*part/k, len(rows)*(part+1)/k
+	shareRows(len(rows), func(_, from, to int) {
 		pool := make([]Holder, 0, to-from) // for the usual case of a holder each
 		for i := from; i < to; i++ {
 			row := n.socketInFull(&sockets[i], pool[len(pool):])

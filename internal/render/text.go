@@ -84,11 +84,11 @@ func (n *Names) rowsText(w io.Writer, style Style, count int, row func(i int, ho
 	}
 	grids := make([]*grid, parts(count))
 	apart := make([]struct{ netns, container bool }, len(grids)) // is there any
-	share(len(grids), func(part int) {
+	shareRows(count, func(part, from, to int) {
 		g, some := newGrid(len(rowsHead)), &apart[part]
 		grids[part] = g
 		holders := make([]Holder, 0, 16)
-		for i := part * count / len(grids); i < (part+1)*count/len(grids); i++ {
+		for i := from; i < to; i++ {
 			s := row(i, holders)
 			n.appendCells(g, &s)
 			some.netns = some.netns || s.NetNS != n.HostNS

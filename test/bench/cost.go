@@ -40,7 +40,7 @@ func (b *bench) connectionCost() error {
 		if err := b.rest(f); err != nil {
 			return err
 		}
-		f.first = func() error { return l.cycles(b.cycles / 2) }
+		f.first = func() error { return l.cycles(b.before()) }
 	}
 	for range b.shortRuns() {
 		off, err := onLastCPU(b.cycles, l.cycles)
@@ -56,6 +56,10 @@ func (b *bench) connectionCost() error {
 	b.connectionRows(all)
 	return b.programCost(l, b.agent(), "<= 3 us")
 }
+
+// before is how many connections a watcher has seen before it is measured. The agent
+// remembers them and those of a run.
+func (b *bench) before() int { return b.cycles / 2 }
 
 // rest sees what a watcher does when nothing happens.
 func (b *bench) rest(f *followed) error {
@@ -78,12 +82,12 @@ func (b *bench) follow(f *followed, l *listener, off float64) error {
 	if err != nil || f.failed > failed {
 		return err
 	}
-	b.check(f.watcher, did.seen, b.cycles+b.cycles/2)
+	b.check(f.watcher, did.seen, b.before()+b.cycles)
 	n := float64(b.cycles)
 	rest := f.rest * (ns*n + float64(settled))
 	f.us, f.off = append(f.us, ns/1e3), append(f.off, off/1e3)
 	f.cpu = append(f.cpu, (float64(did.cpu)-rest)/n/1e3)
-	f.events = append(f.events, float64(did.events)/(n+float64(b.cycles/2)))
+	f.events = append(f.events, float64(did.events)/float64(b.before()+b.cycles))
 	return nil
 }
 

@@ -85,14 +85,9 @@ func (b *bench) loadWatched(w watcher, p *process, load func(*process) error, di
 	return err
 }
 
-// untold is how many closes may be missing: for one in some millions a hardened kernel
-// calls no tracepoint, see "Loss" in docs/performance.md.
-const untold = 2
-
 // check notes events that are missing, or too many, of so many connections.
 func (b *bench) check(w watcher, s seen, connections int) {
-	want := w.each * connections
-	if w.each != 0 && (s.events > want || s.events < want-untold || s.lost != 0) {
+	if want := w.each * connections; w.each != 0 && (s.events != want || s.lost != 0) {
 		b.wrong = append(b.wrong, fmt.Sprintf("%s saw %d of %d, and says it lost %d", w.name, s.events, want, s.lost))
 	}
 }
