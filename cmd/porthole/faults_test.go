@@ -737,8 +737,7 @@ func TestAgentMemory(t *testing.T) {
 	if err != nil {
 		t.Errorf("%v: %s", err, out)
 	}
-	port := takePort(t)
-	f.await(t, fmt.Sprintf("/v1/history?port=%d", port), isOurs)
+	f.remembers(t)
 	if code, body := get(t, f.socket, "GET", "/v1/sockets"); code != 200 {
 		t.Errorf("sockets: %d %s", code, body)
 	}
