@@ -176,21 +176,18 @@ func (s *Snapshotter) Take(port uint16) (*Snapshot, error) {
 	var w bpfWalk
 	// One processor sorts out what the other reads from the kernel.
 	rows := make(chan []bpfRow, 64)
-	sorted := make(chan *collection, 1)
+	added := make(chan *collection)
 	go func() {
 		c := newCollection()
 		for some := range rows {
 			c.add(some)
 		}
-		sorted <- c
-		c.sort()
-		sorted <- c
+		added <- c
 	}()
 	err := s.readTables(&w, port, nil, func(some []bpfRow) { rows <- some })
 	close(rows)
-	c := <-sorted
+	c := <-added
 	fdsErr := s.eachFds(func(tables []bpfFds) { c.join(s.dec, tables) })
-	<-sorted
 	if err := errors.Join(err, fdsErr); err != nil {
 		return nil, err
 	}
@@ -206,20 +203,29 @@ func (s *Snapshotter) Take(port uint16) (*Snapshot, error) {
 // part and, in the lower 16 bits, its own.
 type collection struct {
 	parts  []part
-	keys   []sortKey
+	keys   [][]sortKey       // sorted runs, each longer than the next
 	byFile map[uint64]uint32 // a row by the address of the file that refers to its socket
 	next   map[uint32]uint32 // MPTCP: subflows share a file
-	pool   []Holder          // memory for the usual case of a holder each
+	procs  []Process
+	more   map[uint32][]rawHolder // the holders of a row but the first
 }
 
-// part is the rows of one call of the walk, and the holders of each.
+// part is the rows of one call of the walk, and the first holder of each.
 type part struct {
-	rows    []bpfRow
-	holders [][]Holder
+	rows []bpfRow
+	held []rawHolder
 }
+
+// rawHolder is a holder on its way: a process by its place in collection.procs, or nobody.
+type rawHolder struct {
+	proc int32
+	fd   uint32
+}
+
+const nobody = -1
 
 func newCollection() *collection {
-	return &collection{byFile: make(map[uint64]uint32), next: make(map[uint32]uint32)}
+	return &collection{byFile: make(map[uint64]uint32), next: make(map[uint32]uint32), more: make(map[uint32][]rawHolder)}
 }
 
 func (c *collection) row(at uint32) *bpfRow { return &c.parts[at>>16].rows[at&0xffff] }
@@ -227,10 +233,12 @@ func (c *collection) row(at uint32) *bpfRow { return &c.parts[at>>16].rows[at&0x
 // add takes rows, and keeps them.
 func (c *collection) add(rows []bpfRow) {
 	first := uint32(len(c.parts)) << 16
-	c.parts = append(c.parts, part{rows, make([][]Holder, len(rows))})
-	if len(c.keys)+len(rows) > cap(c.keys) {
-		c.keys = slices.Grow(c.keys, max(len(c.keys), len(rows))) // twice as many: what is left behind is never reused
+	p := part{rows, make([]rawHolder, len(rows))}
+	for i := range p.held { // written before it is read: a page that is read first faults twice
+		p.held[i].proc = nobody
 	}
+	c.parts = append(c.parts, p)
+	keys := make([]sortKey, 0, len(rows))
 	for i := range rows {
 		row, at := &rows[i], first|uint32(i)
 		if row.File != 0 {
@@ -244,8 +252,9 @@ func (c *collection) add(rows []bpfRow) {
 			}
 			c.byFile[row.File] = at
 		}
-		c.keys = append(c.keys, c.key(at))
+		keys = append(keys, c.key(at))
 	}
+	c.sort(keys)
 }
 
 func (c *collection) key(at uint32) sortKey {
@@ -259,48 +268,86 @@ func (c *collection) ends(at uint32) (local, remote netip.AddrPort, id uint64) {
 	return addrPort(row.Flow.LocalIp, row.Flow.LocalPort), remoteOf(row), row.Sock
 }
 
-func (c *collection) sort() { sortKeys(c.keys, c.ends) }
+// sort makes a run of keys, and merges runs while the last is not the shortest by far:
+// most of the sorting is done while there is more to read.
+func (c *collection) sort(keys []sortKey) {
+	sortKeys(keys, c.ends)
+	c.keys = append(c.keys, keys)
+	for n := len(c.keys); n > 1 && len(c.keys[n-2]) < 2*len(c.keys[n-1]); n = len(c.keys) {
+		c.mergeLast()
+	}
+}
+
+func (c *collection) mergeLast() {
+	n := len(c.keys)
+	c.keys = append(c.keys[:n-2], mergeKeys(c.keys[n-2], c.keys[n-1], c.ends))
+}
 
 // join gives each socket its holders among some descriptor tables.
 func (c *collection) join(dec *decoder, tables []bpfFds) {
-	if c.pool == nil {
-		c.pool = make([]Holder, 0, len(c.keys))
-	}
 	for i := range tables {
 		table := &tables[i]
-		process := dec.process(&table.Process)
+		h := rawHolder{proc: int32(len(c.procs))}
+		c.procs = append(c.procs, dec.process(&table.Process))
 		for fd, file := range table.Files {
 			if file == 0 {
 				continue
 			}
+			h.fd = table.First + uint32(fd)
 			for at, ok := c.byFile[file]; ok; at, ok = c.next[at] {
-				holders := &c.parts[at>>16].holders[at&0xffff]
-				h := Holder{Process: process, FD: table.First + uint32(fd)}
-				if n := len(c.pool); *holders == nil && n < cap(c.pool) {
-					c.pool = append(c.pool, h)
-					*holders = c.pool[n : n+1 : n+1]
+				if first := &c.parts[at>>16].held[at&0xffff]; first.proc == nobody {
+					*first = h
 				} else {
-					*holders = append(*holders, h)
+					c.more[at] = append(c.more[at], h)
 				}
 			}
 		}
 	}
 }
 
+// holders appends the holders of a row.
+func (c *collection) holders(to []Holder, at uint32) []Holder {
+	first := c.parts[at>>16].held[at&0xffff]
+	if first.proc == nobody {
+		return to
+	}
+	to = append(to, Holder{Process: c.procs[first.proc], FD: first.fd})
+	if len(c.more) == 0 {
+		return to
+	}
+	for _, h := range c.more[at] {
+		to = append(to, Holder{Process: c.procs[h.proc], FD: h.fd})
+	}
+	return to
+}
+
 // sockets returns the sockets in order, each once. It uses two processors.
 func (c *collection) sockets() []Socket {
-	keys, last := c.keys[:0], uint64(0)
-	for _, k := range c.keys {
+	for len(c.keys) > 1 {
+		c.mergeLast()
+	}
+	if len(c.keys) == 0 {
+		return nil
+	}
+	keys, last := c.keys[0][:0], uint64(0)
+	for _, k := range c.keys[0] {
 		if id := c.row(k.at).Sock; id != 0 && id != last {
 			keys, last = append(keys, k), id
 		}
 	}
 	out := make([]Socket, len(keys))
 	fill := func(from, to int) {
+		pool := make([]Holder, 0, to-from) // for the usual case of a holder each
 		for i := from; i < to; i++ {
 			at := keys[i].at
 			out[i] = socketOf(c.row(at))
-			out[i].Holders = c.parts[at>>16].holders[at&0xffff]
+			some := c.holders(pool[len(pool):], at)
+			if len(pool)+len(some) <= cap(pool) {
+				pool = pool[:len(pool)+len(some)]
+			}
+			if len(some) > 0 {
+				out[i].Holders = slices.Clip(some)
+			}
 		}
 	}
 	half := len(keys) / 2
@@ -338,7 +385,7 @@ func (s *Snapshotter) settle(w *bpfWalk, c *collection) error {
 	for _, p := range c.parts {
 		for i := range p.rows {
 			row := &p.rows[i]
-			if p.holders[i] != nil || row.File == 0 {
+			if p.held[i].proc != nobody || row.File == 0 {
 				continue
 			}
 			now, err := s.again(w, row.Sock, Proto(row.Proto), &row.Flow)
@@ -350,10 +397,12 @@ func (s *Snapshotter) settle(w *bpfWalk, c *collection) error {
 		}
 	}
 	if changed {
-		for i := range c.keys {
-			c.keys[i] = c.key(c.keys[i].at)
+		keys := slices.Concat(c.keys...)
+		for i := range keys {
+			keys[i] = c.key(keys[i].at)
 		}
-		c.sort()
+		c.keys = nil
+		c.sort(keys)
 	}
 	return nil
 }

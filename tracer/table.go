@@ -693,19 +693,37 @@ func newSortKey(role Role, proto Proto, netns uint32, local, remote netip.AddrPo
 	return k
 }
 
-// sortKeys sorts keys; ends tells of a socket what they do not.
-func sortKeys(keys []sortKey, ends func(at uint32) (local, remote netip.AddrPort, id uint64)) {
-	slices.SortFunc(keys, func(a, b sortKey) int {
-		if a.order != b.order {
-			return cmp.Compare(a.order, b.order)
+// keyEnds tells of a socket what its key does not.
+type keyEnds func(at uint32) (local, remote netip.AddrPort, id uint64)
+
+// compare is for slices.SortFunc.
+func (k sortKey) compare(b sortKey, ends keyEnds) int {
+	if k.order != b.order {
+		return cmp.Compare(k.order, b.order)
+	}
+	if k.ends != 0 && b.ends != 0 && (k.ends != b.ends || k.port != b.port) {
+		return cmp.Or(cmp.Compare(k.ends, b.ends), cmp.Compare(k.port, b.port))
+	}
+	localA, remoteA, idA := ends(k.at)
+	localB, remoteB, idB := ends(b.at)
+	return cmp.Or(localA.Addr().Compare(localB.Addr()), remoteA.Compare(remoteB), cmp.Compare(idA, idB))
+}
+
+func sortKeys(keys []sortKey, ends keyEnds) {
+	slices.SortFunc(keys, func(a, b sortKey) int { return a.compare(b, ends) })
+}
+
+// mergeKeys makes one sorted slice of two.
+func mergeKeys(a, b []sortKey, ends keyEnds) []sortKey {
+	out := make([]sortKey, 0, len(a)+len(b))
+	for len(a) > 0 && len(b) > 0 {
+		if a[0].compare(b[0], ends) <= 0 {
+			out, a = append(out, a[0]), a[1:]
+		} else {
+			out, b = append(out, b[0]), b[1:]
 		}
-		if a.ends != 0 && b.ends != 0 && (a.ends != b.ends || a.port != b.port) {
-			return cmp.Or(cmp.Compare(a.ends, b.ends), cmp.Compare(a.port, b.port))
-		}
-		localA, remoteA, idA := ends(a.at)
-		localB, remoteB, idB := ends(b.at)
-		return cmp.Or(localA.Addr().Compare(localB.Addr()), remoteA.Compare(remoteB), cmp.Compare(idA, idB))
-	})
+	}
+	return append(append(out, a...), b...)
 }
 
 // inTheWay returns those of sockets that made a bind fail with EADDRINUSE:

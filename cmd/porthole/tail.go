@@ -127,6 +127,7 @@ type eventPrinter struct {
 	o       *tailOptions
 	names   *render.Names
 	out     *bufio.Writer
+	json    render.Encoder
 	written uint64
 	line    []byte
 }
@@ -147,7 +148,7 @@ func (p *eventPrinter) head() error {
 // event writes one event; enough says that it was the last one wanted.
 func (p *eventPrinter) event(row *render.Event) (enough bool, err error) {
 	if p.o.jsonRows {
-		p.line = append(row.AppendJSON(p.line[:0]), '\n')
+		p.line = append(p.json.AppendEvent(p.line[:0], row), '\n')
 	} else {
 		p.line = append(append(p.line[:0], p.names.EventLine(p.e.style, row)...), '\n')
 	}

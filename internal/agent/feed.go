@@ -103,13 +103,14 @@ func (f *feed) run(sub *tracer.Subscription) {
 	var events []tracer.Event
 	var late uint64
 	var scratch page
+	var enc render.Encoder
 	for {
 		var err error
 		if events, err = sub.Next(context.Background(), events); err != nil {
 			break // io.EOF: the last reader has gone, or the tracer has ended
 		}
 		for rest := events; len(rest) > 0; {
-			rest = f.add(sub, &scratch, rest)
+			rest = f.add(sub, &enc, &scratch, rest)
 		}
 		if now := sub.Lost(); now > late {
 			f.each(sub, func(r *reader) { r.lost += now - late })
@@ -142,7 +143,7 @@ func (r *reader) wake() {
 }
 
 // add makes a page of the first of the events, and returns the rest.
-func (f *feed) add(sub *tracer.Subscription, p *page, events []tracer.Event) (rest []tracer.Event) {
+func (f *feed) add(sub *tracer.Subscription, enc *render.Encoder, p *page, events []tracer.Event) (rest []tracer.Event) {
 	f.mu.Lock()
 	readers := f.readers
 	f.mu.Unlock()
@@ -156,7 +157,7 @@ func (f *feed) add(sub *tracer.Subscription, p *page, events []tracer.Event) (re
 		}
 		if wanted != 0 {
 			row := f.names.Event(&events[0])
-			p.json = append(row.AppendJSON(p.json), '\n')
+			p.json = append(enc.AppendEvent(p.json, &row), '\n')
 			p.lines = append(p.lines, line{len(p.json), wanted})
 		}
 		events = events[1:]

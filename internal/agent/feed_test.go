@@ -54,7 +54,7 @@ func (f *feedTest) happen(n int) {
 		events = append(events, ev)
 	}
 	for scratch := new(page); len(events) > 0; {
-		events = f.add(f.feed.sub, scratch, events)
+		events = f.add(f.feed.sub, new(render.Encoder), scratch, events)
 	}
 }
 

@@ -82,14 +82,25 @@ type Stamp struct{ time.Time }
 
 // AppendText implements encoding.TextAppender. It never fails.
 func (s Stamp) AppendText(b []byte) ([]byte, error) {
+	return appendNanoseconds(appendSecond(b, s.Time), s.Nanosecond()), nil
+}
+
+// appendSecond appends a time up to the point after its seconds.
+func appendSecond(b []byte, t time.Time) []byte {
 	// RFC3339 is the one layout package time writes without interpreting it.
-	b = s.UTC().AppendFormat(b, time.RFC3339)
+	b = t.UTC().AppendFormat(b, time.RFC3339)
 	b[len(b)-1] = '.' // Z
-	ns := s.Nanosecond()
-	for div := 100_000_000; div > 0; div /= 10 {
-		b = append(b, byte('0'+ns/div%10))
+	return b
+}
+
+// appendNanoseconds appends what comes after that point.
+func appendNanoseconds(b []byte, ns int) []byte {
+	text := [...]byte{9: 'Z'}
+	for i, rest := 8, uint32(ns); i >= 0; i-- {
+		text[i] = byte('0' + rest%10)
+		rest /= 10
 	}
-	return append(b, 'Z'), nil
+	return append(b, text[:]...)
 }
 
 // MarshalText implements encoding.TextMarshaler. It never fails.

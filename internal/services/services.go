@@ -43,9 +43,14 @@ type Names struct {
 	local map[key]string
 }
 
-type key struct {
-	port uint16
-	udp  bool
+// key is a port, and whether it is UDP's: a number, for a name is looked up for every row.
+type key uint32
+
+func keyOf(port uint16, udp bool) key {
+	if udp {
+		return key(port) | 1<<16
+	}
+	return key(port)
 }
 
 // Load reads the machine's services file once; a machine without one has IANA's
@@ -84,7 +89,7 @@ func (n Names) add(line string) {
 	if !ok || err != nil || (proto != "tcp" && proto != "udp") {
 		return
 	}
-	k := key{uint16(port), proto == "udp"}
+	k := keyOf(uint16(port), proto == "udp")
 	if _, taken := n.local[k]; !taken {
 		n.local[k] = fields[0]
 	}
@@ -92,7 +97,7 @@ func (n Names) add(line string) {
 
 // Name returns the service name of a port, "" when it has none.
 func (n Names) Name(port uint16, udp bool) string {
-	if name, ok := n.local[key{port, udp}]; ok {
+	if name, ok := n.local[keyOf(port, udp)]; ok {
 		return name
 	}
 	var name string

@@ -105,7 +105,7 @@ func FuzzParse(f *testing.F) {
 	f.Add("# x\na\t1/udp b#c", uint16(1), true)
 	f.Add("\x00 80/tcp\r\n\n 99999/tcp", uint16(1), false)
 	f.Fuzz(func(t *testing.T, file string, port uint16, udp bool) {
-		name := Parse(strings.NewReader(file)).local[key{port, udp}]
+		name := Parse(strings.NewReader(file)).local[keyOf(port, udp)]
 		if strings.ContainsFunc(name, unicode.IsSpace) || strings.Contains(name, "#") {
 			t.Errorf("name %q of port %d", name, port)
 		}
@@ -117,7 +117,7 @@ func FuzzParse(f *testing.F) {
 		if udp {
 			proto = "udp"
 		}
-		after := Parse(strings.NewReader(file + "\nfuzz " + strconv.Itoa(int(port)) + "/" + proto)).local[key{port, udp}]
+		after := Parse(strings.NewReader(file + "\nfuzz " + strconv.Itoa(int(port)) + "/" + proto)).local[keyOf(port, udp)]
 		if want := name; after != want && (want != "" || after != "fuzz") {
 			t.Errorf("port %d is %q with a line more, and %q without", port, after, want)
 		}
