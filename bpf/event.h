@@ -142,6 +142,7 @@ struct walk {
 	enum walk_table table; /* in: which table to read */
 	__u32 udp_fd;	       /* in: a UDP socket of the caller: before 6.2 the way to the UDP table */
 	__u64 bucket;	       /* in/out: next bucket to read */
+	__u64 end;	       /* in: bucket to stop at */
 	__u64 tb;	       /* in/out: next bind bucket of the chain */
 	__u64 tb2;	       /* in/out: next per-address bind bucket */
 	__u64 node;	       /* in/out: next owner */
@@ -149,10 +150,12 @@ struct walk {
 	__u64 plain_prot;      /* in/out: operations of TCP sockets that are no subflows of MPTCP; of namespaces */
 	__u64 retry;	       /* in/out: bucket of the last restart */
 	__u64 buckets;	       /* out: number of buckets of the table, 0: table not found */
+	__u32 first_row;       /* index of the lane's first row */
 	__u32 rows;	       /* out: rows written by this call */
 	__u32 restarts;	       /* out: times a chain changed under the reader and was read again */
 	__u32 gave_up;	       /* out: chains left unfinished after too many restarts */
 	__u32 tries;	       /* in/out: restarts of the present bucket */
+	__u32 pad;	       /* */
 	__u16 port;	       /* in: only this local port, 0 = all */
 	__u8 done;	       /* out: the table was read to its end */
 	__u8 ephemeral;	       /* in: only ports of their namespace's ephemeral range, and no inodes */
@@ -164,6 +167,11 @@ struct walk {
 	__u16 high;	       /* in/out */
 	__u32 tw_delay_ms;     /* in/out: its tcp_tw_reuse_delay */
 	__u64 now;	       /* CLOCK_MONOTONIC at the beginning of the call, nanoseconds */
+};
+
+/* What a call of the walk is given. */
+struct walk_call {
+	__u32 lane; /* which of the walks goes on */
 };
 
 /*
@@ -193,5 +201,5 @@ _Static_assert(sizeof(struct process) == 40, "struct process");
 _Static_assert(sizeof(struct event) == 112 && EVENT_SHORT == 32, "struct event");
 _Static_assert(sizeof(struct row) == 88, "struct row");
 _Static_assert(sizeof(struct fds) == 560, "struct fds");
-_Static_assert(sizeof(struct walk) == 120, "struct walk");
+_Static_assert(sizeof(struct walk) == 136, "struct walk");
 _Static_assert(sizeof(struct netns_row) == 8208, "struct netns_row");

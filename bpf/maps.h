@@ -39,6 +39,7 @@ const volatile struct {
 	struct fds fds[0];
 	struct fds_cursor fds_cursor[0];
 	struct walk walk[0];
+	struct walk_call walk_call[0];
 	struct netns_row netns_row[0];
 } contract;
 

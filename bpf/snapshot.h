@@ -7,17 +7,18 @@
 
 /* ---- maps ---- */
 
-#define ROWS_MAX 8192 /* small, so that Go sorts out one part while the kernel writes the next */
+#define ROWS_MAX 8192 /* of a lane */
+#define LANES 2 /* processors that walk at once */
 
 /*
- * Rows of one call of the walk.
- * Written here from index 0, read by Go through mmap after the call.
+ * Rows of one call of the walk, for each lane.
+ * Written here from index lane * ROWS_MAX, read by Go through mmap after the call.
  * Full: the walk stops and Go calls it again where it stopped.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, ROWS_MAX);
+	__uint(max_entries, LANES *ROWS_MAX);
 	__type(key, __u32);
 	__type(value, struct row);
 } rows SEC(".maps");
@@ -33,8 +34,13 @@ struct {
 	__type(value, struct netns_row);
 } netns_rows SEC(".maps");
 
-/* State of the walk: written by Go before a call, here during it, read by Go after it. */
-struct walk walk;
+/* State of the walk of each lane: written by Go before a call, here during it, read by Go after it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, LANES);
+	__type(key, __u32);
+	__type(value, struct walk);
+} walks SEC(".maps");
 
 #define FDS_MAX 1024
 
@@ -132,38 +138,38 @@ static __always_inline bool node_ends(__u64 node)
 	return !node || (node & 1);
 }
 
-static __always_inline void walk_next_node(void)
+static __always_inline void walk_next_node(struct walk *w)
 {
-	struct hlist_node *node = (void *)walk.node; /* hlist_nulls_node has its next at the same place */
+	struct hlist_node *node = (void *)w->node; /* hlist_nulls_node has its next at the same place */
 
-	walk.node = (__u64)READ(node, next);
+	w->node = (__u64)READ(node, next);
 }
 
-static __always_inline void walk_restart(void)
+static __always_inline void walk_restart(struct walk *w)
 {
-	walk.tb = walk.tb2 = walk.node = 0;
-	walk.restarts++;
-	if (walk.retry != walk.bucket) {
-		walk.retry = walk.bucket;
-		walk.tries = 0;
+	w->tb = w->tb2 = w->node = 0;
+	w->restarts++;
+	if (w->retry != w->bucket) {
+		w->retry = w->bucket;
+		w->tries = 0;
 	}
-	if (walk.tries++ < WALK_TRIES)
-		walk.bucket--;
+	if (w->tries++ < WALK_TRIES)
+		w->bucket--;
 	else
-		walk.gave_up++;
+		w->gave_up++;
 }
 
-static __always_inline void row_full_sock(struct row *row, const struct sock *sk)
+static __always_inline void row_full_sock(struct walk *w, struct row *row, const struct sock *sk)
 {
 	const struct socket *socket;
 	__u64 prot;
 
-	if (walk.ephemeral) {
+	if (w->ephemeral) {
 		/* Every line of memory counts: a socket of a connect() bucket has called connect(). */
-		if (row->proto == IPPROTO_TCP && !walk.connected && row->state != TCP_CLOSE &&
+		if (row->proto == IPPROTO_TCP && !w->connected && row->state != TCP_CLOSE &&
 		    row->state != TCP_LISTEN && sock_is_active(sk))
 			row->flags |= ROW_ACTIVE;
-		if (walk.files) {
+		if (w->files) {
 			socket = READ(sk, sk_socket);
 			if (socket)
 				row->file = (__u64)READ(socket, file);
@@ -175,11 +181,11 @@ static __always_inline void row_full_sock(struct row *row, const struct sock *sk
 			row->flags |= ROW_ACTIVE;
 		/* A subflow's operations are its own (subflow_ulp_init): those seen on another socket spare a look. */
 		prot = (__u64)READ(sk, __sk_common.skc_prot);
-		if (prot != walk.plain_prot) {
+		if (prot != w->plain_prot) {
 			if (sock_is_mptcp(sk))
 				row->flags |= ROW_MPTCP;
 			else
-				walk.plain_prot = prot;
+				w->plain_prot = prot;
 		}
 		if (row->state == TCP_LISTEN &&
 		    READ((const struct inet_connection_sock *)sk, icsk_accept_queue.qlen.counter))
@@ -195,44 +201,44 @@ static __always_inline void row_full_sock(struct row *row, const struct sock *sk
 }
 
 /* Keep the settings of a namespace for the next owner, who is most likely of the same. */
-static __always_inline void walk_settings(const struct net *net)
+static __always_inline void walk_settings(struct walk *w, const struct net *net)
 {
 	__u32 range;
 
-	if (walk.net == (__u64)net)
+	if (w->net == (__u64)net)
 		return;
 	range = port_range(net);
-	walk.net = (__u64)net;
-	walk.low = range;
-	walk.high = range >> 16;
-	walk.tw_delay_ms = tw_reuse_delay(net);
+	w->net = (__u64)net;
+	w->low = range;
+	w->high = range >> 16;
+	w->tw_delay_ms = tw_reuse_delay(net);
 }
 
 /* Write one row about sk. False: no room, try again in the next call. */
-static __always_inline bool walk_row(const struct sock *sk)
+static __always_inline bool walk_row(struct walk *w, const struct sock *sk)
 {
-	__u32 i = walk.rows;
+	__u32 i = w->first_row + w->rows;
 	struct row *row;
 
-	if (walk.port && sock_port(sk) != walk.port)
+	if (w->port && sock_port(sk) != w->port)
 		return true;
-	row = bpf_map_lookup_elem(&rows, &i);
+	row = w->rows < ROWS_MAX ? bpf_map_lookup_elem(&rows, &i) : NULL;
 	if (!row)
 		return false;
-	row->time_ns = walk.ephemeral ? 0 : bpf_ktime_get_boot_ns();
+	row->time_ns = w->ephemeral ? 0 : bpf_ktime_get_boot_ns();
 	row->sock = (__u64)sk;
 	row->file = 0;
 	row->inode = 0;
 	row->uid = 0;
 	row->dev = READ(sk, __sk_common.skc_bound_dev_if);
 	row->state = sock_state(sk);
-	if (walk.ephemeral)
-		row->proto = walk.table == WALK_TCP_BIND ? IPPROTO_TCP : IPPROTO_UDP;
+	if (w->ephemeral)
+		row->proto = w->table == WALK_TCP_BIND ? IPPROTO_TCP : IPPROTO_UDP;
 	else if (row->state == TCP_TIME_WAIT || row->state == TCP_NEW_SYN_RECV)
 		row->proto = IPPROTO_TCP;
 	else
 		row->proto = sock_protocol(sk);
-	row->flags = walk.connected ? ROW_CONNECTED : 0;
+	row->flags = w->connected ? ROW_CONNECTED : 0;
 	sock_flow(&row->flow, sk);
 	if (READ_BITS(sk, __sk_common.skc_ipv6only))
 		row->flags |= ROW_V6ONLY;
@@ -243,12 +249,12 @@ static __always_inline bool walk_row(const struct sock *sk)
 	if (row->state == TCP_TIME_WAIT) {
 		row->flags |= ROW_TIMEWAIT;
 		row->state = READ((const struct inet_timewait_sock *)sk, tw_substate);
-		if (walk.ephemeral && timewait_aged((const void *)sk, walk.tw_delay_ms, walk.now))
+		if (w->ephemeral && timewait_aged((const void *)sk, w->tw_delay_ms, w->now))
 			row->flags |= ROW_TW_AGED;
 	} else if (row->state != TCP_NEW_SYN_RECV) {
-		row_full_sock(row, sk);
+		row_full_sock(w, row, sk);
 	}
-	walk.rows++;
+	w->rows++;
 	return true;
 }
 
@@ -264,121 +270,122 @@ static __always_inline __u64 sock_bucket(const struct sock *sk)
 	return (__u64)(is_tw ? READ(tw, tw_tb) : READ(icsk, icsk_bind_hash));
 }
 
-static __always_inline __u64 udp_slot(const struct sock *sk)
+static __always_inline __u64 udp_slot(const struct walk *w, const struct sock *sk)
 {
 	__u32 mix = READ(READ(sk, __sk_common.skc_net.net), hash_mix);
 
-	return (sock_port(sk) + mix) & (walk.buckets - 1); /* udp_hashfn() */
+	return (sock_port(sk) + mix) & (w->buckets - 1); /* udp_hashfn() */
 }
 
-/* The socket a node of the table is in. */
-static __always_inline struct sock *node_sock(__u64 node)
+/* The socket that node is in. */
+static __always_inline struct sock *node_sock(const struct walk *w)
 {
-	if (walk.table == WALK_TCP_BIND)
-		return (void *)node - bpf_core_field_offset(struct sock_common, skc_bind_node);
-	if (walk.table == WALK_UDP)
-		return (void *)node - bpf_core_field_offset(struct sock_common, skc_node);
-	if (walk.table == WALK_SOCK)
-		return (void *)node;
-	return (void *)node - bpf_core_field_offset(struct sock_common, skc_nulls_node);
+	if (w->table == WALK_TCP_BIND)
+		return (void *)w->node - bpf_core_field_offset(struct sock_common, skc_bind_node);
+	if (w->table == WALK_UDP)
+		return (void *)w->node - bpf_core_field_offset(struct sock_common, skc_node);
+	if (w->table == WALK_SOCK)
+		return (void *)w->node;
+	return (void *)w->node - bpf_core_field_offset(struct sock_common, skc_nulls_node);
 }
 
 /*
  * Is sk still where it was found? Nothing is locked: an owner that names another
  * bucket or hashes to another slot has moved under us, and its next is another's.
  */
-static __always_inline bool node_holds(const struct sock *sk)
+static __always_inline bool node_holds(const struct walk *w, const struct sock *sk)
 {
-	if (walk.table == WALK_TCP_BIND && walk.ephemeral) /* that sk is near in memory is worth more than to be sure */
-		return sock_port(sk) == walk.tb_port && (__u64)READ(sk, __sk_common.skc_net.net) == walk.net;
-	if (walk.table == WALK_TCP_BIND)
-		return sock_bucket(sk) == walk.owner;
-	if (walk.table == WALK_UDP)
-		return udp_slot(sk) == walk.owner;
-	if (walk.table == WALK_SOCK)
-		return sock_port(sk) == walk.port;
-	return (READ(sk, __sk_common.skc_hash) & (walk.buckets - 1)) == walk.owner;
+	if (w->table == WALK_TCP_BIND && w->ephemeral) /* that sk is near in memory is worth more than to be sure */
+		return sock_port(sk) == w->tb_port && (__u64)READ(sk, __sk_common.skc_net.net) == w->net;
+	if (w->table == WALK_TCP_BIND)
+		return sock_bucket(sk) == w->owner;
+	if (w->table == WALK_UDP)
+		return udp_slot(w, sk) == w->owner;
+	if (w->table == WALK_SOCK)
+		return sock_port(sk) == w->port;
+	return (READ(sk, __sk_common.skc_hash) & (w->buckets - 1)) == w->owner;
 }
 
-static __always_inline bool node_wanted(const struct sock *sk)
+static __always_inline bool node_wanted(struct walk *w, const struct sock *sk)
 {
-	if (walk.table == WALK_UDP && walk.ephemeral) {
-		walk_settings(READ(sk, __sk_common.skc_net.net));
-		if (sock_port(sk) < walk.low || sock_port(sk) > walk.high)
+	if (w->table == WALK_UDP && w->ephemeral) {
+		walk_settings(w, READ(sk, __sk_common.skc_net.net));
+		if (sock_port(sk) < w->low || sock_port(sk) > w->high)
 			return false;
 	}
-	if (walk.table == WALK_UDP)
+	if (w->table == WALK_UDP)
 		return sock_protocol(sk) == IPPROTO_UDP;
-	return walk.table != WALK_TCP_REQUEST || sock_state(sk) == TCP_NEW_SYN_RECV;
+	return w->table != WALK_TCP_REQUEST || sock_state(sk) == TCP_NEW_SYN_RECV;
 }
 
 /* Buckets of a VRF (l3mdev) are out of reach for connect() and bind() from outside it. */
-static __always_inline bool bucket_wanted(const struct inet_bind_bucket *tb)
+static __always_inline bool bucket_wanted(struct walk *w, const struct inet_bind_bucket *tb)
 {
 	__u16 port = READ(tb, port);
 
-	if (!walk.ephemeral)
-		return !walk.port || port == walk.port;
-	walk.tb_port = port;
-	walk_settings(READ(tb, ib_net.net));
-	return port >= walk.low && port <= walk.high && !READ(tb, l3mdev);
+	if (!w->ephemeral)
+		return !w->port || port == w->port;
+	w->tb_port = port;
+	walk_settings(w, READ(tb, ib_net.net));
+	return port >= w->low && port <= w->high && !READ(tb, l3mdev);
 }
 
 /* The TCP bind buckets of a port: their owners, or since 6.8 the per-address buckets that have them. */
-static __always_inline void walk_bind_bucket(void)
+static __always_inline void walk_bind_bucket(struct walk *w)
 {
-	if (owners_by_address() && walk.tb2) {
+	if (owners_by_address() && w->tb2) {
 		struct inet_bind2_bucket *tb2 =
-			(void *)walk.tb2 - bpf_core_field_offset(struct inet_bind2_bucket, bhash_node);
+			(void *)w->tb2 - bpf_core_field_offset(struct inet_bind2_bucket, bhash_node);
 
-		walk.owner = (__u64)tb2;
-		walk.node = (__u64)READ(tb2, owners.first);
-		walk.tb2 = (__u64)READ(tb2, bhash_node.next);
+		w->owner = (__u64)tb2;
+		w->node = (__u64)READ(tb2, owners.first);
+		w->tb2 = (__u64)READ(tb2, bhash_node.next);
 	} else {
-		struct inet_bind_bucket *tb = (void *)walk.tb - bpf_core_field_offset(struct inet_bind_bucket, node);
-		bool want = bucket_wanted(tb);
+		struct inet_bind_bucket *tb = (void *)w->tb - bpf_core_field_offset(struct inet_bind_bucket, node);
+		bool want = bucket_wanted(w, tb);
 
-		walk.connected = READ(tb, fastreuse) < 0 && READ(tb, fastreuseport) < 0;
-		walk.tb = (__u64)READ(tb, node.next);
+		w->connected = READ(tb, fastreuse) < 0 && READ(tb, fastreuseport) < 0;
+		w->tb = (__u64)READ(tb, node.next);
 		if (want && owners_by_address()) {
-			walk.tb2 = (__u64)READ(tb, bhash2.first);
+			w->tb2 = (__u64)READ(tb, bhash2.first);
 		} else if (want) {
-			walk.owner = (__u64)tb;
-			walk.node = (__u64)bucket_owners(tb);
+			w->owner = (__u64)tb;
+			w->node = (__u64)bucket_owners(tb);
 		}
 	}
 }
 
 struct walk_tables {
+	struct walk *walk;
 	void *heads; /* first of the chain heads */
 	__u64 size;  /* from one to the next */
 	__u32 steps; /* most steps of one call */
 };
 
 /* The next slot of the table. A chain head is one pointer, in every table. */
-static __always_inline void walk_slot(const struct walk_tables *tables)
+static __always_inline void walk_slot(struct walk *w, const struct walk_tables *tables)
 {
 	__u64 first = 0;
 
-	bpf_probe_read_kernel(&first, sizeof(first), tables->heads + walk.bucket * tables->size);
-	walk.owner = walk.bucket++;
-	if (walk.table == WALK_TCP_BIND)
-		walk.tb = first;
+	bpf_probe_read_kernel(&first, sizeof(first), tables->heads + w->bucket * tables->size);
+	w->owner = w->bucket++;
+	if (w->table == WALK_TCP_BIND)
+		w->tb = first;
 	else
-		walk.node = first;
+		w->node = first;
 }
 
 /*
  * The namespaces hang in a ring with one list head, which is of no namespace:
  * it lacks the operations that all namespaces have.
  */
-static __always_inline bool netns_row(void)
+static __always_inline bool netns_row(struct walk *w)
 {
-	struct net *net = (void *)walk.node - bpf_core_field_offset(struct net, list);
-	__u32 i = walk.rows, range;
+	struct net *net = (void *)w->node - bpf_core_field_offset(struct net, list);
+	__u32 i = w->rows, range;
 	struct netns_row *row;
 
-	if ((__u64)READ(net, ns.ops) != walk.plain_prot)
+	if ((__u64)READ(net, ns.ops) != w->plain_prot)
 		return true;
 	row = bpf_map_lookup_elem(&netns_rows, &i);
 	if (!row)
@@ -391,21 +398,21 @@ static __always_inline bool netns_row(void)
 	row->pad = 0;
 	/* Zeroes it on failure. */
 	bpf_probe_read_kernel(row->reserved, sizeof(row->reserved), READ(net, ipv4.sysctl_local_reserved_ports));
-	walk.rows++;
+	w->rows++;
 	return true;
 }
 
 /* The next namespace. 1: at the end, or no room. */
-static __always_inline long walk_netns(void)
+static __always_inline long walk_netns(struct walk *w)
 {
-	if (!netns_row())
+	if (!netns_row(w))
 		return 1;
-	walk.node = (__u64)READ((struct list_head *)walk.node, next);
-	if (walk.node && walk.node != walk.owner)
+	w->node = (__u64)READ((struct list_head *)w->node, next);
+	if (w->node && w->node != w->owner)
 		return 0;
-	if (!walk.node)
-		walk.gave_up++; /* it went away under us */
-	walk.done = 1;
+	if (!w->node)
+		w->gave_up++; /* it went away under us */
+	w->done = 1;
 	return 1;
 }
 
@@ -414,42 +421,42 @@ static __always_inline long walk_netns(void)
  * not empty, or WALK_SLOTS further. A single function for all tables, as the verifier
  * goes through it once and that takes longer than to walk.
  */
-static __always_inline long walk_on(const struct walk_tables *tables)
+static __always_inline long walk_on(struct walk *w, const struct walk_tables *tables)
 {
-	if (walk.table == WALK_NETNS)
-		return walk_netns();
-	if (!node_ends(walk.node)) {
-		struct sock *sk = node_sock(walk.node);
+	if (w->table == WALK_NETNS)
+		return walk_netns(w);
+	if (!node_ends(w->node)) {
+		struct sock *sk = node_sock(w);
 
-		if (!node_holds(sk))
-			walk_restart();
-		else if (node_wanted(sk) && !walk_row(sk))
+		if (!node_holds(w, sk))
+			walk_restart(w);
+		else if (node_wanted(w, sk) && !walk_row(w, sk))
 			return 1;
 		else
-			walk_next_node();
+			walk_next_node(w);
 		return 0;
 	}
-	if (walk.tb || walk.tb2) {
-		walk_bind_bucket();
+	if (w->tb || w->tb2) {
+		walk_bind_bucket(w);
 		return 0;
 	}
-	for (int i = 0; i < WALK_SLOTS && !walk.tb && node_ends(walk.node); i++) {
-		if (walk.bucket >= walk.buckets) {
-			walk.done = 1;
+	for (int i = 0; i < WALK_SLOTS && !w->tb && node_ends(w->node); i++) {
+		if (w->bucket >= w->buckets || w->bucket >= w->end) {
+			w->done = 1;
 			return 1;
 		}
-		walk_slot(tables);
+		walk_slot(w, tables);
 	}
 	return 0;
 }
 
 static long walk_step(__u32 i, struct walk_tables *tables)
 {
-	return walk_on(tables);
+	return walk_on(tables->walk, tables);
 }
 
 /* Find the table to walk. */
-static __always_inline struct walk_tables walk_begin(void)
+static __always_inline struct walk_tables walk_begin(struct walk *w)
 {
 	struct net *net = READ(READ(task_current(), nsproxy), net_ns);
 	struct inet_hashinfo *info = tcp_hashinfo(net);
@@ -457,38 +464,39 @@ static __always_inline struct walk_tables walk_begin(void)
 	struct udp_table *udp;
 
 	/* One by one: as a constant it would be in .rodata, which without variables Linux 5.10 refuses. */
+	tables.walk = w;
 	tables.heads = NULL;
 	tables.size = 0;
 	tables.steps = WALK_STEPS;
-	walk.rows = 0;
-	walk.done = 0;
-	walk.now = bpf_ktime_get_ns();
-	switch (walk.table) {
+	w->rows = 0;
+	w->done = 0;
+	w->now = bpf_ktime_get_ns();
+	switch (w->table) {
 	case WALK_TCP_BIND:
-		walk.buckets = READ(info, bhash_size);
+		w->buckets = READ(info, bhash_size);
 		tables.heads = plain(READ(info, bhash)) + bpf_core_field_offset(struct inet_bind_hashbucket, chain);
 		tables.size = bpf_core_type_size(struct inet_bind_hashbucket);
 		break;
 	case WALK_UDP:
-		udp = udp_table_of(net, task_sock(task_current(), walk.udp_fd));
+		udp = udp_table_of(net, task_sock(task_current(), w->udp_fd));
 		if (!udp)
 			break;
-		walk.buckets = (__u64)READ(udp, mask) + 1;
+		w->buckets = (__u64)READ(udp, mask) + 1;
 		tables.heads = plain(READ(udp, hash)) + bpf_core_field_offset(struct udp_hslot, head);
 		tables.size = bpf_core_type_size(struct udp_hslot);
 		break;
 	case WALK_SOCK:
-		walk.buckets = walk.done = tables.steps = 1;
+		w->buckets = w->done = tables.steps = 1;
 		break;
 	case WALK_NETNS:
-		walk.buckets = 1;
-		if (walk.node)
+		w->buckets = 1;
+		if (w->node)
 			break; /* go on */
-		walk.owner = walk.node = (__u64)net + bpf_core_field_offset(struct net, list);
-		walk.plain_prot = (__u64)READ(net, ns.ops);
+		w->owner = w->node = (__u64)net + bpf_core_field_offset(struct net, list);
+		w->plain_prot = (__u64)READ(net, ns.ops);
 		break;
 	case WALK_TCP_REQUEST:
-		walk.buckets = (__u64)READ(info, ehash_mask) + 1;
+		w->buckets = (__u64)READ(info, ehash_mask) + 1;
 		tables.heads = plain(READ(info, ehash)) + bpf_core_field_offset(struct inet_ehash_bucket, chain);
 		tables.size = bpf_core_type_size(struct inet_ehash_bucket);
 		break;
@@ -496,28 +504,43 @@ static __always_inline struct walk_tables walk_begin(void)
 	return tables;
 }
 
-/* Read on where the last call stopped, until the table ends or rows is full. */
-static __always_inline void handle_walk(void)
+/* Read on where the last call of the lane stopped, until the table or its part ends or the rows are full. */
+static __always_inline void handle_walk(const struct walk_call *call)
 {
-	struct walk_tables tables = walk_begin();
+	__u32 lane = call->lane;
+	struct walk *w = bpf_map_lookup_elem(&walks, &lane);
+	struct walk_tables tables;
 
+	if (!w)
+		return;
+	w->first_row = lane * ROWS_MAX;
+	tables = walk_begin(w);
 	bpf_loop(tables.steps, walk_step, &tables, 0);
 }
 
 #if !HAVE_CAST
-/* walk_step as a global function: see fds_step. */
+/* walk_step as a global function, of the first lane: see fds_step. */
 __noinline int walk_step_once(__u64 heads, __u64 size)
 {
 	struct walk_tables tables = { .heads = (void *)heads, .size = size };
+	struct walk *w;
+	__u32 lane = 0;
 
-	return walk_on(&tables);
+	w = bpf_map_lookup_elem(&walks, &lane);
+	return w ? walk_on(w, &tables) : 1;
 }
 
-/* The same for kernels without bpf_loop() or programs of type syscall: WALK_BURST steps. */
+/* The same for kernels without bpf_loop() or programs of type syscall: the first lane, WALK_BURST steps. */
 static __always_inline void handle_walk_burst(void)
 {
-	struct walk_tables tables = walk_begin();
+	struct walk_tables tables;
+	struct walk *w;
+	__u32 lane = 0;
 
+	w = bpf_map_lookup_elem(&walks, &lane);
+	if (!w)
+		return;
+	tables = walk_begin(w);
 	for (__u32 i = 0; i < WALK_BURST && i < tables.steps; i++)
 		if (walk_step_once((__u64)tables.heads, tables.size))
 			break;

@@ -188,6 +188,7 @@ type bpfWalk struct {
 	Table     bpfWalkTable
 	UdpFd     uint32
 	Bucket    uint64
+	End       uint64
 	Tb        uint64
 	Tb2       uint64
 	Node      uint64
@@ -195,10 +196,12 @@ type bpfWalk struct {
 	PlainProt uint64
 	Retry     uint64
 	Buckets   uint64
+	FirstRow  uint32
 	Rows      uint32
 	Restarts  uint32
 	GaveUp    uint32
 	Tries     uint32
+	Pad       uint32
 	Port      uint16
 	Done      uint8
 	Ephemeral uint8
@@ -210,6 +213,11 @@ type bpfWalk struct {
 	High      uint16
 	TwDelayMs uint32
 	Now       uint64
+}
+
+type bpfWalkCall struct {
+	_    structs.HostLayout
+	Lane uint32
 }
 
 type bpfWalkTable uint32

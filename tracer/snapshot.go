@@ -4,9 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"unsafe"
 
@@ -28,12 +30,17 @@ type Snapshot struct {
 	start uint64 // CLOCK_BOOTTIME when the first table was opened, nanoseconds
 }
 
+// lanes is LANES of the BPF programs: walks that can go on at once.
+const lanes = 2
+
 // Snapshotter reads snapshots. It needs CAP_BPF and CAP_PERFMON. It is safe for
 // concurrent use; callers wait for each other.
 type Snapshotter struct {
 	mu sync.Mutex // for one snapshot
-	// turn is for one call of a program, and for what it leaves in its maps.
-	turn sync.Mutex
+	// turns is for one call of a program, and for what it leaves in its maps: of each
+	// lane of the walk, and of the iterator of files.
+	turns   [lanes]sync.Mutex
+	fdsTurn sync.Mutex
 
 	maps   *ebpf.Collection
 	step   *ebpf.Program // goes on with the walk
@@ -163,6 +170,60 @@ func (s *Snapshotter) Close() error {
 	return errors.Join(append(errs, s.step.Close())...)
 }
 
+// Rows is what a Snapshot is made from. Each socket is made when it is read, so that a
+// list of very many need not be in memory. It is safe for concurrent use.
+type Rows struct {
+	// Restarts and Unfinished are as in Snapshot.
+	Restarts, Unfinished int
+
+	start uint64
+	from  *collection
+	keys  []sortKey
+}
+
+// Len is the number of sockets.
+func (r *Rows) Len() int { return len(r.keys) }
+
+// Kind is the role and the protocol of a socket.
+func (r *Rows) Kind(i int) (Role, Proto) {
+	row := r.from.row(r.keys[i].at)
+	return roleOf(row), Proto(row.Proto)
+}
+
+// Read makes a socket; they are ordered as SortSockets does. Its holders are in the memory
+// of those that so has, if there is room.
+func (r *Rows) Read(i int, so *Socket) {
+	at := r.keys[i].at
+	holders := r.from.holders(so.Holders[:0], at)
+	*so = socketOf(r.from.row(at))
+	so.Holders = holders
+}
+
+// Snapshot makes all sockets. It uses two processors.
+func (r *Rows) Snapshot() *Snapshot {
+	snap := &Snapshot{Sockets: make([]Socket, r.Len()), Restarts: r.Restarts, Unfinished: r.Unfinished, start: r.start}
+	fill := func(from, to int) {
+		pool := make([]Holder, 0, to-from) // for the usual case of a holder each
+		for i := from; i < to; i++ {
+			so := &snap.Sockets[i]
+			so.Holders = pool[len(pool):]
+			r.Read(i, so)
+			if len(pool)+len(so.Holders) <= cap(pool) {
+				pool = pool[:len(pool)+len(so.Holders)]
+			}
+			if so.Holders = slices.Clip(so.Holders); len(so.Holders) == 0 {
+				so.Holders = nil
+			}
+		}
+	}
+	half := r.Len() / 2
+	var rest sync.WaitGroup
+	rest.Go(func() { fill(half, r.Len()) })
+	fill(0, half)
+	rest.Wait()
+	return snap
+}
+
 // Take reads every socket with a port, or those on one local port (port not 0),
 // ordered as SortSockets does. It blocks for about a millisecond and for a
 // microsecond per socket.
@@ -170,38 +231,49 @@ func (s *Snapshotter) Close() error {
 // The tables are read before the file descriptors, so a socket without a holder
 // had none when the descriptors were read.
 func (s *Snapshotter) Take(port uint16) (*Snapshot, error) {
+	rows, err := s.Rows(port)
+	if err != nil {
+		return nil, err
+	}
+	return rows.Snapshot(), nil
+}
+
+// Rows is Take, but for making the sockets.
+func (s *Snapshotter) Rows(port uint16) (*Rows, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	snap := &Snapshot{start: boottime()}
+	r := &Rows{start: boottime(), from: newCollection()}
 	var w bpfWalk
-	// One processor sorts out what the other reads from the kernel.
-	rows := make(chan []bpfRow, 64)
-	added := make(chan *collection)
-	go func() {
-		c := newCollection()
-		for some := range rows {
-			c.add(some)
-		}
-		added <- c
-	}()
-	err := s.readTables(&w, port, nil, func(some []bpfRow) { rows <- some })
-	close(rows)
-	c := <-added
-	fdsErr := s.eachFds(func(tables []bpfFds) { c.join(s.dec, tables) })
-	if err := errors.Join(err, fdsErr); err != nil {
+	var adding, sorting sync.WaitGroup
+	// Not the walk's own work: the sockets of a busy port are one chain, which one processor follows.
+	err := s.readTables(&w, port, nil, func(rows []bpfRow) {
+		adding.Go(func() {
+			first := r.from.add(rows)
+			sorting.Go(func() { r.from.sort(first) })
+		})
+	})
+	joinErr := s.eachFds(func(tables []bpfFds) {
+		adding.Wait()
+		r.from.join(s.dec, tables)
+	})
+	adding.Wait()
+	sorting.Wait()
+	if err := errors.Join(err, joinErr); err != nil {
 		return nil, err
 	}
-	if err := s.settle(&w, c); err != nil {
+	changed, err := s.settle(&w, r.from)
+	if err != nil {
 		return nil, err
 	}
-	snap.Sockets = c.sockets()
-	snap.Restarts, snap.Unfinished = int(w.Restarts), int(w.GaveUp)
-	return snap, nil
+	r.keys = r.from.sorted(changed || w.Restarts > 0)
+	r.Restarts, r.Unfinished = int(w.Restarts), int(w.GaveUp)
+	return r, nil
 }
 
 // collection is rows on their way into a snapshot. A row is named by the number of its
 // part and, in the lower 16 bits, its own.
 type collection struct {
+	mu     sync.Mutex // for add
 	parts  []part
 	keys   [][]sortKey       // sorted runs, each longer than the next
 	byFile map[uint64]uint32 // a row by the address of the file that refers to its socket
@@ -230,52 +302,68 @@ func newCollection() *collection {
 
 func (c *collection) row(at uint32) *bpfRow { return &c.parts[at>>16].rows[at&0xffff] }
 
-// add takes rows, and keeps them.
-func (c *collection) add(rows []bpfRow) {
-	first := uint32(len(c.parts)) << 16
+// add takes rows, and keeps them. It returns the name of the first, for sort. Both are
+// safe for concurrent use.
+func (c *collection) add(rows []bpfRow) uint32 {
 	p := part{rows, make([]rawHolder, len(rows))}
 	for i := range p.held { // written before it is read: a page that is read first faults twice
 		p.held[i].proc = nobody
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	first := uint32(len(c.parts)) << 16
 	c.parts = append(c.parts, p)
-	keys := make([]sortKey, 0, len(rows))
 	for i := range rows {
 		row, at := &rows[i], first|uint32(i)
-		if row.File != 0 {
-			other, ok := c.byFile[row.File]
-			if ok && c.row(other).Sock == row.Sock { // a slot of a table was read twice
-				*row = bpfRow{}
-				continue
-			}
-			if ok {
-				c.next[at] = other
-			}
-			c.byFile[row.File] = at
+		if row.File == 0 {
+			continue
 		}
-		keys = append(keys, c.key(at))
+		other, ok := c.byFile[row.File]
+		if ok && c.row(other).Sock == row.Sock { // a slot of a table was read twice
+			*row = bpfRow{}
+			continue
+		}
+		if ok {
+			c.next[at] = other
+		}
+		c.byFile[row.File] = at
 	}
-	c.sort(keys)
+	return first
 }
 
-func (c *collection) key(at uint32) sortKey {
-	row := c.row(at)
-	local, remote, _ := c.ends(at)
-	return newSortKey(roleOf(row), Proto(row.Proto), row.Flow.Netns, local, remote, at)
-}
-
-func (c *collection) ends(at uint32) (local, remote netip.AddrPort, id uint64) {
-	row := c.row(at)
-	return addrPort(row.Flow.LocalIp, row.Flow.LocalPort), remoteOf(row), row.Sock
-}
-
-// sort makes a run of keys, and merges runs while the last is not the shortest by far:
-// most of the sorting is done while there is more to read.
-func (c *collection) sort(keys []sortKey) {
-	sortKeys(keys, c.ends)
+// sort makes a run of the keys of a part, and merges runs while the last is not the
+// shortest by far: most of it is done while there is more to read.
+func (c *collection) sort(first uint32) {
+	c.mu.Lock()
+	rows := c.parts[first>>16].rows
+	c.mu.Unlock()
+	keys := make([]sortKey, 0, len(rows))
+	for i := range rows {
+		if rows[i].Sock != 0 {
+			keys = append(keys, keyOf(&rows[i], first|uint32(i)))
+		}
+	}
+	// The rows of a part can be told by the lower half.
+	sortKeys(keys, func(at uint32) (local, remote netip.AddrPort, id uint64) { return endsOf(&rows[at&0xffff]) })
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.keys = append(c.keys, keys)
 	for n := len(c.keys); n > 1 && len(c.keys[n-2]) < 2*len(c.keys[n-1]); n = len(c.keys) {
 		c.mergeLast()
 	}
+}
+
+func keyOf(row *bpfRow, at uint32) sortKey {
+	local, remote, _ := endsOf(row)
+	return newSortKey(roleOf(row), Proto(row.Proto), row.Flow.Netns, local, remote, at)
+}
+
+func endsOf(row *bpfRow) (local, remote netip.AddrPort, id uint64) {
+	return addrPort(row.Flow.LocalIp, row.Flow.LocalPort), remoteOf(row), row.Sock
+}
+
+func (c *collection) ends(at uint32) (local, remote netip.AddrPort, id uint64) {
+	return endsOf(c.row(at))
 }
 
 func (c *collection) mergeLast() {
@@ -321,56 +409,47 @@ func (c *collection) holders(to []Holder, at uint32) []Holder {
 	return to
 }
 
-// sockets returns the sockets in order, each once. It uses two processors.
-func (c *collection) sockets() []Socket {
+// sorted returns the keys in order. With unique those that were read twice are left out,
+// and those that are gone.
+func (c *collection) sorted(unique bool) []sortKey {
 	for len(c.keys) > 1 {
 		c.mergeLast()
 	}
 	if len(c.keys) == 0 {
 		return nil
 	}
-	keys, last := c.keys[0][:0], uint64(0)
-	for _, k := range c.keys[0] {
-		if id := c.row(k.at).Sock; id != 0 && id != last {
-			keys, last = append(keys, k), id
-		}
+	keys := c.keys[0]
+	if unique {
+		id := func(k sortKey) uint64 { return c.row(k.at).Sock }
+		keys = slices.CompactFunc(keys, func(a, b sortKey) bool { return id(a) == id(b) })
+		keys = slices.DeleteFunc(keys, func(k sortKey) bool { return id(k) == 0 })
 	}
-	out := make([]Socket, len(keys))
-	fill := func(from, to int) {
-		pool := make([]Holder, 0, to-from) // for the usual case of a holder each
-		for i := from; i < to; i++ {
-			at := keys[i].at
-			out[i] = socketOf(c.row(at))
-			some := c.holders(pool[len(pool):], at)
-			if len(pool)+len(some) <= cap(pool) {
-				pool = pool[:len(pool)+len(some)]
-			}
-			if len(some) > 0 {
-				out[i].Holders = slices.Clip(some)
-			}
-		}
-	}
-	half := len(keys) / 2
-	var rest sync.WaitGroup
-	rest.Go(func() { fill(half, len(keys)) })
-	fill(0, half)
-	rest.Wait()
-	return out
+	return keys
 }
 
-// readTables walks every table that has sockets with a port. buf is as for walk.
+// readTables walks every table that has sockets with a port. buf is as for walk; if it
+// is nil, several processors walk, and each is called by them at once.
 func (s *Snapshotter) readTables(w *bpfWalk, port uint16, buf []bpfRow, each func([]bpfRow)) error {
-	backlog := false
+	var backlog atomic.Bool
 	for _, table := range []bpfWalkTable{bpfWalkTableWALK_TCP_BIND, bpfWalkTableWALK_UDP, bpfWalkTableWALK_TCP_REQUEST} {
-		if table == bpfWalkTableWALK_TCP_REQUEST && !backlog {
+		if table == bpfWalkTableWALK_TCP_REQUEST && !backlog.Load() {
 			break // no listener has a half-open connection
 		}
-		err := s.walk(w, bpfWalk{Table: table, Port: port}, buf, func(rows []bpfRow) {
-			backlog = backlog || slices.ContainsFunc(rows, func(r bpfRow) bool {
-				return has(&r, bpfRowFlagROW_BACKLOG)
-			})
+		what := bpfWalk{Table: table, Port: port}
+		look := func(rows []bpfRow) {
+			for i := range rows {
+				if has(&rows[i], bpfRowFlagROW_BACKLOG) {
+					backlog.Store(true)
+				}
+			}
 			each(rows)
-		})
+		}
+		var err error
+		if buf == nil && s.burst == nil {
+			err = s.walkParts(w, what, look)
+		} else {
+			err = s.walk(w, what, buf, look)
+		}
 		if err != nil {
 			return err
 		}
@@ -378,10 +457,43 @@ func (s *Snapshotter) readTables(w *bpfWalk, port uint16, buf []bpfRow, each fun
 	return nil
 }
 
+// partBuckets is how much of a table a lane walks before it takes another part: few
+// enough for all to end at the same time, many to one that is one call.
+const partBuckets = 4096
+
+// walkParts is walk by several processors at once; each is called by them at once.
+func (s *Snapshotter) walkParts(w *bpfWalk, what bpfWalk, each func([]bpfRow)) error {
+	var next atomic.Uint64
+	var walks [lanes]bpfWalk
+	var errs [lanes]error
+	var all sync.WaitGroup
+	for lane := range walks {
+		all.Go(func() {
+			w := &walks[lane]
+			for errs[lane] == nil {
+				part := what
+				part.End = next.Add(partBuckets)
+				part.Bucket = part.End - partBuckets
+				if w.Buckets != 0 && part.Bucket >= w.Buckets {
+					return
+				}
+				errs[lane] = s.walkPart(w, lane, part, nil, each)
+			}
+		})
+	}
+	all.Wait()
+	for lane := range walks {
+		w.Restarts += walks[lane].Restarts
+		w.GaveUp += walks[lane].GaveUp
+	}
+	return errors.Join(errs[:]...)
+}
+
 // settle reads sockets again that had a file when the tables were read, which no process
 // has: they were closed since, or their descriptor is on its way to another process.
-func (s *Snapshotter) settle(w *bpfWalk, c *collection) error {
-	changed := false
+// It tells whether there were any.
+func (s *Snapshotter) settle(w *bpfWalk, c *collection) (changed bool, err error) {
+	moved := false
 	for _, p := range c.parts {
 		for i := range p.rows {
 			row := &p.rows[i]
@@ -390,21 +502,21 @@ func (s *Snapshotter) settle(w *bpfWalk, c *collection) error {
 			}
 			now, err := s.again(w, row.Sock, Proto(row.Proto), &row.Flow)
 			if err != nil {
-				return err
+				return false, err
 			}
-			changed = changed || roleOf(&now) != roleOf(row)
-			*row = now
+			moved = moved || roleOf(&now) != roleOf(row)
+			*row, changed = now, true
 		}
 	}
-	if changed {
+	if moved {
 		keys := slices.Concat(c.keys...)
-		for i := range keys {
-			keys[i] = c.key(keys[i].at)
+		for i, k := range keys {
+			keys[i] = keyOf(c.row(k.at), k.at)
 		}
-		c.keys = nil
-		c.sort(keys)
+		sortKeys(keys, c.ends)
+		c.keys = [][]sortKey{keys}
 	}
-	return nil
+	return changed, nil
 }
 
 // again reads one socket as it is now. The zero row: it has no port any more.
@@ -423,8 +535,14 @@ func (s *Snapshotter) again(w *bpfWalk, id uint64, proto Proto, flow *bpfFlow) (
 }
 
 // walk reads what is asked for to its end and hands each its rows: in buf, which has
-// room for all of the map, or if that is nil in memory of their own. The restarts of w go on counting.
+// room for those of a lane, or if that is nil in memory of their own. The restarts of w go on counting.
 func (s *Snapshotter) walk(w *bpfWalk, what bpfWalk, buf []bpfRow, each func([]bpfRow)) error {
+	what.End = math.MaxUint64
+	return s.walkPart(w, 0, what, buf, each)
+}
+
+// walkPart is walk in a lane, from what.Bucket to what.End.
+func (s *Snapshotter) walkPart(w *bpfWalk, lane int, what bpfWalk, buf []bpfRow, each func([]bpfRow)) error {
 	what.Restarts, what.GaveUp, what.UdpFd = w.Restarts, w.GaveUp, uint32(s.udp)
 	*w = what
 	step, err := s.stepper()
@@ -433,29 +551,32 @@ func (s *Snapshotter) walk(w *bpfWalk, what bpfWalk, buf []bpfRow, each func([]b
 	}
 	defer step.Close()
 	for w.Done == 0 {
-		rows, err := s.goOn(w, step, buf)
+		rows, err := s.goOn(w, lane, step, buf)
 		if err != nil {
 			return err
 		}
 		if w.Buckets == 0 {
 			return fmt.Errorf("walk the kernel's port tables: %w: table %d not found", ErrNotSupported, what.Table)
 		}
-		each(rows)
+		if w.Rows > 0 {
+			each(rows)
+		}
 	}
 	return nil
 }
 
-// goOn goes on with a walk and returns the rows of that part.
-func (s *Snapshotter) goOn(w *bpfWalk, step *stepper, buf []bpfRow) ([]bpfRow, error) {
-	s.turn.Lock()
-	defer s.turn.Unlock()
-	if err := s.maps.Variables[snapshotVarWalk].Set(w); err != nil {
+// goOn goes on with the walk of a lane and returns the rows of that call.
+func (s *Snapshotter) goOn(w *bpfWalk, lane int, step *stepper, buf []bpfRow) ([]bpfRow, error) {
+	s.turns[lane].Lock()
+	defer s.turns[lane].Unlock()
+	call, walks := bpfWalkCall{Lane: uint32(lane)}, s.maps.Maps[snapshotMapWalks]
+	if err := walks.Put(call.Lane, w); err != nil {
 		return nil, fmt.Errorf("prepare walk: %w", err)
 	}
-	if err := step.run(); err != nil {
+	if err := step.run(&call); err != nil {
 		return nil, explain("walk the kernel's port tables", err)
 	}
-	if err := s.maps.Variables[snapshotVarWalk].Get(w); err != nil {
+	if err := walks.Lookup(call.Lane, w); err != nil {
 		return nil, fmt.Errorf("read walk: %w", err)
 	}
 	if w.Table == bpfWalkTableWALK_NETNS {
@@ -466,7 +587,7 @@ func (s *Snapshotter) goOn(w *bpfWalk, step *stepper, buf []bpfRow) ([]bpfRow, e
 		rows = make([]bpfRow, w.Rows)
 	}
 	rows = rows[:w.Rows]
-	if err := readMemory(s.rows, rows); err != nil {
+	if err := readMemory(s.rows, w.FirstRow, rows); err != nil {
 		return nil, fmt.Errorf("read rows: %w", err)
 	}
 	return rows, nil
@@ -489,9 +610,9 @@ func (s *Snapshotter) stepper() (*stepper, error) {
 	return &stepper{it: it}, nil
 }
 
-func (s *stepper) run() error {
+func (s *stepper) run(call *bpfWalkCall) error {
 	if s.it == nil {
-		_, err := s.prog.Run(&ebpf.RunOptions{})
+		_, err := s.prog.Run(&ebpf.RunOptions{Context: call})
 		return err
 	}
 	// The program asks to be called again, so the iterator stays where it is.
@@ -508,13 +629,15 @@ func (s *stepper) Close() {
 	}
 }
 
-// readMemory fills a slice of one of the BPF programs' types from a map.
-func readMemory[T bpfRow | bpfFds | bpfNetnsRow](from *ebpf.Memory, to []T) error {
+// readMemory fills a slice of one of the BPF programs' types from a map, the first
+// from an index.
+func readMemory[T bpfRow | bpfFds | bpfNetnsRow](from *ebpf.Memory, first uint32, to []T) error {
 	if len(to) == 0 {
 		return nil
 	}
-	bytes := unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(to))), len(to)*int(unsafe.Sizeof(to[0])))
-	_, err := from.ReadAt(bytes, 0)
+	size := int(unsafe.Sizeof(to[0]))
+	bytes := unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(to))), len(to)*size)
+	_, err := from.ReadAt(bytes, int64(first)*int64(size))
 	return err
 }
 
@@ -541,8 +664,8 @@ func (s *Snapshotter) eachFds(f func([]bpfFds)) error {
 
 // readFds reads as many parts of descriptor tables as there is room for.
 func (s *Snapshotter) readFds(it io.Reader, cursor *bpfFdsCursor, buf []bpfFds) (last bool, err error) {
-	s.turn.Lock()
-	defer s.turn.Unlock()
+	s.fdsTurn.Lock()
+	defer s.fdsTurn.Unlock()
 	cursor.Rows = 0
 	if err := s.maps.Variables[snapshotVarFdsCursor].Set(cursor); err != nil {
 		return false, fmt.Errorf("prepare iterator: %w", err)
@@ -556,7 +679,7 @@ func (s *Snapshotter) readFds(it io.Reader, cursor *bpfFdsCursor, buf []bpfFds) 
 	if err := s.maps.Variables[snapshotVarFdsCursor].Get(cursor); err != nil {
 		return false, fmt.Errorf("read iterator: %w", err)
 	}
-	if err := readMemory(s.fds, buf[:cursor.Rows]); err != nil {
+	if err := readMemory(s.fds, 0, buf[:cursor.Rows]); err != nil {
 		return false, fmt.Errorf("read descriptors: %w", err)
 	}
 	return readErr == io.EOF, nil
@@ -641,7 +764,7 @@ func (s *Snapshotter) readSpaces(w *bpfWalk, p *Ports) error {
 	var readErr error
 	err := s.walk(w, bpfWalk{Table: bpfWalkTableWALK_NETNS}, nil, func([]bpfRow) {
 		rows := make([]bpfNetnsRow, w.Rows)
-		if err := readMemory(s.spaces, rows); err != nil {
+		if err := readMemory(s.spaces, 0, rows); err != nil {
 			readErr = fmt.Errorf("read namespaces: %w", err)
 		}
 		for i := range rows {

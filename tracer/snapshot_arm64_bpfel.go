@@ -19,10 +19,10 @@ const (
 	snapshotMapFds       = "fds"
 	snapshotMapNetnsRows = "netns_rows"
 	snapshotMapRows      = "rows"
+	snapshotMapWalks     = "walks"
 	snapshotProgPhFiles  = "ph_files"
 	snapshotProgPhWalk   = "ph_walk"
 	snapshotVarFdsCursor = "fds_cursor"
-	snapshotVarWalk      = "walk"
 )
 
 // loadSnapshot returns the embedded CollectionSpec for snapshot.
@@ -78,6 +78,7 @@ type snapshotMapSpecs struct {
 	Fds       *ebpf.MapSpec `ebpf:"fds"`
 	NetnsRows *ebpf.MapSpec `ebpf:"netns_rows"`
 	Rows      *ebpf.MapSpec `ebpf:"rows"`
+	Walks     *ebpf.MapSpec `ebpf:"walks"`
 }
 
 // snapshotVariableSpecs contains global variables before they are loaded into the kernel.
@@ -85,7 +86,6 @@ type snapshotMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type snapshotVariableSpecs struct {
 	FdsCursor *ebpf.VariableSpec `ebpf:"fds_cursor"`
-	Walk      *ebpf.VariableSpec `ebpf:"walk"`
 }
 
 // snapshotObjects contains all objects after they have been loaded into the kernel.
@@ -111,6 +111,7 @@ type snapshotMaps struct {
 	Fds       *ebpf.Map `ebpf:"fds"`
 	NetnsRows *ebpf.Map `ebpf:"netns_rows"`
 	Rows      *ebpf.Map `ebpf:"rows"`
+	Walks     *ebpf.Map `ebpf:"walks"`
 }
 
 func (m *snapshotMaps) Close() error {
@@ -118,6 +119,7 @@ func (m *snapshotMaps) Close() error {
 		m.Fds,
 		m.NetnsRows,
 		m.Rows,
+		m.Walks,
 	)
 }
 
@@ -126,7 +128,6 @@ func (m *snapshotMaps) Close() error {
 // It can be passed to loadSnapshotObjects or ebpf.CollectionSpec.LoadAndAssign.
 type snapshotVariables struct {
 	FdsCursor *ebpf.Variable `ebpf:"fds_cursor"`
-	Walk      *ebpf.Variable `ebpf:"walk"`
 }
 
 // snapshotPrograms contains all programs after they have been loaded into the kernel.

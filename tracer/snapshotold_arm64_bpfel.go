@@ -19,11 +19,11 @@ const (
 	snapshotOldMapFds          = "fds"
 	snapshotOldMapNetnsRows    = "netns_rows"
 	snapshotOldMapRows         = "rows"
+	snapshotOldMapWalks        = "walks"
 	snapshotOldProgPhFiles     = "ph_files"
 	snapshotOldProgPhWalk      = "ph_walk"
 	snapshotOldProgPhWalkBurst = "ph_walk_burst"
 	snapshotOldVarFdsCursor    = "fds_cursor"
-	snapshotOldVarWalk         = "walk"
 )
 
 // loadSnapshotOld returns the embedded CollectionSpec for snapshotOld.
@@ -80,6 +80,7 @@ type snapshotOldMapSpecs struct {
 	Fds       *ebpf.MapSpec `ebpf:"fds"`
 	NetnsRows *ebpf.MapSpec `ebpf:"netns_rows"`
 	Rows      *ebpf.MapSpec `ebpf:"rows"`
+	Walks     *ebpf.MapSpec `ebpf:"walks"`
 }
 
 // snapshotOldVariableSpecs contains global variables before they are loaded into the kernel.
@@ -87,7 +88,6 @@ type snapshotOldMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type snapshotOldVariableSpecs struct {
 	FdsCursor *ebpf.VariableSpec `ebpf:"fds_cursor"`
-	Walk      *ebpf.VariableSpec `ebpf:"walk"`
 }
 
 // snapshotOldObjects contains all objects after they have been loaded into the kernel.
@@ -113,6 +113,7 @@ type snapshotOldMaps struct {
 	Fds       *ebpf.Map `ebpf:"fds"`
 	NetnsRows *ebpf.Map `ebpf:"netns_rows"`
 	Rows      *ebpf.Map `ebpf:"rows"`
+	Walks     *ebpf.Map `ebpf:"walks"`
 }
 
 func (m *snapshotOldMaps) Close() error {
@@ -120,6 +121,7 @@ func (m *snapshotOldMaps) Close() error {
 		m.Fds,
 		m.NetnsRows,
 		m.Rows,
+		m.Walks,
 	)
 }
 
@@ -128,7 +130,6 @@ func (m *snapshotOldMaps) Close() error {
 // It can be passed to loadSnapshotOldObjects or ebpf.CollectionSpec.LoadAndAssign.
 type snapshotOldVariables struct {
 	FdsCursor *ebpf.Variable `ebpf:"fds_cursor"`
-	Walk      *ebpf.Variable `ebpf:"walk"`
 }
 
 // snapshotOldPrograms contains all programs after they have been loaded into the kernel.

@@ -5,7 +5,6 @@ import (
 	"context"
 	"io"
 	"runtime/debug"
-	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -57,13 +56,13 @@ func newLs(e *env) *cobra.Command {
 }
 
 func ls(e *env, o *lsOptions, f *filter.Filter) error {
-	snap, err := takeSnapshot(e, f.LocalPort())
+	rows, err := readRows(e, f.LocalPort())
 	if err != nil {
 		return err
 	}
 	names := newNames(e)
 	defer names.Cgroups.Close()
-	sockets := slices.DeleteFunc(snap.Sockets, func(s tracer.Socket) bool { return !f.Socket(names.Cgroups, &s) })
+	sockets := render.SocketsOfRows(rows, func(s *tracer.Socket) bool { return f.Socket(names.Cgroups, s) })
 	out := bufio.NewWriterSize(e.stdout, 1<<16)
 	if o.jsonRows {
 		err = names.SocketsJSON(out, sockets)
@@ -100,8 +99,8 @@ func lsAgent(ctx context.Context, e *env, o *lsOptions, c *agent.Client, values 
 	return out.Flush()
 }
 
-// takeSnapshot reads the kernel's sockets once; port 0 means all.
-func takeSnapshot(e *env, port uint16) (*tracer.Snapshot, error) {
+// readRows reads the kernel's sockets once; port 0 means all.
+func readRows(e *env, port uint16) (*tracer.Rows, error) {
 	// A command that ends at once need not collect what it throws away, as long as
 	// it stays small.
 	debug.SetGCPercent(-1)
@@ -111,9 +110,9 @@ func takeSnapshot(e *env, port uint16) (*tracer.Snapshot, error) {
 		return nil, err
 	}
 	defer s.Close()
-	snap, err := s.Take(port)
+	rows, err := s.Rows(port)
 	if err == nil {
-		tellUnfinished(e, snap.Unfinished)
+		tellUnfinished(e, rows.Unfinished)
 	}
-	return snap, err
+	return rows, err
 }

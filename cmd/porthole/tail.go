@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -195,7 +194,7 @@ type ownTail struct {
 // start tells that the hooks are attached, and with --sockets what there is.
 func (p *ownTail) start(snap *tracer.Snapshot) error {
 	if p.o.sockets {
-		sockets := slices.DeleteFunc(snap.Sockets, func(s tracer.Socket) bool { return !p.f.Socket(p.names.Cgroups, &s) })
+		sockets := render.SocketsOf(snap.Sockets, func(s *tracer.Socket) bool { return p.f.Socket(p.names.Cgroups, s) })
 		write := func() error { return p.names.SocketsText(p.out, p.e.style, sockets) }
 		if p.o.jsonRows {
 			write = func() error { return p.names.SocketsJSON(p.out, sockets) }

@@ -76,17 +76,19 @@ func who(e *env, q render.Question, jsonRow bool) error {
 	if err != nil {
 		return err
 	}
-	snap, err := takeSnapshot(e, q.Port)
+	rows, err := readRows(e, q.Port)
 	if err != nil {
 		return err
 	}
 	names := newNames(e)
 	defer names.Cgroups.Close()
-	answer := names.Port(q, pool, snap.Sockets, nil)
+	var answer *render.Port
 	out := bufio.NewWriter(e.stdout)
 	if jsonRow {
+		answer = names.Port(q, pool, rows.Snapshot().Sockets, nil)
 		err = render.WriteJSON(out, answer)
 	} else {
+		answer = names.PortInBrief(q, pool, rows)
 		err = names.PortText(out, e.style, answer)
 	}
 	return whoEnds(out, answer, err)
@@ -127,7 +129,7 @@ func whoEnds(out *bufio.Writer, answer *render.Port, err error) error {
 	if err := out.Flush(); err != nil {
 		return err
 	}
-	if len(answer.Sockets) == 0 {
+	if !answer.Held() {
 		return errNo
 	}
 	return nil

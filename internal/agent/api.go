@@ -209,7 +209,7 @@ func (a *agent) sockets(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	some := slices.DeleteFunc(snap.Sockets, func(s tracer.Socket) bool { return !f.Socket(a.names.Cgroups, &s) })
+	some := render.SocketsOf(snap.Sockets, func(s *tracer.Socket) bool { return f.Socket(a.names.Cgroups, s) })
 	w.Header().Set("Content-Type", lines)
 	if err := a.names.SocketsJSON(w, some); err != nil {
 		return sentError{err}

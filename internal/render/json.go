@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/porthole-dev/porthole/internal/container"
-	"github.com/porthole-dev/porthole/tracer"
 )
 
 // Encoder writes rows as encoding/json would (a test compares them), at a tenth of the
@@ -258,26 +257,35 @@ func (o *object) actor(v actor) {
 }
 
 // SocketsJSON writes one object a line, encoding on every processor.
-func (n *Names) SocketsJSON(w io.Writer, sockets []tracer.Socket) error {
-	bufs := make([][]byte, runtime.GOMAXPROCS(0))
-	encoders := make([]Encoder, len(bufs))
-	for len(sockets) > 0 {
-		some := sockets[:min(partRows*len(bufs), len(sockets))]
-		sockets = sockets[len(some):]
-		share(len(bufs), func(i int) {
-			mine := some[min(i*partRows, len(some)):min((i+1)*partRows, len(some))]
-			bufs[i] = bufs[i][:0]
-			holders := make([]Holder, 0, 16)
-			for j := range mine {
-				row := n.socket(&mine[j], holders)
-				bufs[i] = append(encoders[i].AppendSocket(bufs[i], &row), '\n')
-			}
+func (n *Names) SocketsJSON(w io.Writer, sockets Sockets) error {
+	workers := make([]jsonWorker, runtime.GOMAXPROCS(0))
+	for next := 0; next < sockets.count; next += partRows * len(workers) {
+		share(len(workers), func(i int) {
+			from := next + i*partRows
+			workers[i].encode(n, sockets, from, min(from+partRows, sockets.count))
 		})
-		for _, b := range bufs {
-			if _, err := w.Write(b); err != nil {
+		for i := range workers {
+			if _, err := w.Write(workers[i].text); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
+}
+
+// jsonWorker has the memory that a goroutine encodes in.
+type jsonWorker struct {
+	text []byte
+	enc  Encoder
+	mem  rowMemory
+}
+
+func (w *jsonWorker) encode(n *Names, sockets Sockets, from, to int) {
+	w.text = w.text[:0]
+	for i := from; i < to; i++ {
+		if sockets.read(i, &w.mem.socket) {
+			row := n.socket(&w.mem.socket, w.mem.holders[:0])
+			w.text = append(w.enc.AppendSocket(w.text, &row), '\n')
+		}
+	}
 }

@@ -212,7 +212,7 @@ func TestSocketsJSON(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := n.SocketsJSON(&got, sockets); err != nil {
+	if err := n.SocketsJSON(&got, SocketsOf(sockets, nil)); err != nil {
 		t.Fatal(err)
 	}
 	wantLines, gotLines := strings.Split(string(escapeControls(want.Bytes())), "\n"), strings.Split(got.String(), "\n")

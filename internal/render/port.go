@@ -23,7 +23,12 @@ type Port struct {
 	Reserved         bool           `json:"reserved"`
 	Sockets          []Socket       `json:"sockets"`
 	History          []Tenancy      `json:"history"`
+
+	counted map[section]int // sockets that are not among Sockets: see PortInBrief
 }
+
+// Held tells whether any socket has the port.
+func (p *Port) Held() bool { return len(p.Sockets)+len(p.counted) > 0 }
 
 // Tenancy is the time a socket held a port, now over, in JSON.
 type Tenancy struct {
@@ -51,24 +56,52 @@ type Question struct {
 	Protos []tracer.Proto
 }
 
+func (q Question) about(proto tracer.Proto) bool { return slices.Contains(q.Protos, proto) }
+
 // Port makes the answer to a question, from the sockets on that port now and those
 // before, of whatever protocol.
 func (n *Names) Port(q Question, pool *netns.Pool, now []tracer.Socket, before []tracer.Tenancy) *Port {
-	p := &Port{
-		Port: q.Port, Range: services.ClassOf(q.Port), Service: n.Services.Name(q.Port, q.Protos[0] == tracer.UDP),
-		InEphemeralRange: pool.Has(q.Port), RangeLow: pool.Low, RangeHigh: pool.High, Reserved: pool.Reserved(q.Port),
-		History: make([]Tenancy, 0, len(before)),
-	}
-	asked := func(proto tracer.Proto) bool { return len(q.Protos) > 1 || q.Protos[0] == proto }
-	if len(q.Protos) == 1 {
-		p.Proto = q.Protos[0].String()
-		now = slices.DeleteFunc(slices.Clone(now), func(s tracer.Socket) bool { return !asked(s.Proto) })
+	p := n.port(q, pool)
+	if p.Proto != "" {
+		now = slices.DeleteFunc(slices.Clone(now), func(s tracer.Socket) bool { return !q.about(s.Proto) })
 	}
 	p.Sockets = n.socketsInFull(now)
 	for i := range before {
-		if asked(before[i].Proto) {
+		if q.about(before[i].Proto) {
 			p.History = append(p.History, n.Tenancy(&before[i]))
 		}
+	}
+	return p
+}
+
+// PortInBrief is the answer for PortText alone: what that only counts has no row.
+func (n *Names) PortInBrief(q Question, pool *netns.Pool, rows *tracer.Rows) *Port {
+	p := n.port(q, pool)
+	p.counted = make(map[section]int)
+	for i := range rows.Len() {
+		role, proto := rows.Kind(i)
+		switch {
+		case !q.about(proto):
+		case role == tracer.RoleServer || role == tracer.RoleOrphan || role == tracer.RoleTimeWait:
+			p.counted[section{role.String(), proto.String()}]++
+		default:
+			var so tracer.Socket
+			rows.Read(i, &so)
+			p.Sockets = append(p.Sockets, n.socketInFull(&so, nil))
+		}
+	}
+	return p
+}
+
+// port is the answer but for who has it.
+func (n *Names) port(q Question, pool *netns.Pool) *Port {
+	p := &Port{
+		Port: q.Port, Range: services.ClassOf(q.Port), Service: n.Services.Name(q.Port, q.Protos[0] == tracer.UDP),
+		InEphemeralRange: pool.Has(q.Port), RangeLow: pool.Low, RangeHigh: pool.High, Reserved: pool.Reserved(q.Port),
+		History: []Tenancy{},
+	}
+	if len(q.Protos) == 1 {
+		p.Proto = q.Protos[0].String()
 	}
 	return p
 }

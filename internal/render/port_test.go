@@ -255,7 +255,7 @@ func TestTextFromJSON(t *testing.T) {
 		rows = append(rows, row)
 	}
 	var want, got strings.Builder
-	if err := errors.Join(n.SocketsText(&want, Style{}, sockets), n.RowsText(&got, Style{}, rows)); err != nil {
+	if err := errors.Join(n.SocketsText(&want, Style{}, SocketsOf(sockets, nil)), n.RowsText(&got, Style{}, rows)); err != nil {
 		t.Fatal(err)
 	}
 	answer := n.Port(question(80), testPool(t), sockets[:1], nil)

@@ -23,7 +23,7 @@ func (n *Names) PortText(out io.Writer, style Style, p *Port) error {
 	}
 	all := sections(p.Sockets)
 	for _, proto := range protos {
-		w.proto(proto, all, p.Proto != "" || len(p.Sockets) == 0)
+		w.proto(proto, all, p.counted, p.Proto != "" || !p.Held())
 	}
 	w.about(p, protos)
 	w.before(p.History)
@@ -73,7 +73,7 @@ func (w *portWriter) printf(format string, args ...any) {
 }
 
 // proto tells of one protocol; nobody says so only where asked.
-func (w *portWriter) proto(proto string, all map[section][]Socket, sayNobody bool) {
+func (w *portWriter) proto(proto string, all map[section][]Socket, counted map[section]int, sayNobody bool) {
 	held := false
 	for _, role := range []tracer.Role{tracer.RoleListener, tracer.RoleBound} {
 		for _, group := range groups(all[section{role.String(), proto}]) {
@@ -93,7 +93,8 @@ func (w *portWriter) proto(proto string, all map[section][]Socket, sayNobody boo
 	}
 	var parts []string
 	for _, r := range rest {
-		switch n := len(all[section{r.role.String(), proto}]); {
+		s := section{r.role.String(), proto}
+		switch n := len(all[s]) + counted[s]; {
 		case n == 1:
 			parts = append(parts, r.one)
 		case n > 1:

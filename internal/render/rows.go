@@ -112,6 +112,30 @@ func (s Stamp) MarshalJSON() ([]byte, error) {
 	return append(b, '"'), err
 }
 
+// Sockets are sockets to be listed: so many, of which read makes each, or tells that it is
+// not to be listed. They are read by several goroutines at once, each into a Socket of its
+// own.
+type Sockets struct {
+	count int
+	read  func(i int, so *tracer.Socket) bool
+}
+
+// SocketsOf are those of a slice that pass; keep nil: all.
+func SocketsOf(sockets []tracer.Socket, keep func(*tracer.Socket) bool) Sockets {
+	return Sockets{len(sockets), func(i int, so *tracer.Socket) bool {
+		*so = sockets[i]
+		return keep == nil || keep(so)
+	}}
+}
+
+// SocketsOfRows are those of a snapshot that pass.
+func SocketsOfRows(rows *tracer.Rows, keep func(*tracer.Socket) bool) Sockets {
+	return Sockets{rows.Len(), func(i int, so *tracer.Socket) bool {
+		rows.Read(i, so)
+		return keep(so)
+	}}
+}
+
 // Socket makes the row of a socket.
 func (n *Names) Socket(s *tracer.Socket) Socket { return n.socket(s, []Holder{}) }
 

@@ -61,14 +61,19 @@ func appendAddrPort(b []byte, a netip.AddrPort) []byte {
 }
 
 // SocketsText writes sockets as ls shows them.
-func (n *Names) SocketsText(w io.Writer, style Style, sockets []tracer.Socket) error {
-	return n.rowsText(w, style, len(sockets), func(i int, holders []Holder) Socket { return n.socket(&sockets[i], holders) })
+func (n *Names) SocketsText(w io.Writer, style Style, sockets Sockets) error {
+	return n.rowsText(w, style, sockets.count, func(i int, mem *rowMemory) (Socket, bool) {
+		if !sockets.read(i, &mem.socket) {
+			return Socket{}, false
+		}
+		return n.socket(&mem.socket, mem.holders[:0]), true
+	})
 }
 
 // RowsText writes rows of sockets as ls shows them. The columns for namespace and
 // container are there where some socket is not the host's, or in a container.
 func (n *Names) RowsText(w io.Writer, style Style, rows []Socket) error {
-	return n.rowsText(w, style, len(rows), func(i int, _ []Holder) Socket { return rows[i] })
+	return n.rowsText(w, style, len(rows), func(i int, _ *rowMemory) (Socket, bool) { return rows[i], true })
 }
 
 // The columns of RowsText.
@@ -76,8 +81,15 @@ var rowsHead = []string{"PROTO", "STATE", "LOCAL", "REMOTE", "ROLE", "PID", "COM
 
 const pidColumn, netnsColumn, containerColumn = 5, 7, 8
 
-// rowsText writes so many rows, which it makes on every processor.
-func (n *Names) rowsText(w io.Writer, style Style, count int, row func(i int, holders []Holder) Socket) error {
+// rowMemory is what a row may be made in: it is needed until the next is made.
+type rowMemory struct {
+	socket  tracer.Socket
+	holders [16]Holder
+}
+
+// rowsText writes so many rows, which it makes on every processor, and leaves out what is
+// none.
+func (n *Names) rowsText(w io.Writer, style Style, count int, row func(int, *rowMemory) (Socket, bool)) error {
 	head := newGrid(len(rowsHead))
 	for _, name := range rowsHead {
 		head.add(name)
@@ -87,9 +99,12 @@ func (n *Names) rowsText(w io.Writer, style Style, count int, row func(i int, ho
 	shareRows(count, func(part, from, to int) {
 		g, some := newGrid(len(rowsHead)), &apart[part]
 		grids[part] = g
-		holders := make([]Holder, 0, 16)
+		mem := new(rowMemory)
 		for i := from; i < to; i++ {
-			s := row(i, holders)
+			s, ok := row(i, mem)
+			if !ok {
+				continue
+			}
 			n.appendCells(g, &s)
 			some.netns = some.netns || s.NetNS != n.HostNS
 			some.container = some.container || s.Container != nil

@@ -110,7 +110,7 @@ func TestTableWriteError(t *testing.T) {
 			t.Errorf("write %d fails: error %v, want %v", n+1, err, syscall.ENOSPC)
 		}
 	}
-	if err := testNames().SocketsJSON(&noSpace{}, manySockets(1)); !errors.Is(err, syscall.ENOSPC) {
+	if err := testNames().SocketsJSON(&noSpace{}, SocketsOf(manySockets(1), nil)); !errors.Is(err, syscall.ENOSPC) {
 		t.Errorf("SocketsJSON: error %v, want %v", err, syscall.ENOSPC)
 	}
 }
@@ -147,7 +147,7 @@ func TestSocketsText(t *testing.T) {
 		"tcp   ESTAB     10.0.0.5:22    10.0.0.9:51234 server      901 sshd-session\n" +
 		"tcp   TIME-WAIT 10.0.0.5:40012 10.0.8.20:5432 time_wait     - -\n"
 	var b strings.Builder
-	if err := testNames().SocketsText(&b, Style{}, ordinarySockets()); err != nil {
+	if err := testNames().SocketsText(&b, Style{}, SocketsOf(ordinarySockets(), nil)); err != nil {
 		t.Fatal(err)
 	}
 	if d := cmp.Diff(want, b.String()); d != "" {
@@ -170,7 +170,7 @@ func TestSocketsTextElsewhere(t *testing.T) {
 		"tcp+mp LISTEN 0.0.0.0:80    *:*    listener 48213 nginx +2 blue\n" +
 		"udp    UNCONN 127.0.0.53:53 *:*    bound        1 \"a\\nb\"   host\n"
 	var b strings.Builder
-	if err := testNames().SocketsText(&b, Style{}, sockets); err != nil {
+	if err := testNames().SocketsText(&b, Style{}, SocketsOf(sockets, nil)); err != nil {
 		t.Fatal(err)
 	}
 	if d := cmp.Diff(want, b.String()); d != "" {
@@ -272,7 +272,7 @@ func TestColor(t *testing.T) {
 	for _, color := range []bool{false, true} {
 		style := Style{Color: color}
 		var b strings.Builder
-		if err := testNames().SocketsText(&b, style, ordinarySockets()); err != nil {
+		if err := testNames().SocketsText(&b, style, SocketsOf(ordinarySockets(), nil)); err != nil {
 			t.Fatal(err)
 		}
 		for name, text := range map[string]string{
