@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"io"
 	"net/netip"
-	"runtime"
 	"strconv"
 	"time"
 
@@ -256,36 +255,56 @@ func (o *object) actor(v actor) {
 	}
 }
 
-// SocketsJSON writes one object a line, encoding on every processor.
+// SocketsJSON writes one object a line, encoding on every processor while it writes.
 func (n *Names) SocketsJSON(w io.Writer, sockets Sockets) error {
-	workers := make([]jsonWorker, runtime.GOMAXPROCS(0))
-	for next := 0; next < sockets.count; next += partRows * len(workers) {
-		share(len(workers), func(i int) {
-			from := next + i*partRows
-			workers[i].encode(n, sockets, from, min(from+partRows, sockets.count))
-		})
-		for i := range workers {
-			if _, err := w.Write(workers[i].text); err != nil {
-				return err
-			}
+	workers := make([]jsonWorker, parts(sockets.count))
+	stop := make(chan struct{})
+	defer close(stop)
+	for i := range workers {
+		worker := &workers[i]
+		worker.empty, worker.full = make(chan []byte, 2), make(chan []byte, 2)
+		worker.empty <- nil
+		worker.empty <- nil
+		go worker.run(n, sockets, i, len(workers), stop)
+	}
+	for part := 0; part*jsonRows < sockets.count; part++ {
+		worker := &workers[part%len(workers)]
+		text := <-worker.full
+		if _, err := w.Write(text); err != nil {
+			return err
 		}
+		worker.empty <- text
 	}
 	return nil
 }
 
-// jsonWorker has the memory that a goroutine encodes in.
+// jsonRows is how many rows are encoded before they are written.
+const jsonRows = 512
+
+// jsonWorker encodes some of the parts of a list, one after the other.
 type jsonWorker struct {
-	text []byte
-	enc  Encoder
-	mem  rowMemory
+	empty, full chan []byte // each with room for all the buffers there are
+	enc         Encoder
+	mem         rowMemory
 }
 
-func (w *jsonWorker) encode(n *Names, sockets Sockets, from, to int) {
-	w.text = w.text[:0]
-	for i := from; i < to; i++ {
-		if sockets.read(i, &w.mem.socket) {
-			row := n.socket(&w.mem.socket, w.mem.holders[:0])
-			w.text = append(w.enc.AppendSocket(w.text, &row), '\n')
+func (w *jsonWorker) run(n *Names, sockets Sockets, part, step int, stop <-chan struct{}) {
+	for ; part*jsonRows < sockets.count; part += step {
+		select {
+		case text := <-w.empty:
+			w.full <- w.encode(text[:0], n, sockets, part*jsonRows, min((part+1)*jsonRows, sockets.count))
+		case <-stop:
+			return
 		}
 	}
+}
+
+func (w *jsonWorker) encode(text []byte, n *Names, sockets Sockets, from, to int) []byte {
+	for i := from; i < to; i++ {
+		if sockets.read(i, &w.mem.socket) {
+			n.fill(&w.mem.row, &w.mem.socket, w.mem.holders[:0])
+			text = append(w.enc.AppendSocket(text, &w.mem.row), '\n')
+		}
+	}
+	return text
 }

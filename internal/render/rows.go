@@ -141,7 +141,14 @@ func (n *Names) Socket(s *tracer.Socket) Socket { return n.socket(s, []Holder{})
 
 // socket makes a row that keeps its holders in the memory of holders.
 func (n *Names) socket(s *tracer.Socket, holders []Holder) Socket {
-	row := Socket{
+	var row Socket
+	n.fill(&row, s, holders)
+	return row
+}
+
+// fill is socket, in memory that is there.
+func (n *Names) fill(row *Socket, s *tracer.Socket, holders []Holder) {
+	*row = Socket{
 		Proto: s.Proto.String(), State: s.State.String(), Role: s.Role.String(),
 		LocalIP: s.Local.Addr(), LocalPort: s.Local.Port(),
 		RemoteIP: s.Remote.Addr(), RemotePort: s.Remote.Port(),
@@ -160,7 +167,6 @@ func (n *Names) socket(s *tracer.Socket, holders []Holder) Socket {
 		row.Owner = &Owner{PID: s.Owner.PID, Comm: s.Owner.Comm}
 	}
 	row.Container = n.containerOf(s)
-	return row
 }
 
 // service is the name of the port that tells what the socket is for: the other

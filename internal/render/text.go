@@ -84,6 +84,7 @@ const pidColumn, netnsColumn, containerColumn = 5, 7, 8
 // rowMemory is what a row may be made in: it is needed until the next is made.
 type rowMemory struct {
 	socket  tracer.Socket
+	row     Socket
 	holders [16]Holder
 }
 
