@@ -87,7 +87,7 @@ enum row_flag {
 
 /* One kernel socket that holds a port, as the walk found it. */
 struct row {
-	__u64 time_ns; /* when this row was read */
+	__u64 time_ns; /* when this row was read, if asked */
 	__u64 sock;    /* address of the struct sock (or timewait, request sock) */
 	__u64 file;    /* address of the struct file that refers to it */
 	__u64 inode;   /* inode number of that file, as in /proc/PID/fd */
@@ -155,13 +155,13 @@ struct walk {
 	__u32 restarts;	       /* out: times a chain changed under the reader and was read again */
 	__u32 gave_up;	       /* out: chains left unfinished after too many restarts */
 	__u32 tries;	       /* in/out: restarts of the present bucket */
-	__u32 pad;	       /* */
 	__u16 port;	       /* in: only this local port, 0 = all */
-	__u8 done;	       /* out: the table was read to its end */
-	__u8 ephemeral;	       /* in: only ports of their namespace's ephemeral range, and no inodes */
-	__u8 connected;	       /* in/out: the present bind bucket is connect()'s own */
-	__u8 files;	       /* in: with ephemeral: their files too, to find who holds them */
 	__u16 tb_port;	       /* in/out: port of the present bind bucket */
+	__u8 done;	       /* out: the table was read to its end */
+	__u8 connected;	       /* in/out: the present bind bucket is connect()'s own */
+	__u8 files;	       /* in, ph_ports: their files too, to find who holds them */
+	__u8 timed;	       /* in: rows tell when they were read */
+	__u8 pad[4];	       /* */
 	__u64 net;	       /* in/out: namespace that low and high are of */
 	__u16 low;	       /* in/out: its ephemeral range */
 	__u16 high;	       /* in/out */

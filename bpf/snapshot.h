@@ -8,7 +8,7 @@
 /* ---- maps ---- */
 
 #define ROWS_MAX 8192 /* of a lane */
-#define LANES 2 /* processors that walk at once */
+#define LANES 2	      /* processors that walk at once */
 
 /*
  * Rows of one call of the walk, for each lane.
@@ -159,23 +159,27 @@ static __always_inline void walk_restart(struct walk *w)
 		w->gave_up++;
 }
 
+/* The rest of a row of ph_ports. Every line of memory counts: a socket of a connect() bucket has called connect(). */
+static __always_inline void row_port_sock(const struct walk *w, struct row *row, const struct sock *sk)
+{
+	const struct socket *socket;
+
+	if (row->proto == IPPROTO_TCP && !w->connected && row->state != TCP_CLOSE && row->state != TCP_LISTEN &&
+	    sock_is_active(sk))
+		row->flags |= ROW_ACTIVE;
+	if (!w->files)
+		return;
+	socket = READ(sk, sk_socket);
+	if (socket)
+		row->file = (__u64)READ(socket, file);
+}
+
+/* The rest of a row of ph_walk. */
 static __always_inline void row_full_sock(struct walk *w, struct row *row, const struct sock *sk)
 {
 	const struct socket *socket;
 	__u64 prot;
 
-	if (w->ephemeral) {
-		/* Every line of memory counts: a socket of a connect() bucket has called connect(). */
-		if (row->proto == IPPROTO_TCP && !w->connected && row->state != TCP_CLOSE &&
-		    row->state != TCP_LISTEN && sock_is_active(sk))
-			row->flags |= ROW_ACTIVE;
-		if (w->files) {
-			socket = READ(sk, sk_socket);
-			if (socket)
-				row->file = (__u64)READ(socket, file);
-		}
-		return;
-	}
 	if (row->proto == IPPROTO_TCP) {
 		if (row->state != TCP_CLOSE && row->state != TCP_LISTEN && sock_is_active(sk))
 			row->flags |= ROW_ACTIVE;
@@ -215,7 +219,7 @@ static __always_inline void walk_settings(struct walk *w, const struct net *net)
 }
 
 /* Write one row about sk. False: no room, try again in the next call. */
-static __always_inline bool walk_row(struct walk *w, const struct sock *sk)
+static __always_inline bool walk_row(struct walk *w, const struct sock *sk, const bool ports)
 {
 	__u32 i = w->first_row + w->rows;
 	struct row *row;
@@ -225,14 +229,14 @@ static __always_inline bool walk_row(struct walk *w, const struct sock *sk)
 	row = w->rows < ROWS_MAX ? bpf_map_lookup_elem(&rows, &i) : NULL;
 	if (!row)
 		return false;
-	row->time_ns = w->ephemeral ? 0 : bpf_ktime_get_boot_ns();
+	row->time_ns = w->timed ? bpf_ktime_get_boot_ns() : 0; /* it waits for every load before it */
 	row->sock = (__u64)sk;
 	row->file = 0;
 	row->inode = 0;
 	row->uid = 0;
 	row->dev = READ(sk, __sk_common.skc_bound_dev_if);
 	row->state = sock_state(sk);
-	if (w->ephemeral)
+	if (ports)
 		row->proto = w->table == WALK_TCP_BIND ? IPPROTO_TCP : IPPROTO_UDP;
 	else if (row->state == TCP_TIME_WAIT || row->state == TCP_NEW_SYN_RECV)
 		row->proto = IPPROTO_TCP;
@@ -249,8 +253,10 @@ static __always_inline bool walk_row(struct walk *w, const struct sock *sk)
 	if (row->state == TCP_TIME_WAIT) {
 		row->flags |= ROW_TIMEWAIT;
 		row->state = READ((const struct inet_timewait_sock *)sk, tw_substate);
-		if (w->ephemeral && timewait_aged((const void *)sk, w->tw_delay_ms, w->now))
+		if (ports && timewait_aged((const void *)sk, w->tw_delay_ms, w->now))
 			row->flags |= ROW_TW_AGED;
+	} else if (ports) {
+		row_port_sock(w, row, sk);
 	} else if (row->state != TCP_NEW_SYN_RECV) {
 		row_full_sock(w, row, sk);
 	}
@@ -293,9 +299,9 @@ static __always_inline struct sock *node_sock(const struct walk *w)
  * Is sk still where it was found? Nothing is locked: an owner that names another
  * bucket or hashes to another slot has moved under us, and its next is another's.
  */
-static __always_inline bool node_holds(const struct walk *w, const struct sock *sk)
+static __always_inline bool node_holds(const struct walk *w, const struct sock *sk, const bool ports)
 {
-	if (w->table == WALK_TCP_BIND && w->ephemeral) /* that sk is near in memory is worth more than to be sure */
+	if (w->table == WALK_TCP_BIND && ports) /* that sk is near in memory is worth more than to be sure */
 		return sock_port(sk) == w->tb_port && (__u64)READ(sk, __sk_common.skc_net.net) == w->net;
 	if (w->table == WALK_TCP_BIND)
 		return sock_bucket(sk) == w->owner;
@@ -306,9 +312,9 @@ static __always_inline bool node_holds(const struct walk *w, const struct sock *
 	return (READ(sk, __sk_common.skc_hash) & (w->buckets - 1)) == w->owner;
 }
 
-static __always_inline bool node_wanted(struct walk *w, const struct sock *sk)
+static __always_inline bool node_wanted(struct walk *w, const struct sock *sk, const bool ports)
 {
-	if (w->table == WALK_UDP && w->ephemeral) {
+	if (w->table == WALK_UDP && ports) {
 		walk_settings(w, READ(sk, __sk_common.skc_net.net));
 		if (sock_port(sk) < w->low || sock_port(sk) > w->high)
 			return false;
@@ -319,11 +325,11 @@ static __always_inline bool node_wanted(struct walk *w, const struct sock *sk)
 }
 
 /* Buckets of a VRF (l3mdev) are out of reach for connect() and bind() from outside it. */
-static __always_inline bool bucket_wanted(struct walk *w, const struct inet_bind_bucket *tb)
+static __always_inline bool bucket_wanted(struct walk *w, const struct inet_bind_bucket *tb, const bool ports)
 {
 	__u16 port = READ(tb, port);
 
-	if (!w->ephemeral)
+	if (!ports)
 		return !w->port || port == w->port;
 	w->tb_port = port;
 	walk_settings(w, READ(tb, ib_net.net));
@@ -331,7 +337,7 @@ static __always_inline bool bucket_wanted(struct walk *w, const struct inet_bind
 }
 
 /* The TCP bind buckets of a port: their owners, or since 6.8 the per-address buckets that have them. */
-static __always_inline void walk_bind_bucket(struct walk *w)
+static __always_inline void walk_bind_bucket(struct walk *w, const bool ports)
 {
 	if (owners_by_address() && w->tb2) {
 		struct inet_bind2_bucket *tb2 =
@@ -342,7 +348,7 @@ static __always_inline void walk_bind_bucket(struct walk *w)
 		w->tb2 = (__u64)READ(tb2, bhash_node.next);
 	} else {
 		struct inet_bind_bucket *tb = (void *)w->tb - bpf_core_field_offset(struct inet_bind_bucket, node);
-		bool want = bucket_wanted(w, tb);
+		bool want = bucket_wanted(w, tb, ports);
 
 		w->connected = READ(tb, fastreuse) < 0 && READ(tb, fastreuseport) < 0;
 		w->tb = (__u64)READ(tb, node.next);
@@ -419,25 +425,26 @@ static __always_inline long walk_netns(struct walk *w)
 /*
  * One step: the next owner, else the next bind bucket, else the next slot that is
  * not empty, or WALK_SLOTS further. A single function for all tables, as the verifier
- * goes through it once and that takes longer than to walk.
+ * goes through it once and that takes longer than to walk; but two programs, for the same
+ * reason: ph_walk for sockets, and with ports set ph_ports for what is of ephemeral ports.
  */
-static __always_inline long walk_on(struct walk *w, const struct walk_tables *tables)
+static __always_inline long walk_on(struct walk *w, const struct walk_tables *tables, const bool ports)
 {
-	if (w->table == WALK_NETNS)
+	if (ports && w->table == WALK_NETNS)
 		return walk_netns(w);
 	if (!node_ends(w->node)) {
 		struct sock *sk = node_sock(w);
 
-		if (!node_holds(w, sk))
+		if (!node_holds(w, sk, ports))
 			walk_restart(w);
-		else if (node_wanted(w, sk) && !walk_row(w, sk))
+		else if (node_wanted(w, sk, ports) && !walk_row(w, sk, ports))
 			return 1;
 		else
 			walk_next_node(w);
 		return 0;
 	}
 	if (w->tb || w->tb2) {
-		walk_bind_bucket(w);
+		walk_bind_bucket(w, ports);
 		return 0;
 	}
 	for (int i = 0; i < WALK_SLOTS && !w->tb && node_ends(w->node); i++) {
@@ -452,7 +459,12 @@ static __always_inline long walk_on(struct walk *w, const struct walk_tables *ta
 
 static long walk_step(__u32 i, struct walk_tables *tables)
 {
-	return walk_on(tables->walk, tables);
+	return walk_on(tables->walk, tables, false);
+}
+
+static long ports_step(__u32 i, struct walk_tables *tables)
+{
+	return walk_on(tables->walk, tables, true);
 }
 
 /* Find the table to walk. */
@@ -505,7 +517,7 @@ static __always_inline struct walk_tables walk_begin(struct walk *w)
 }
 
 /* Read on where the last call of the lane stopped, until the table or its part ends or the rows are full. */
-static __always_inline void handle_walk(const struct walk_call *call)
+static __always_inline void handle_walk(const struct walk_call *call, const bool ports)
 {
 	__u32 lane = call->lane;
 	struct walk *w = bpf_map_lookup_elem(&walks, &lane);
@@ -515,23 +527,34 @@ static __always_inline void handle_walk(const struct walk_call *call)
 		return;
 	w->first_row = lane * ROWS_MAX;
 	tables = walk_begin(w);
-	bpf_loop(tables.steps, walk_step, &tables, 0);
+	bpf_loop(tables.steps, ports ? ports_step : walk_step, &tables, 0);
 }
 
 #if !HAVE_CAST
-/* walk_step as a global function, of the first lane: see fds_step. */
-__noinline int walk_step_once(__u64 heads, __u64 size)
+/* A step of the first lane. */
+static __always_inline int walk_once(__u64 heads, __u64 size, const bool ports)
 {
 	struct walk_tables tables = { .heads = (void *)heads, .size = size };
 	struct walk *w;
 	__u32 lane = 0;
 
 	w = bpf_map_lookup_elem(&walks, &lane);
-	return w ? walk_on(w, &tables) : 1;
+	return w ? walk_on(w, &tables, ports) : 1;
+}
+
+/* Global functions: see fds_step. */
+__noinline int walk_step_once(__u64 heads, __u64 size)
+{
+	return walk_once(heads, size, false);
+}
+
+__noinline int ports_step_once(__u64 heads, __u64 size)
+{
+	return walk_once(heads, size, true);
 }
 
 /* The same for kernels without bpf_loop() or programs of type syscall: the first lane, WALK_BURST steps. */
-static __always_inline void handle_walk_burst(void)
+static __always_inline void handle_walk_burst(const bool ports)
 {
 	struct walk_tables tables;
 	struct walk *w;
@@ -542,7 +565,8 @@ static __always_inline void handle_walk_burst(void)
 		return;
 	tables = walk_begin(w);
 	for (__u32 i = 0; i < WALK_BURST && i < tables.steps; i++)
-		if (walk_step_once((__u64)tables.heads, tables.size))
+		if (ports ? ports_step_once((__u64)tables.heads, tables.size)
+			  : walk_step_once((__u64)tables.heads, tables.size))
 			break;
 }
 #endif

@@ -126,7 +126,9 @@ static __always_inline bool sock_is_active(const struct sock *sk)
 	nxt = READ(tp, snd_nxt);
 	una = READ(tp, snd_una);
 	sequence = READ(tp, bytes_acked) + (__u32)(nxt - una);
-	payload = READ(tp, bytes_sent) - READ(tp, bytes_retrans);
+	payload = READ(tp, bytes_sent);
+	if (payload) /* else nothing was sent again: that spares a cache line */
+		payload -= READ(tp, bytes_retrans);
 	if ((state == TCP_FIN_WAIT1 || state == TCP_FIN_WAIT2 || state == TCP_CLOSING || state == TCP_LAST_ACK) &&
 	    nxt == READ(tp, write_seq))
 		sequence--; /* our FIN */

@@ -201,13 +201,13 @@ type bpfWalk struct {
 	Restarts  uint32
 	GaveUp    uint32
 	Tries     uint32
-	Pad       uint32
 	Port      uint16
+	TbPort    uint16
 	Done      uint8
-	Ephemeral uint8
 	Connected uint8
 	Files     uint8
-	TbPort    uint16
+	Timed     uint8
+	Pad       [4]uint8
 	Net       uint64
 	Low       uint16
 	High      uint16

@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"net/netip"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -42,35 +40,46 @@ type Snapshotter struct {
 	turns   [lanes]sync.Mutex
 	fdsTurn sync.Mutex
 
-	maps   *ebpf.Collection
-	step   *ebpf.Program // goes on with the walk
-	burst  *link.Iter    // the same for old kernels, instead
-	files  *link.Iter
-	udp    int // a UDP socket, for struct walk
-	rows   *ebpf.Memory
-	fds    *ebpf.Memory
-	spaces *ebpf.Memory
-	dec    *decoder
-	kernel *btf.Cache // the kernel's types, to load more programs with
+	maps     *ebpf.Collection
+	sockWalk walker // of sockets
+	portWalk walker // of ephemeral ports
+	files    *link.Iter
+	udp      int // a UDP socket, for struct walk
+	rows     *ebpf.Memory
+	fds      *ebpf.Memory
+	spaces   *ebpf.Memory
+	dec      *decoder
+	kernel   *btf.Cache // the kernel's types, to load more programs with
+	timed    uint8      // 1: tell when each row was read, which takes a tenth of the walk
 }
+
+// Reads is what a Snapshotter can read: each takes a program, and that some time to load.
+type Reads uint8
+
+const (
+	// ReadsSockets is for Take and Rows.
+	ReadsSockets Reads = 1 << iota
+	// ReadsPorts is for Ports.
+	ReadsPorts
+)
 
 // NewSnapshotter loads the programs. The error wraps ErrNotPermitted or
 // ErrNotSupported where one of these is the reason.
-func NewSnapshotter() (*Snapshotter, error) { return newSnapshotter(false) }
+func NewSnapshotter(reads Reads) (*Snapshotter, error) { return newSnapshotter(reads, false) }
 
 // newSnapshotter with oldKernel does as on a kernel before 5.17.
-func newSnapshotter(oldKernel bool) (*Snapshotter, error) {
+func newSnapshotter(reads Reads, oldKernel bool) (*Snapshotter, error) {
 	if err := checkLoad(); err != nil {
 		return nil, err
 	}
 	s := &Snapshotter{dec: newDecoder(), udp: -1}
-	if err := s.open(oldKernel); err != nil {
+	if err := s.open(reads, oldKernel); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
 }
 
-func (s *Snapshotter) open(oldKernel bool) error {
+func (s *Snapshotter) open(reads Reads, oldKernel bool) error {
 	kernel := kernelTypes() // decoded while the programs for most kernels are, and their maps made
 	spec, err := s.prepare(loadSnapshot)
 	if err != nil {
@@ -87,7 +96,7 @@ func (s *Snapshotter) open(oldKernel bool) error {
 			return err
 		}
 	}
-	return s.load(spec, oldKernel)
+	return s.load(spec, reads, oldKernel)
 }
 
 // prepare reads an object and creates its maps.
@@ -100,16 +109,23 @@ func (s *Snapshotter) prepare(load func() (*ebpf.CollectionSpec, error)) (*ebpf.
 	return spec, err
 }
 
-func (s *Snapshotter) load(spec *ebpf.CollectionSpec, oldKernel bool) error {
+func (s *Snapshotter) load(spec *ebpf.CollectionSpec, reads Reads, oldKernel bool) (err error) {
 	opts := ebpf.CollectionOptions{Cache: s.kernel, MapReplacements: s.maps.Maps}
-	done := make(chan error)
-	go func() {
-		var err error
-		s.files, err = loadIter(spec, snapshotProgPhFiles, opts)
-		done <- err
-	}()
-	err := s.loadWalk(spec, opts, oldKernel)
-	if err := errors.Join(err, <-done); err != nil {
+	var errs [3]error
+	var all sync.WaitGroup
+	all.Go(func() { s.files, errs[0] = loadIter(spec, snapshotProgPhFiles, opts) })
+	if reads&ReadsSockets != 0 {
+		all.Go(func() {
+			errs[1] = s.sockWalk.load(spec, snapshotProgPhWalk, snapshotOldProgPhWalkBurst, opts, oldKernel)
+		})
+	}
+	if reads&ReadsPorts != 0 {
+		all.Go(func() {
+			errs[2] = s.portWalk.load(spec, snapshotProgPhPorts, snapshotOldProgPhPortsBurst, opts, oldKernel)
+		})
+	}
+	all.Wait()
+	if err := errors.Join(errs[:]...); err != nil {
 		return explain("load snapshot programs", err)
 	}
 	if s.udp, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
@@ -125,16 +141,22 @@ func (s *Snapshotter) load(spec *ebpf.CollectionSpec, oldKernel bool) error {
 	return nil
 }
 
-// loadWalk loads the program that walks, and where the kernel has no bpf_loop()
-// (5.17) or programs of type syscall (5.14) the one that does it in short bursts.
-func (s *Snapshotter) loadWalk(spec *ebpf.CollectionSpec, opts ebpf.CollectionOptions, oldKernel bool) (err error) {
+// walker is a program that walks.
+type walker struct {
+	prog  *ebpf.Program
+	burst *link.Iter // the same for old kernels, instead
+}
+
+// load loads a program, and where the kernel has no bpf_loop() (5.17) or programs of type
+// syscall (5.14) the one that does the same in short bursts.
+func (w *walker) load(spec *ebpf.CollectionSpec, prog, burst string, opts ebpf.CollectionOptions, oldKernel bool) (err error) {
 	if !oldKernel {
-		if s.step, err = loadProgram(spec, snapshotProgPhWalk, opts); err == nil {
+		if w.prog, err = loadProgram(spec, prog, opts); err == nil {
 			return nil
 		}
 	}
 	var burstErr error
-	if s.burst, burstErr = loadIter(spec, snapshotOldProgPhWalkBurst, opts); burstErr != nil {
+	if w.burst, burstErr = loadIter(spec, burst, opts); burstErr != nil {
 		return errors.Join(err, burstErr)
 	}
 	return nil
@@ -156,7 +178,7 @@ func (s *Snapshotter) forget() { s.kernel = nil }
 // Close unloads the programs.
 func (s *Snapshotter) Close() error {
 	var errs []error
-	for _, it := range []*link.Iter{s.files, s.burst} {
+	for _, it := range []*link.Iter{s.files, s.sockWalk.burst, s.portWalk.burst} {
 		if it != nil {
 			errs = append(errs, it.Close())
 		}
@@ -167,61 +189,7 @@ func (s *Snapshotter) Close() error {
 	if s.maps != nil {
 		s.maps.Close()
 	}
-	return errors.Join(append(errs, s.step.Close())...)
-}
-
-// Rows is what a Snapshot is made from. Each socket is made when it is read, so that a
-// list of very many need not be in memory. It is safe for concurrent use.
-type Rows struct {
-	// Restarts and Unfinished are as in Snapshot.
-	Restarts, Unfinished int
-
-	start uint64
-	from  *collection
-	keys  []sortKey
-}
-
-// Len is the number of sockets.
-func (r *Rows) Len() int { return len(r.keys) }
-
-// Kind is the role and the protocol of a socket.
-func (r *Rows) Kind(i int) (Role, Proto) {
-	row := r.from.row(r.keys[i].at)
-	return roleOf(row), Proto(row.Proto)
-}
-
-// Read makes a socket; they are ordered as SortSockets does. Its holders are in the memory
-// of those that so has, if there is room.
-func (r *Rows) Read(i int, so *Socket) {
-	at := r.keys[i].at
-	holders := r.from.holders(so.Holders[:0], at)
-	*so = socketOf(r.from.row(at))
-	so.Holders = holders
-}
-
-// Snapshot makes all sockets. It uses two processors.
-func (r *Rows) Snapshot() *Snapshot {
-	snap := &Snapshot{Sockets: make([]Socket, r.Len()), Restarts: r.Restarts, Unfinished: r.Unfinished, start: r.start}
-	fill := func(from, to int) {
-		pool := make([]Holder, 0, to-from) // for the usual case of a holder each
-		for i := from; i < to; i++ {
-			so := &snap.Sockets[i]
-			so.Holders = pool[len(pool):]
-			r.Read(i, so)
-			if len(pool)+len(so.Holders) <= cap(pool) {
-				pool = pool[:len(pool)+len(so.Holders)]
-			}
-			if so.Holders = slices.Clip(so.Holders); len(so.Holders) == 0 {
-				so.Holders = nil
-			}
-		}
-	}
-	half := r.Len() / 2
-	var rest sync.WaitGroup
-	rest.Go(func() { fill(half, r.Len()) })
-	fill(0, half)
-	rest.Wait()
-	return snap
+	return errors.Join(append(errs, s.sockWalk.prog.Close(), s.portWalk.prog.Close())...)
 }
 
 // Take reads every socket with a port, or those on one local port (port not 0),
@@ -244,20 +212,22 @@ func (s *Snapshotter) Rows(port uint16) (*Rows, error) {
 	defer s.mu.Unlock()
 	r := &Rows{start: boottime(), from: newCollection()}
 	var w bpfWalk
-	var adding, sorting sync.WaitGroup
+	var adding sync.WaitGroup
 	// Not the walk's own work: the sockets of a busy port are one chain, which one processor follows.
 	err := s.readTables(&w, port, nil, func(rows []bpfRow) {
-		adding.Go(func() {
-			first := r.from.add(rows)
-			sorting.Go(func() { r.from.sort(first) })
-		})
+		adding.Go(func() { r.from.add(rows) })
 	})
+	sorted := make(chan struct{})
+	go func() {
+		adding.Wait()
+		r.keys = r.from.sorted()
+		close(sorted)
+	}()
 	joinErr := s.eachFds(func(tables []bpfFds) {
 		adding.Wait()
 		r.from.join(s.dec, tables)
 	})
-	adding.Wait()
-	sorting.Wait()
+	<-sorted
 	if err := errors.Join(err, joinErr); err != nil {
 		return nil, err
 	}
@@ -265,169 +235,14 @@ func (s *Snapshotter) Rows(port uint16) (*Rows, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.keys = r.from.sorted(changed || w.Restarts > 0)
+	if changed || w.Restarts > 0 {
+		r.keys = r.from.unique(r.keys)
+	}
 	r.Restarts, r.Unfinished = int(w.Restarts), int(w.GaveUp)
 	return r, nil
 }
 
-// collection is rows on their way into a snapshot. A row is named by the number of its
-// part and, in the lower 16 bits, its own.
-type collection struct {
-	mu     sync.Mutex // for add
-	parts  []part
-	keys   [][]sortKey       // sorted runs, each longer than the next
-	byFile map[uint64]uint32 // a row by the address of the file that refers to its socket
-	next   map[uint32]uint32 // MPTCP: subflows share a file
-	procs  []Process
-	more   map[uint32][]rawHolder // the holders of a row but the first
-}
-
-// part is the rows of one call of the walk, and the first holder of each.
-type part struct {
-	rows []bpfRow
-	held []rawHolder
-}
-
-// rawHolder is a holder on its way: a process by its place in collection.procs, or nobody.
-type rawHolder struct {
-	proc int32
-	fd   uint32
-}
-
-const nobody = -1
-
-func newCollection() *collection {
-	return &collection{byFile: make(map[uint64]uint32), next: make(map[uint32]uint32), more: make(map[uint32][]rawHolder)}
-}
-
-func (c *collection) row(at uint32) *bpfRow { return &c.parts[at>>16].rows[at&0xffff] }
-
-// add takes rows, and keeps them. It returns the name of the first, for sort. Both are
-// safe for concurrent use.
-func (c *collection) add(rows []bpfRow) uint32 {
-	p := part{rows, make([]rawHolder, len(rows))}
-	for i := range p.held { // written before it is read: a page that is read first faults twice
-		p.held[i].proc = nobody
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	first := uint32(len(c.parts)) << 16
-	c.parts = append(c.parts, p)
-	for i := range rows {
-		row, at := &rows[i], first|uint32(i)
-		if row.File == 0 {
-			continue
-		}
-		other, ok := c.byFile[row.File]
-		if ok && c.row(other).Sock == row.Sock { // a slot of a table was read twice
-			*row = bpfRow{}
-			continue
-		}
-		if ok {
-			c.next[at] = other
-		}
-		c.byFile[row.File] = at
-	}
-	return first
-}
-
-// sort makes a run of the keys of a part, and merges runs while the last is not the
-// shortest by far: most of it is done while there is more to read.
-func (c *collection) sort(first uint32) {
-	c.mu.Lock()
-	rows := c.parts[first>>16].rows
-	c.mu.Unlock()
-	keys := make([]sortKey, 0, len(rows))
-	for i := range rows {
-		if rows[i].Sock != 0 {
-			keys = append(keys, keyOf(&rows[i], first|uint32(i)))
-		}
-	}
-	// The rows of a part can be told by the lower half.
-	sortKeys(keys, func(at uint32) (local, remote netip.AddrPort, id uint64) { return endsOf(&rows[at&0xffff]) })
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.keys = append(c.keys, keys)
-	for n := len(c.keys); n > 1 && len(c.keys[n-2]) < 2*len(c.keys[n-1]); n = len(c.keys) {
-		c.mergeLast()
-	}
-}
-
-func keyOf(row *bpfRow, at uint32) sortKey {
-	local, remote, _ := endsOf(row)
-	return newSortKey(roleOf(row), Proto(row.Proto), row.Flow.Netns, local, remote, at)
-}
-
-func endsOf(row *bpfRow) (local, remote netip.AddrPort, id uint64) {
-	return addrPort(row.Flow.LocalIp, row.Flow.LocalPort), remoteOf(row), row.Sock
-}
-
-func (c *collection) ends(at uint32) (local, remote netip.AddrPort, id uint64) {
-	return endsOf(c.row(at))
-}
-
-func (c *collection) mergeLast() {
-	n := len(c.keys)
-	c.keys = append(c.keys[:n-2], mergeKeys(c.keys[n-2], c.keys[n-1], c.ends))
-}
-
-// join gives each socket its holders among some descriptor tables.
-func (c *collection) join(dec *decoder, tables []bpfFds) {
-	for i := range tables {
-		table := &tables[i]
-		h := rawHolder{proc: int32(len(c.procs))}
-		c.procs = append(c.procs, dec.process(&table.Process))
-		for fd, file := range table.Files {
-			if file == 0 {
-				continue
-			}
-			h.fd = table.First + uint32(fd)
-			for at, ok := c.byFile[file]; ok; at, ok = c.next[at] {
-				if first := &c.parts[at>>16].held[at&0xffff]; first.proc == nobody {
-					*first = h
-				} else {
-					c.more[at] = append(c.more[at], h)
-				}
-			}
-		}
-	}
-}
-
-// holders appends the holders of a row.
-func (c *collection) holders(to []Holder, at uint32) []Holder {
-	first := c.parts[at>>16].held[at&0xffff]
-	if first.proc == nobody {
-		return to
-	}
-	to = append(to, Holder{Process: c.procs[first.proc], FD: first.fd})
-	if len(c.more) == 0 {
-		return to
-	}
-	for _, h := range c.more[at] {
-		to = append(to, Holder{Process: c.procs[h.proc], FD: h.fd})
-	}
-	return to
-}
-
-// sorted returns the keys in order. With unique those that were read twice are left out,
-// and those that are gone.
-func (c *collection) sorted(unique bool) []sortKey {
-	for len(c.keys) > 1 {
-		c.mergeLast()
-	}
-	if len(c.keys) == 0 {
-		return nil
-	}
-	keys := c.keys[0]
-	if unique {
-		id := func(k sortKey) uint64 { return c.row(k.at).Sock }
-		keys = slices.CompactFunc(keys, func(a, b sortKey) bool { return id(a) == id(b) })
-		keys = slices.DeleteFunc(keys, func(k sortKey) bool { return id(k) == 0 })
-	}
-	return keys
-}
-
-// readTables walks every table that has sockets with a port. buf is as for walk; if it
+// readTables walks every table that has sockets with a port. buf is as for read; if it
 // is nil, several processors walk, and each is called by them at once.
 func (s *Snapshotter) readTables(w *bpfWalk, port uint16, buf []bpfRow, each func([]bpfRow)) error {
 	var backlog atomic.Bool
@@ -435,7 +250,7 @@ func (s *Snapshotter) readTables(w *bpfWalk, port uint16, buf []bpfRow, each fun
 		if table == bpfWalkTableWALK_TCP_REQUEST && !backlog.Load() {
 			break // no listener has a half-open connection
 		}
-		what := bpfWalk{Table: table, Port: port}
+		what := bpfWalk{Table: table, Port: port, Timed: s.timed}
 		look := func(rows []bpfRow) {
 			for i := range rows {
 				if has(&rows[i], bpfRowFlagROW_BACKLOG) {
@@ -445,10 +260,10 @@ func (s *Snapshotter) readTables(w *bpfWalk, port uint16, buf []bpfRow, each fun
 			each(rows)
 		}
 		var err error
-		if buf == nil && s.burst == nil {
-			err = s.walkParts(w, what, look)
+		if buf == nil && s.sockWalk.burst == nil {
+			err = s.readParts(w, what, look)
 		} else {
-			err = s.walk(w, what, buf, look)
+			err = s.read(&s.sockWalk, w, what, buf, look)
 		}
 		if err != nil {
 			return err
@@ -461,8 +276,8 @@ func (s *Snapshotter) readTables(w *bpfWalk, port uint16, buf []bpfRow, each fun
 // enough for all to end at the same time, many to one that is one call.
 const partBuckets = 4096
 
-// walkParts is walk by several processors at once; each is called by them at once.
-func (s *Snapshotter) walkParts(w *bpfWalk, what bpfWalk, each func([]bpfRow)) error {
+// readParts is read by several processors at once; each is called by them at once.
+func (s *Snapshotter) readParts(w *bpfWalk, what bpfWalk, each func([]bpfRow)) error {
 	var next atomic.Uint64
 	var walks [lanes]bpfWalk
 	var errs [lanes]error
@@ -477,7 +292,7 @@ func (s *Snapshotter) walkParts(w *bpfWalk, what bpfWalk, each func([]bpfRow)) e
 				if w.Buckets != 0 && part.Bucket >= w.Buckets {
 					return
 				}
-				errs[lane] = s.walkPart(w, lane, part, nil, each)
+				errs[lane] = s.readPart(&s.sockWalk, w, lane, part, nil, each)
 			}
 		})
 	}
@@ -491,9 +306,8 @@ func (s *Snapshotter) walkParts(w *bpfWalk, what bpfWalk, each func([]bpfRow)) e
 
 // settle reads sockets again that had a file when the tables were read, which no process
 // has: they were closed since, or their descriptor is on its way to another process.
-// It tells whether there were any.
+// It tells whether they are to be sorted anew.
 func (s *Snapshotter) settle(w *bpfWalk, c *collection) (changed bool, err error) {
-	moved := false
 	for _, p := range c.parts {
 		for i := range p.rows {
 			row := &p.rows[i]
@@ -504,17 +318,9 @@ func (s *Snapshotter) settle(w *bpfWalk, c *collection) (changed bool, err error
 			if err != nil {
 				return false, err
 			}
-			moved = moved || roleOf(&now) != roleOf(row)
-			*row, changed = now, true
+			changed = changed || now.Sock == 0 || roleOf(&now) != roleOf(row)
+			*row = now
 		}
-	}
-	if moved {
-		keys := slices.Concat(c.keys...)
-		for i, k := range keys {
-			keys[i] = keyOf(c.row(k.at), k.at)
-		}
-		sortKeys(keys, c.ends)
-		c.keys = [][]sortKey{keys}
 	}
 	return changed, nil
 }
@@ -522,8 +328,8 @@ func (s *Snapshotter) settle(w *bpfWalk, c *collection) (changed bool, err error
 // again reads one socket as it is now. The zero row: it has no port any more.
 func (s *Snapshotter) again(w *bpfWalk, id uint64, proto Proto, flow *bpfFlow) (bpfRow, error) {
 	var now bpfRow
-	one := bpfWalk{Table: bpfWalkTableWALK_SOCK, Port: flow.LocalPort, Node: id}
-	err := s.walk(w, one, nil, func(rows []bpfRow) {
+	one := bpfWalk{Table: bpfWalkTableWALK_SOCK, Port: flow.LocalPort, Node: id, Timed: s.timed}
+	err := s.read(&s.sockWalk, w, one, nil, func(rows []bpfRow) {
 		for i := range rows {
 			now = rows[i]
 		}
@@ -534,18 +340,18 @@ func (s *Snapshotter) again(w *bpfWalk, id uint64, proto Proto, flow *bpfFlow) (
 	return now, nil
 }
 
-// walk reads what is asked for to its end and hands each its rows: in buf, which has
+// read reads what is asked for to its end and hands each its rows: in buf, which has
 // room for those of a lane, or if that is nil in memory of their own. The restarts of w go on counting.
-func (s *Snapshotter) walk(w *bpfWalk, what bpfWalk, buf []bpfRow, each func([]bpfRow)) error {
+func (s *Snapshotter) read(by *walker, w *bpfWalk, what bpfWalk, buf []bpfRow, each func([]bpfRow)) error {
 	what.End = math.MaxUint64
-	return s.walkPart(w, 0, what, buf, each)
+	return s.readPart(by, w, 0, what, buf, each)
 }
 
-// walkPart is walk in a lane, from what.Bucket to what.End.
-func (s *Snapshotter) walkPart(w *bpfWalk, lane int, what bpfWalk, buf []bpfRow, each func([]bpfRow)) error {
+// readPart is read in a lane, from what.Bucket to what.End.
+func (s *Snapshotter) readPart(by *walker, w *bpfWalk, lane int, what bpfWalk, buf []bpfRow, each func([]bpfRow)) error {
 	what.Restarts, what.GaveUp, what.UdpFd = w.Restarts, w.GaveUp, uint32(s.udp)
 	*w = what
-	step, err := s.stepper()
+	step, err := by.stepper()
 	if err != nil {
 		return err
 	}
@@ -599,11 +405,11 @@ type stepper struct {
 	it   io.ReadCloser // instead
 }
 
-func (s *Snapshotter) stepper() (*stepper, error) {
-	if s.burst == nil {
-		return &stepper{prog: s.step}, nil
+func (w *walker) stepper() (*stepper, error) {
+	if w.burst == nil {
+		return &stepper{prog: w.prog}, nil
 	}
-	it, err := s.burst.Open()
+	it, err := w.burst.Open()
 	if err != nil {
 		return nil, explain("open iter/task", err)
 	}
@@ -707,7 +513,7 @@ func (s *Snapshotter) ports(known *Table, withHolders bool) (*Ports, error) {
 		files = 1
 	}
 	for _, table := range []bpfWalkTable{bpfWalkTableWALK_TCP_BIND, bpfWalkTableWALK_UDP} {
-		err := s.walk(&w, bpfWalk{Table: table, Ephemeral: 1, Files: files}, nil, func(rows []bpfRow) { owners = append(owners, rows) })
+		err := s.read(&s.portWalk, &w, bpfWalk{Table: table, Files: files}, nil, func(rows []bpfRow) { owners = append(owners, rows) })
 		if err != nil {
 			return nil, err
 		}
@@ -762,7 +568,7 @@ func usersOf(row *bpfRow, holders map[uint64][]Process, known *Table) []Process 
 
 func (s *Snapshotter) readSpaces(w *bpfWalk, p *Ports) error {
 	var readErr error
-	err := s.walk(w, bpfWalk{Table: bpfWalkTableWALK_NETNS}, nil, func([]bpfRow) {
+	err := s.read(&s.portWalk, w, bpfWalk{Table: bpfWalkTableWALK_NETNS}, nil, func([]bpfRow) {
 		rows := make([]bpfNetnsRow, w.Rows)
 		if err := readMemory(s.spaces, 0, rows); err != nil {
 			readErr = fmt.Errorf("read namespaces: %w", err)

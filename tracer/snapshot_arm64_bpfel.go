@@ -21,6 +21,7 @@ const (
 	snapshotMapRows      = "rows"
 	snapshotMapWalks     = "walks"
 	snapshotProgPhFiles  = "ph_files"
+	snapshotProgPhPorts  = "ph_ports"
 	snapshotProgPhWalk   = "ph_walk"
 	snapshotVarFdsCursor = "fds_cursor"
 )
@@ -68,6 +69,7 @@ type snapshotSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type snapshotProgramSpecs struct {
 	PhFiles *ebpf.ProgramSpec `ebpf:"ph_files"`
+	PhPorts *ebpf.ProgramSpec `ebpf:"ph_ports"`
 	PhWalk  *ebpf.ProgramSpec `ebpf:"ph_walk"`
 }
 
@@ -135,12 +137,14 @@ type snapshotVariables struct {
 // It can be passed to loadSnapshotObjects or ebpf.CollectionSpec.LoadAndAssign.
 type snapshotPrograms struct {
 	PhFiles *ebpf.Program `ebpf:"ph_files"`
+	PhPorts *ebpf.Program `ebpf:"ph_ports"`
 	PhWalk  *ebpf.Program `ebpf:"ph_walk"`
 }
 
 func (p *snapshotPrograms) Close() error {
 	return _SnapshotClose(
 		p.PhFiles,
+		p.PhPorts,
 		p.PhWalk,
 	)
 }

@@ -36,7 +36,7 @@ func awaitBlocked(t *testing.T, pid int) {
 }
 
 // snapshotter is for every test; its programs go with the process.
-var snapshotter = sync.OnceValues(NewSnapshotter)
+var snapshotter = sync.OnceValues(func() (*Snapshotter, error) { return NewSnapshotter(ReadsSockets | ReadsPorts) })
 
 // snapshot takes one.
 func snapshot(t testing.TB, port uint16) *Snapshot {
@@ -437,12 +437,12 @@ func TestKernelSnapshotBurst(t *testing.T) {
 	r.fullHouse()
 	var got [2]string
 	for i, old := range []bool{false, true} {
-		s, err := newSnapshotter(old)
+		s, err := newSnapshotter(ReadsSockets|ReadsPorts, old)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer s.Close()
-		if old && s.burst == nil {
+		if old && s.sockWalk.burst == nil {
 			t.Fatal("the walk is not in bursts")
 		}
 		snap, err := s.Take(0)

@@ -16,14 +16,16 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	snapshotOldMapFds          = "fds"
-	snapshotOldMapNetnsRows    = "netns_rows"
-	snapshotOldMapRows         = "rows"
-	snapshotOldMapWalks        = "walks"
-	snapshotOldProgPhFiles     = "ph_files"
-	snapshotOldProgPhWalk      = "ph_walk"
-	snapshotOldProgPhWalkBurst = "ph_walk_burst"
-	snapshotOldVarFdsCursor    = "fds_cursor"
+	snapshotOldMapFds           = "fds"
+	snapshotOldMapNetnsRows     = "netns_rows"
+	snapshotOldMapRows          = "rows"
+	snapshotOldMapWalks         = "walks"
+	snapshotOldProgPhFiles      = "ph_files"
+	snapshotOldProgPhPorts      = "ph_ports"
+	snapshotOldProgPhPortsBurst = "ph_ports_burst"
+	snapshotOldProgPhWalk       = "ph_walk"
+	snapshotOldProgPhWalkBurst  = "ph_walk_burst"
+	snapshotOldVarFdsCursor     = "fds_cursor"
 )
 
 // loadSnapshotOld returns the embedded CollectionSpec for snapshotOld.
@@ -68,9 +70,11 @@ type snapshotOldSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type snapshotOldProgramSpecs struct {
-	PhFiles     *ebpf.ProgramSpec `ebpf:"ph_files"`
-	PhWalk      *ebpf.ProgramSpec `ebpf:"ph_walk"`
-	PhWalkBurst *ebpf.ProgramSpec `ebpf:"ph_walk_burst"`
+	PhFiles      *ebpf.ProgramSpec `ebpf:"ph_files"`
+	PhPorts      *ebpf.ProgramSpec `ebpf:"ph_ports"`
+	PhPortsBurst *ebpf.ProgramSpec `ebpf:"ph_ports_burst"`
+	PhWalk       *ebpf.ProgramSpec `ebpf:"ph_walk"`
+	PhWalkBurst  *ebpf.ProgramSpec `ebpf:"ph_walk_burst"`
 }
 
 // snapshotOldMapSpecs contains maps before they are loaded into the kernel.
@@ -136,14 +140,18 @@ type snapshotOldVariables struct {
 //
 // It can be passed to loadSnapshotOldObjects or ebpf.CollectionSpec.LoadAndAssign.
 type snapshotOldPrograms struct {
-	PhFiles     *ebpf.Program `ebpf:"ph_files"`
-	PhWalk      *ebpf.Program `ebpf:"ph_walk"`
-	PhWalkBurst *ebpf.Program `ebpf:"ph_walk_burst"`
+	PhFiles      *ebpf.Program `ebpf:"ph_files"`
+	PhPorts      *ebpf.Program `ebpf:"ph_ports"`
+	PhPortsBurst *ebpf.Program `ebpf:"ph_ports_burst"`
+	PhWalk       *ebpf.Program `ebpf:"ph_walk"`
+	PhWalkBurst  *ebpf.Program `ebpf:"ph_walk_burst"`
 }
 
 func (p *snapshotOldPrograms) Close() error {
 	return _SnapshotOldClose(
 		p.PhFiles,
+		p.PhPorts,
+		p.PhPortsBurst,
 		p.PhWalk,
 		p.PhWalkBurst,
 	)

@@ -1,12 +1,9 @@
 package tracer
 
 import (
-	"cmp"
-	"encoding/binary"
 	"iter"
 	"math"
 	"net/netip"
-	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -653,77 +650,6 @@ func (t *Table) Len() int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return len(t.byID)
-}
-
-// SortSockets orders sockets for reading: by role (listeners first), protocol,
-// namespace, local port and address, then remote.
-func SortSockets(s []Socket) {
-	// Sorting short keys and moving each socket once is several times faster than
-	// moving sockets at every step.
-	keys := make([]sortKey, len(s))
-	for i := range s {
-		so := &s[i]
-		keys[i] = newSortKey(so.Role, so.Proto, so.NetNS, so.Local, so.Remote, uint32(i))
-	}
-	sortKeys(keys, func(at uint32) (local, remote netip.AddrPort, id uint64) { return s[at].Local, s[at].Remote, s[at].id })
-	sorted := make([]Socket, len(s))
-	for i, k := range keys {
-		sorted[i] = s[k.at]
-	}
-	copy(s, sorted)
-}
-
-// sortKey orders most sockets without a look at them.
-type sortKey struct {
-	order uint64 // role, protocol, namespace, local port
-	ends  uint64 // of IPv4 the addresses, local before remote; 0 of IPv6
-	port  uint16 // remote
-	at    uint32 // which socket
-}
-
-func newSortKey(role Role, proto Proto, netns uint32, local, remote netip.AddrPort, at uint32) sortKey {
-	k := sortKey{
-		order: uint64(role)<<52 | uint64(proto&1)<<48 | uint64(netns)<<16 | uint64(local.Port()),
-		port:  remote.Port(), at: at,
-	}
-	if local, remote := local.Addr(), remote.Addr(); local.Is4() && remote.Is4() {
-		l, r := local.As4(), remote.As4()
-		k.ends = uint64(binary.BigEndian.Uint32(l[:]))<<32 | uint64(binary.BigEndian.Uint32(r[:]))
-	}
-	return k
-}
-
-// keyEnds tells of a socket what its key does not.
-type keyEnds func(at uint32) (local, remote netip.AddrPort, id uint64)
-
-// compare is for slices.SortFunc.
-func (k sortKey) compare(b sortKey, ends keyEnds) int {
-	if k.order != b.order {
-		return cmp.Compare(k.order, b.order)
-	}
-	if k.ends != 0 && b.ends != 0 && (k.ends != b.ends || k.port != b.port) {
-		return cmp.Or(cmp.Compare(k.ends, b.ends), cmp.Compare(k.port, b.port))
-	}
-	localA, remoteA, idA := ends(k.at)
-	localB, remoteB, idB := ends(b.at)
-	return cmp.Or(localA.Addr().Compare(localB.Addr()), remoteA.Compare(remoteB), cmp.Compare(idA, idB))
-}
-
-func sortKeys(keys []sortKey, ends keyEnds) {
-	slices.SortFunc(keys, func(a, b sortKey) int { return a.compare(b, ends) })
-}
-
-// mergeKeys makes one sorted slice of two.
-func mergeKeys(a, b []sortKey, ends keyEnds) []sortKey {
-	out := make([]sortKey, 0, len(a)+len(b))
-	for len(a) > 0 && len(b) > 0 {
-		if a[0].compare(b[0], ends) <= 0 {
-			out, a = append(out, a[0]), a[1:]
-		} else {
-			out, b = append(out, b[0]), b[1:]
-		}
-	}
-	return append(append(out, a...), b...)
 }
 
 // inTheWay returns those of sockets that made a bind fail with EADDRINUSE:

@@ -122,9 +122,10 @@ func Open(cfg Config) (*Tracer, error) {
 
 func (t *Tracer) open(cfg Config) error {
 	var err error
-	if t.snap, err = NewSnapshotter(); err != nil {
+	if t.snap, err = NewSnapshotter(ReadsSockets | ReadsPorts); err != nil {
 		return err
 	}
+	t.snap.timed = 1 // events are older than a row, or newer
 	defer t.snap.forget()
 	load := loadBpf
 	if cast, err := hasCast(t.snap.kernel); err != nil {

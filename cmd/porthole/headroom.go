@@ -91,7 +91,7 @@ func runHeadroom(cmd *cobra.Command, e *env, o *headroomOptions) error {
 func readHeadroom(q *headroom.Question) ([]render.Headroom, error) {
 	debug.SetGCPercent(-1) // as for ls
 	debug.SetMemoryLimit(256 << 20)
-	s, err := tracer.NewSnapshotter()
+	s, err := tracer.NewSnapshotter(tracer.ReadsPorts)
 	if err != nil {
 		return nil, err
 	}

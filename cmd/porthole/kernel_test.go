@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	gocmp "github.com/google/go-cmp/cmp"
+
 	"github.com/porthole-dev/porthole/internal/doctor"
 	"github.com/porthole-dev/porthole/internal/render"
 	"github.com/porthole-dev/porthole/internal/testutil"
@@ -65,6 +67,37 @@ func TestKernelWho(t *testing.T) {
 		!a.InEphemeralRange || len(a.Sockets[0].Holders) != 1 || int(a.Sockets[0].Holders[0].PID) != os.Getpid() {
 		t.Errorf("who --json says %+v", a)
 	}
+	// The text counts connections, of which JSON has rows: they say the same.
+	to := &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port}
+	for range 3 {
+		dial(t, to)
+	}
+	if u, err := net.ListenUDP("udp", &net.UDPAddr{IP: to.IP, Port: port}); err != nil {
+		t.Fatal(err)
+	} else {
+		t.Cleanup(func() { u.Close() })
+	}
+	for _, question := range []string{fmt.Sprint(port), fmt.Sprintf("%d/tcp", port), fmt.Sprintf("%d/udp", port)} {
+		text, _, _ := command(t, "who", question)
+		out, _, _ := command(t, "who", question, "--json")
+		var a render.Port
+		if err := json.Unmarshal([]byte(out), &a); err != nil {
+			t.Fatalf("%v in %q", err, out)
+		}
+		names := render.LoadNames()
+		defer names.Cgroups.Close()
+		var want strings.Builder
+		if err := names.PortText(&want, render.Style{}, &a); err != nil {
+			t.Fatal(err)
+		}
+		if d := gocmp.Diff(want.String(), text); d != "" {
+			t.Errorf("who %s does not say what its JSON does (-want +got):\n%s", question, d)
+		}
+		if told := strings.Contains(text, "by 3 connections that no process holds"); told == strings.HasSuffix(question, "udp") {
+			t.Errorf("who %s says\n%s", question, text)
+		}
+	}
+	port = listen(t, "127.0.0.1:0").Port
 	if out, errs, code = command(t, "who", fmt.Sprintf("%d/udp", port)); code != exitNo || errs != "" ||
 		!strings.HasPrefix(out, fmt.Sprintf("%d/udp is held by nobody\n", port)) {
 		t.Errorf("who of a free port: exit code %d, %q, stderr %q", code, out, errs)

@@ -105,7 +105,7 @@ func readRows(e *env, port uint16) (*tracer.Rows, error) {
 	// it stays small.
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(256 << 20)
-	s, err := tracer.NewSnapshotter()
+	s, err := tracer.NewSnapshotter(tracer.ReadsSockets)
 	if err != nil {
 		return nil, err
 	}
