@@ -45,6 +45,6 @@ SEC("cgroup/connect4") int ph_connect4_e(struct bpf_sock_addr *ctx) { if (ctx->t
 SEC("cgroup/connect6") int ph_connect6_e(struct bpf_sock_addr *ctx) { if (ctx->type == SOCK_DGRAM) handle_connect_udp_enter(plain(ctx->sk)); return 1; }
 SEC("cgroup/getpeername4") int ph_peername4_x(struct bpf_sock_addr *ctx) { if (peer_name_wanted()) handle_peer_name(plain(ctx->sk), note_of(ctx->sk)); return 1; }
 SEC("cgroup/getpeername6") int ph_peername6_x(struct bpf_sock_addr *ctx) { if (peer_name_wanted()) handle_peer_name(plain(ctx->sk), note_of(ctx->sk)); return 1; }
-SEC("cgroup/sock_release") int ph_release_e(struct bpf_sock *ctx) { handle_release(plain(ctx)); return 1; }
+SEC("cgroup/sock_release") int ph_release_e(struct bpf_sock *ctx) { if (ctx->type == SOCK_DGRAM) handle_release(plain(ctx)); return 1; }
 SEC("sockops") int ph_sockops(struct bpf_sock_ops *ctx) { handle_sockops(ctx); return 1; }
 SEC("tp_btf/sys_exit") int BPF_PROG(ph_sys_x, struct pt_regs *regs, long ret) { handle_sys_exit(regs, ret); return 0; }
