@@ -45,6 +45,9 @@ extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym;
 			bpf_core_read(&__value, sizeof(__value), &__from->field);                                      \
 		__value;                                                                                               \
 	})
+/* READ_WORD(p) is the 8 bytes at p as a number, whose bits a program may test and which may be of an array: those of
+ * a structure that begins with a number. */
+#define READ_WORD(p) ((__u64)READ((const struct timespec64 *)(p), tv_sec))
 #define READ_BITS(p, field)                                                                                            \
 	(HAVE_CAST ? BPF_CORE_READ_BITFIELD(CAST(p), field) : BPF_CORE_READ_BITFIELD_PROBED(p, field))
 

@@ -105,6 +105,10 @@ typedef struct {
 	int counter;
 } atomic_t;
 
+struct timespec64 {
+	__s64 tv_sec;
+};
+
 struct inet_bind_hashbucket {
 	struct hlist_head chain;
 };

@@ -371,9 +371,8 @@ struct walk_tables {
 /* The next slot of the table. A chain head is one pointer, in every table. */
 static __always_inline void walk_slot(struct walk *w, const struct walk_tables *tables)
 {
-	__u64 first = 0;
+	__u64 first = READ_WORD(tables->heads + w->bucket * tables->size);
 
-	bpf_probe_read_kernel(&first, sizeof(first), tables->heads + w->bucket * tables->size);
 	w->owner = w->bucket++;
 	if (w->table == WALK_TCP_BIND)
 		w->tb = first;

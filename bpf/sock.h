@@ -147,12 +147,11 @@ static __always_inline __u64 sock_timewait(const struct sock *sk)
 	__u32 slot = READ(sk, __sk_common.skc_hash) & READ(info, ehash_mask);
 	__u32 size = bpf_core_type_size(struct inet_ehash_bucket);
 	struct inet_ehash_bucket *head = (void *)READ(info, ehash) + (__u64)slot * size;
-	struct hlist_nulls_node *node = NULL;
+	struct hlist_nulls_node *node;
 	__be16 dport = READ(sk, __sk_common.skc_dport);
 	__u16 port = sock_last_port(sk);
 
-	/* Not READ: the verifier forbids to test the bits of a pointer it knows. */
-	bpf_core_read(&node, sizeof(node), &head->chain.first);
+	node = (void *)READ_WORD((void *)head + bpf_core_field_offset(struct inet_ehash_bucket, chain));
 	for (int i = 0; i < 8; i++) {
 		struct sock_common *tw;
 
@@ -162,7 +161,7 @@ static __always_inline __u64 sock_timewait(const struct sock *sk)
 		if (READ(tw, skc_state) == TCP_TIME_WAIT && READ(tw, skc_num) == port && READ(tw, skc_dport) == dport &&
 		    READ(tw, skc_net.net) == net && READ(tw, skc_hash) == READ(sk, __sk_common.skc_hash))
 			return (__u64)tw;
-		bpf_core_read(&node, sizeof(node), &node->next);
+		node = (void *)READ_WORD(node); /* next comes first */
 	}
 	return 0;
 }

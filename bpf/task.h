@@ -35,11 +35,10 @@ static __always_inline bool task_uses_io_uring(const struct task_struct *task)
 static __always_inline struct sock *task_sock(const struct task_struct *task, __u32 fd)
 {
 	struct fdtable *fdt = READ(READ(task, files), fdt);
-	struct file **slot, *file = NULL;
+	struct file *file;
 
 	if (fd >= READ(fdt, max_fds))
 		return NULL;
-	slot = READ(fdt, fd);
-	bpf_probe_read_kernel(&file, sizeof(file), slot + fd);
+	file = (void *)READ_WORD(READ(fdt, fd) + fd);
 	return file ? sock_of_file(file) : NULL;
 }
