@@ -25,7 +25,7 @@ static __always_inline void handle_accept(struct sock *sk, __u8 flags)
  * getpeername(). Used where no system call hook reports the accept. note may be
  * NULL.
  */
-static __always_inline void handle_peer_name(struct sock *sk, struct sock_note *note)
+static __noinline void handle_peer_name(struct sock *sk, struct sock_note *note)
 {
 	if (!note) {
 		count(STAT_LOST_STATE);

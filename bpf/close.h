@@ -54,11 +54,8 @@ static __always_inline void handle_established(struct sock *sk)
 	event_submit(e);
 }
 
-static __always_inline void handle_state(struct sock *sk, int old, int now)
+static __noinline void state_ours(struct sock *sk, int old, int now)
 {
-	if (now != TCP_CLOSE && now != TCP_LISTEN && now != TCP_SYN_SENT &&
-	    !(now == TCP_ESTABLISHED && *(volatile bool *)&want_established))
-		return;
 	if (sock_protocol(sk) != IPPROTO_TCP)
 		return;
 	if (now == TCP_SYN_SENT)
@@ -69,6 +66,13 @@ static __always_inline void handle_state(struct sock *sk, int old, int now)
 		handle_tcp_closed(sk, old);
 	else
 		handle_established(sk);
+}
+
+static __always_inline void handle_state(struct sock *sk, int old, int now)
+{
+	if (now == TCP_CLOSE || now == TCP_LISTEN || (now == TCP_SYN_SENT && !by_tracepoint(PART_CONNECT)) ||
+	    (now == TCP_ESTABLISHED && *(volatile bool *)&want_established))
+		state_ours(sk, old, now);
 }
 
 /* The kernel's struct sock goes away; a port it still has is given back now. */

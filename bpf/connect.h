@@ -17,8 +17,8 @@ static __always_inline void search_begin(const struct sock *sk)
 {
 	struct search *s;
 
-	if (by_tracepoint(PART_CONNECT) || sock_port(sk))
-		return; /* nobody will ask, or there is nothing to look for */
+	if (sock_port(sk))
+		return; /* there is nothing to look for */
 	s = search_of(sk);
 	s->start_ns = bpf_ktime_get_boot_ns();
 	s->sock = (__u64)sk;
@@ -208,15 +208,23 @@ static __always_inline void handle_connect_inner(struct sock *sk, __u16 family, 
 	handle_connect_udp(sk, addr, ret);
 }
 
-/* sockops runs at many moments of every connection: all but two leave at once. */
-static __always_inline void handle_sockops(struct bpf_sock_ops *ctx)
+static __noinline void sockops_ours(struct bpf_sock_ops *ctx)
 {
-	if (ctx->op != BPF_SOCK_OPS_TCP_CONNECT_CB && ctx->op != BPF_SOCK_OPS_TCP_LISTEN_CB)
-		return;
 	if (!ctx->sk)
 		return;
 	if (ctx->op == BPF_SOCK_OPS_TCP_LISTEN_CB && by_tracepoint(PART_LISTEN))
 		handle_listen_done(plain(ctx->sk));
 	if (ctx->op == BPF_SOCK_OPS_TCP_CONNECT_CB && by_tracepoint(PART_CONNECT))
 		handle_connect_tcp(plain(ctx->sk), 0);
+}
+
+/*
+ * sockops runs at many moments of every connection: all but two leave at once. What the
+ * two do is not inline, here and in other hooks that leave more often than not: else a
+ * run that leaves saves registers it has no use for, and jumps across all that code.
+ */
+static __always_inline void handle_sockops(struct bpf_sock_ops *ctx)
+{
+	if (ctx->op == BPF_SOCK_OPS_TCP_CONNECT_CB || ctx->op == BPF_SOCK_OPS_TCP_LISTEN_CB)
+		sockops_ours(ctx);
 }

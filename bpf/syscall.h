@@ -5,39 +5,13 @@
 
 #include "accept.h"
 
-static __always_inline void handle_sys_exit(const struct pt_regs *regs, long ret)
+/* One of our calls, with an end that may be of interest. */
+static __noinline void sys_exit_ours(const struct pt_regs *regs, long ret, int nr)
 {
-	int nr = SYS_NR(regs);
-	struct task_struct *task;
+	struct task_struct *task = task_current();
 	struct address addr;
 	struct sock *sk;
 
-	switch (nr) {
-	case NR_accept:
-	case NR_accept4:
-		if (ret < 0 || !by_tracepoint(PART_ACCEPT))
-			return;
-		break;
-	case NR_bind:
-		if (ret >= 0 || !by_tracepoint(PART_BIND))
-			return;
-		break;
-	case NR_listen:
-		if (ret >= 0 || !by_tracepoint(PART_LISTEN))
-			return;
-		break;
-	case NR_connect:
-		break;
-	case NR_sendto:
-	case NR_sendmsg:
-	case NR_sendmmsg:
-		if (ret != -EAGAIN || !by_tracepoint(PART_IMPLICIT))
-			return;
-		break;
-	default:
-		return;
-	}
-	task = task_current();
 	if (task_is_compat(task))
 		return;
 	if (nr == NR_accept || nr == NR_accept4)
@@ -65,4 +39,36 @@ static __always_inline void handle_sys_exit(const struct pt_regs *regs, long ret
 		if (sock_protocol(sk) == IPPROTO_UDP && !sock_port(sk))
 			handle_implicit_bind(sk, EAGAIN);
 	}
+}
+
+static __always_inline void handle_sys_exit(const struct pt_regs *regs, long ret)
+{
+	int nr = SYS_NR(regs);
+
+	switch (nr) {
+	case NR_accept:
+	case NR_accept4:
+		if (ret < 0 || !by_tracepoint(PART_ACCEPT))
+			return;
+		break;
+	case NR_bind:
+		if (ret >= 0 || !by_tracepoint(PART_BIND))
+			return;
+		break;
+	case NR_listen:
+		if (ret >= 0 || !by_tracepoint(PART_LISTEN))
+			return;
+		break;
+	case NR_connect:
+		break;
+	case NR_sendto:
+	case NR_sendmsg:
+	case NR_sendmmsg:
+		if (ret != -EAGAIN || !by_tracepoint(PART_IMPLICIT))
+			return;
+		break;
+	default:
+		return;
+	}
+	sys_exit_ours(regs, ret, nr);
 }
