@@ -15,7 +15,7 @@ func (t *Tracer) resync() error {
 	files := newFilesOf(t.table.Len())
 	var w bpfWalk
 	var mergeErr error
-	err := t.snap.readTables(&w, 0, make([]bpfRow, t.snap.maps.Maps[snapshotMapRows].MaxEntries()/lanes), func(rows []bpfRow) {
+	err := t.snap.readTables(&w, 0, make([]bpfRow, t.snap.laneRows()), func(rows []bpfRow) {
 		if mergeErr == nil {
 			mergeErr = t.mergeRows(rows, files)
 		}

@@ -28,16 +28,13 @@ type Snapshot struct {
 	start uint64 // CLOCK_BOOTTIME when the first table was opened, nanoseconds
 }
 
-// lanes is LANES of the BPF programs: walks that can go on at once.
-const lanes = 2
-
 // Snapshotter reads snapshots. It needs CAP_BPF and CAP_PERFMON. It is safe for
 // concurrent use; callers wait for each other.
 type Snapshotter struct {
 	mu sync.Mutex // for one snapshot
 	// turns is for one call of a program, and for what it leaves in its maps: of each
-	// lane of the walk, and of the iterator of files.
-	turns   [lanes]sync.Mutex
+	// lane of the walk, as many as can go on at once, and of the iterator of files.
+	turns   []sync.Mutex
 	fdsTurn sync.Mutex
 
 	maps     *ebpf.Collection
@@ -128,6 +125,7 @@ func (s *Snapshotter) load(spec *ebpf.CollectionSpec, reads Reads, oldKernel boo
 	if err := errors.Join(errs[:]...); err != nil {
 		return explain("load snapshot programs", err)
 	}
+	s.turns = make([]sync.Mutex, s.maps.Maps[snapshotMapWalks].MaxEntries())
 	if s.udp, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
 		return fmt.Errorf("open a UDP socket: %w", err)
 	}
@@ -279,8 +277,7 @@ const partBuckets = 4096
 // readParts is read by several processors at once; each is called by them at once.
 func (s *Snapshotter) readParts(w *bpfWalk, what bpfWalk, each func([]bpfRow)) error {
 	var next atomic.Uint64
-	var walks [lanes]bpfWalk
-	var errs [lanes]error
+	walks, errs := make([]bpfWalk, len(s.turns)), make([]error, len(s.turns))
 	var all sync.WaitGroup
 	for lane := range walks {
 		all.Go(func() {
@@ -301,7 +298,7 @@ func (s *Snapshotter) readParts(w *bpfWalk, what bpfWalk, each func([]bpfRow)) e
 		w.Restarts += walks[lane].Restarts
 		w.GaveUp += walks[lane].GaveUp
 	}
-	return errors.Join(errs[:]...)
+	return errors.Join(errs...)
 }
 
 // settle reads sockets again that had a file when the tables were read, which no process
@@ -369,6 +366,11 @@ func (s *Snapshotter) readPart(by *walker, w *bpfWalk, lane int, what bpfWalk, b
 		}
 	}
 	return nil
+}
+
+// laneRows is how many rows a lane has room for.
+func (s *Snapshotter) laneRows() int {
+	return int(s.maps.Maps[snapshotMapRows].MaxEntries()) / len(s.turns)
 }
 
 // goOn goes on with the walk of a lane and returns the rows of that call.

@@ -61,7 +61,6 @@ func Params(kind Kind) []Param {
 // Filter lets pass what every list has a value for; an empty list lets everything
 // pass.
 type Filter struct {
-	none                            bool // everything passes, and nothing need be looked at
 	port, lport, rport              []uint16
 	proto                           []tracer.Proto
 	state                           []tracer.State
@@ -79,7 +78,6 @@ func Parse(kind Kind, values map[string][]string) (*Filter, error) {
 	p := parser{values: values}
 	p.known(Params(kind))
 	f := &Filter{
-		none: len(values) == 0,
 		port: each(&p, "port", ParsePort), lport: each(&p, "lport", ParsePort), rport: each(&p, "rport", ParsePort),
 		proto: each(&p, "proto", ParseProto), state: each(&p, "state", parseState),
 		role: each(&p, "role", oneOf(tracer.Roles())), event: each(&p, "event", oneOf(tracer.EventTypes())),
@@ -248,9 +246,6 @@ func (f *Filter) Event(cgroups *container.Resolver, ev *tracer.Event) bool {
 // Socket tells whether a socket passes. Filters of processes pass when any holder
 // does; uid is the socket's own.
 func (f *Filter) Socket(cgroups *container.Resolver, s *tracer.Socket) bool {
-	if f.none {
-		return true
-	}
 	if !f.likeSS(s) || !pass(f.proto, s.Proto) || !pass(f.state, s.State) || !pass(f.role, s.Role) || !pass(f.netNS, s.NetNS) ||
 		!f.ports(s.Local.Port(), s.Remote.Port()) {
 		return false

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/netip"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/porthole-dev/porthole/internal/container"
@@ -102,6 +103,14 @@ func (o *object) addr(v netip.Addr) {
 	o.b = append(o.b, '"')
 }
 
+func (e *Encoder) peer(o *object, ip netip.Addr, port uint16) {
+	if ip.IsValid() {
+		o.key(`,"remote_ip":`)
+		e.remote.put(o, ip, (*object).addr)
+	}
+	o.optUint(`,"remote_port":`, uint64(port))
+}
+
 // stamp writes a time as Stamp.AppendText does.
 func (e *Encoder) stamp(o *object, k string, v Stamp) {
 	o.key(k)
@@ -147,11 +156,7 @@ func (e *Encoder) AppendSocket(b []byte, s *Socket) []byte {
 	})
 	e.local.put(&o, s.LocalIP, (*object).addr)
 	o.uint(`,"local_port":`, uint64(s.LocalPort))
-	if s.RemoteIP.IsValid() {
-		o.key(`,"remote_ip":`)
-		e.remote.put(&o, s.RemoteIP, (*object).addr)
-	}
-	o.optUint(`,"remote_port":`, uint64(s.RemotePort))
+	e.peer(&o, s.RemoteIP, s.RemotePort)
 	e.netns.put(&o, s.NetNS, func(o *object, v uint32) { o.uint(`,"netns":`, uint64(v)) })
 	o.optUint(`,"inode":`, s.Inode)
 	if s.UID != nil {
@@ -208,11 +213,7 @@ func (e *Encoder) AppendEvent(b []byte, ev *Event) []byte {
 		e.local.put(&o, ev.LocalIP, (*object).addr)
 	}
 	o.optUint(`,"local_port":`, uint64(ev.LocalPort))
-	if ev.RemoteIP.IsValid() {
-		o.key(`,"remote_ip":`)
-		e.remote.put(&o, ev.RemoteIP, (*object).addr)
-	}
-	o.optUint(`,"remote_port":`, uint64(ev.RemotePort))
+	e.peer(&o, ev.RemoteIP, ev.RemotePort)
 	if ev.RequestedPort != nil {
 		o.uint(`,"requested_port":`, uint64(*ev.RequestedPort))
 	}
@@ -258,6 +259,8 @@ func (o *object) actor(v actor) {
 // SocketsJSON writes one object a line, encoding on every processor while it writes.
 func (n *Names) SocketsJSON(w io.Writer, sockets Sockets) error {
 	workers := make([]jsonWorker, parts(sockets.count))
+	var running sync.WaitGroup
+	defer running.Wait() // they use what is the caller's
 	stop := make(chan struct{})
 	defer close(stop)
 	for i := range workers {
@@ -265,7 +268,7 @@ func (n *Names) SocketsJSON(w io.Writer, sockets Sockets) error {
 		worker.empty, worker.full = make(chan []byte, 2), make(chan []byte, 2)
 		worker.empty <- nil
 		worker.empty <- nil
-		go worker.run(n, sockets, i, len(workers), stop)
+		running.Go(func() { worker.run(n, sockets, i, len(workers), stop) })
 	}
 	for part := 0; part*jsonRows < sockets.count; part++ {
 		worker := &workers[part%len(workers)]
@@ -301,9 +304,8 @@ func (w *jsonWorker) run(n *Names, sockets Sockets, part, step int, stop <-chan 
 
 func (w *jsonWorker) encode(text []byte, n *Names, sockets Sockets, from, to int) []byte {
 	for i := from; i < to; i++ {
-		if sockets.read(i, &w.mem.socket) {
-			n.fill(&w.mem.row, &w.mem.socket, w.mem.holders[:0])
-			text = append(w.enc.AppendSocket(text, &w.mem.row), '\n')
+		if row := n.rowOf(sockets, i, &w.mem); row != nil {
+			text = append(w.enc.AppendSocket(text, row), '\n')
 		}
 	}
 	return text

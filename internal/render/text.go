@@ -62,18 +62,13 @@ func appendAddrPort(b []byte, a netip.AddrPort) []byte {
 
 // SocketsText writes sockets as ls shows them.
 func (n *Names) SocketsText(w io.Writer, style Style, sockets Sockets) error {
-	return n.rowsText(w, style, sockets.count, func(i int, mem *rowMemory) (Socket, bool) {
-		if !sockets.read(i, &mem.socket) {
-			return Socket{}, false
-		}
-		return n.socket(&mem.socket, mem.holders[:0]), true
-	})
+	return n.rowsText(w, style, sockets.count, func(i int, mem *rowMemory) *Socket { return n.rowOf(sockets, i, mem) })
 }
 
 // RowsText writes rows of sockets as ls shows them. The columns for namespace and
 // container are there where some socket is not the host's, or in a container.
 func (n *Names) RowsText(w io.Writer, style Style, rows []Socket) error {
-	return n.rowsText(w, style, len(rows), func(i int, _ *rowMemory) (Socket, bool) { return rows[i], true })
+	return n.rowsText(w, style, len(rows), func(i int, _ *rowMemory) *Socket { return &rows[i] })
 }
 
 // The columns of RowsText.
@@ -88,9 +83,18 @@ type rowMemory struct {
 	holders [16]Holder
 }
 
-// rowsText writes so many rows, which it makes on every processor, and leaves out what is
-// none.
-func (n *Names) rowsText(w io.Writer, style Style, count int, row func(int, *rowMemory) (Socket, bool)) error {
+// rowOf makes the row of a socket, nil where it is not to be listed.
+func (n *Names) rowOf(sockets Sockets, i int, mem *rowMemory) *Socket {
+	if !sockets.read(i, &mem.socket) {
+		return nil
+	}
+	n.fill(&mem.row, &mem.socket, mem.holders[:0])
+	return &mem.row
+}
+
+// rowsText writes so many rows, which it makes on every processor, and leaves out those
+// that are nil.
+func (n *Names) rowsText(w io.Writer, style Style, count int, row func(int, *rowMemory) *Socket) error {
 	head := newGrid(len(rowsHead))
 	for _, name := range rowsHead {
 		head.add(name)
@@ -102,11 +106,11 @@ func (n *Names) rowsText(w io.Writer, style Style, count int, row func(int, *row
 		grids[part] = g
 		mem := new(rowMemory)
 		for i := from; i < to; i++ {
-			s, ok := row(i, mem)
-			if !ok {
+			s := row(i, mem)
+			if s == nil {
 				continue
 			}
-			n.appendCells(g, &s)
+			n.appendCells(g, s)
 			some.netns = some.netns || s.NetNS != n.HostNS
 			some.container = some.container || s.Container != nil
 		}
