@@ -49,7 +49,7 @@ static __always_inline bool peer_name_wanted(void)
  */
 static __always_inline void handle_graft(struct sock *sk)
 {
-	__u16 family = READ(sk, __sk_common.skc_family);
+	__u16 family = READ_TYPED(sk, __sk_common.skc_family);
 
 	if (family != AF_INET && family != AF_INET6)
 		return;

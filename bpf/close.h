@@ -12,7 +12,7 @@ static __always_inline void emit_close(struct sock *sk, __u8 type, __u64 tw)
 	if (!e)
 		return;
 	e->detail = tw;
-	e->error = READ(sk, sk_err);
+	e->error = READ_TYPED(sk, sk_err);
 	event_submit(e);
 }
 
@@ -31,15 +31,15 @@ static __always_inline void handle_tcp_closed(struct sock *sk, int old)
 			handle_connect_no_port(sk, false, 0);
 		return; /* else a listen() that found no port */
 	}
-	if (port && old == TCP_LISTEN && READ(sk, sk_shutdown) == SHUTDOWN_MASK)
+	if (port && old == TCP_LISTEN && READ_TYPED(sk, sk_shutdown) == SHUTDOWN_MASK)
 		return; /* close(), which gives the port back in a moment; shutdown() and connect(AF_UNSPEC) do not */
-	if (port && old == TCP_SYN_SENT && !READ(sk, sk_err)) {
-		if (READ(sk, sk_shutdown) != SHUTDOWN_MASK && by_tracepoint(PART_CONNECT))
+	if (port && old == TCP_SYN_SENT && !READ_TYPED(sk, sk_err)) {
+		if (READ_TYPED(sk, sk_shutdown) != SHUTDOWN_MASK && by_tracepoint(PART_CONNECT))
 			handle_connect_no_port(sk, true, 0);
 		return;
 	}
 	if (old == TCP_FIN_WAIT1 || old == TCP_FIN_WAIT2 || old == TCP_CLOSING)
-		tw = sock_timewait(sk);
+		tw = sock_timewait(sk, last);
 	emit_close(sk, port ? EVENT_DOWN : EVENT_CLOSE, tw);
 }
 
@@ -54,6 +54,7 @@ static __always_inline void handle_established(struct sock *sk)
 	event_submit(e);
 }
 
+/* One of the changes that say something; not inline, see handle_sockops. */
 static __noinline void state_ours(struct sock *sk, int old, int now)
 {
 	if (sock_protocol(sk) != IPPROTO_TCP)

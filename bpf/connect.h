@@ -208,14 +208,15 @@ static __always_inline void handle_connect_inner(struct sock *sk, __u16 family, 
 	handle_connect_udp(sk, addr, ret);
 }
 
+/* One of the two moments of handle_sockops. */
 static __noinline void sockops_ours(struct bpf_sock_ops *ctx)
 {
 	if (!ctx->sk)
 		return;
 	if (ctx->op == BPF_SOCK_OPS_TCP_LISTEN_CB && by_tracepoint(PART_LISTEN))
-		handle_listen_done(plain(ctx->sk));
+		handle_listen_done(plain_sock(ctx->sk));
 	if (ctx->op == BPF_SOCK_OPS_TCP_CONNECT_CB && by_tracepoint(PART_CONNECT))
-		handle_connect_tcp(plain(ctx->sk), 0);
+		handle_connect_tcp(plain_sock(ctx->sk), 0);
 }
 
 /*

@@ -16,8 +16,10 @@
  */
 #define WAKE_QUIET_NS (20 * 1000 * 1000ULL)
 #define WAKE_BUSY_NS (1 * 1000 * 1000ULL)
+#define LOOK_NS (100 * 1000ULL) /* how often to ask how much waits, which every event would pay for */
 
 static __u64 last_wake_ns;
+static __u64 last_look_ns;
 
 /* Atomic, though by CPU: a hook in an interrupt may come between the read and the write of another. */
 static __always_inline void count(__u32 stat)
@@ -74,10 +76,14 @@ static __always_inline struct event *event_by_task(__u8 type, const struct sock 
 static __always_inline void event_submit(struct event *e)
 {
 	__u64 now = e->time_ns, since = now - last_wake_ns;
+	bool wake = (__s64)since > (__s64)WAKE_QUIET_NS;
 	__u64 flags = BPF_RB_NO_WAKEUP;
 
-	if ((__s64)since > (__s64)WAKE_QUIET_NS ||
-	    ((__s64)since > (__s64)WAKE_BUSY_NS && bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) > wake_bytes)) {
+	if (!wake && (__s64)since > (__s64)WAKE_BUSY_NS && (__s64)(now - last_look_ns) > (__s64)LOOK_NS) {
+		last_look_ns = now;
+		wake = bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) > wake_bytes;
+	}
+	if (wake) {
 		last_wake_ns = now;
 		flags = BPF_RB_FORCE_WAKEUP;
 	}

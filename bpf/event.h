@@ -32,10 +32,10 @@ enum event_flag {
 	EVENT_MAYBE = 1 << 5,	  /* the reader must check against its table before it believes this */
 };
 
-/* Both ends of a socket and where it lives. */
+/* Both ends of a socket and where it lives. Addresses are aligned to be written by words. */
 struct flow {
-	__u8 local_ip[16];
-	__u8 remote_ip[16];
+	__u8 local_ip[16] __attribute__((aligned(8)));
+	__u8 remote_ip[16] __attribute__((aligned(8)));
 	__u16 local_port;
 	__u16 remote_port;
 	__u32 netns; /* inode number of the network namespace */
@@ -169,7 +169,7 @@ struct walk {
 	__u64 now;	       /* CLOCK_MONOTONIC at the beginning of the call, nanoseconds */
 };
 
-/* What a call of the walk is given. */
+/* What a call of the walk is given: its state is in the map walks, by lane. */
 struct walk_call {
 	__u32 lane; /* which of the walks goes on */
 };

@@ -167,9 +167,9 @@ struct proto {
 };
 
 struct sock_common {
-	__be32 skc_daddr;
-	__be32 skc_rcv_saddr;
+	__u64 skc_addrpair; /* skc_daddr, then skc_rcv_saddr */
 	unsigned int skc_hash;
+	__u32 skc_portpair; /* skc_dport, then skc_num */
 	__be16 skc_dport;
 	__u16 skc_num;
 	unsigned short skc_family;

@@ -37,14 +37,14 @@ SEC("fentry/udpv6_destroy_sock") int BPF_PROG(ph_close6_fe, struct sock *sk) { h
 /* tracepoint tier; a cgroup program that returns 1 lets the call go on */
 SEC("cgroup/bind4") int ph_bind4_e(struct bpf_sock_addr *ctx) { handle_bind_enter(note_of(ctx->sk), ctx->user_port); return 1; }
 SEC("cgroup/bind6") int ph_bind6_e(struct bpf_sock_addr *ctx) { handle_bind_enter(note_of(ctx->sk), ctx->user_port); return 1; }
-SEC("cgroup/post_bind4") int ph_bind4_x(struct bpf_sock *ctx) { handle_bind_done(plain(ctx), note_of(ctx)); return 1; }
-SEC("cgroup/post_bind6") int ph_bind6_x(struct bpf_sock *ctx) { handle_bind_done(plain(ctx), note_of(ctx)); return 1; }
-SEC("cgroup/sendmsg4") int ph_sendmsg4_e(struct bpf_sock_addr *ctx) { handle_send(plain(ctx->sk), note_of(ctx->sk)); return 1; }
-SEC("cgroup/sendmsg6") int ph_sendmsg6_e(struct bpf_sock_addr *ctx) { handle_send(plain(ctx->sk), note_of(ctx->sk)); return 1; }
-SEC("cgroup/connect4") int ph_connect4_e(struct bpf_sock_addr *ctx) { if (ctx->type == SOCK_DGRAM) handle_connect_udp_enter(plain(ctx->sk)); return 1; }
-SEC("cgroup/connect6") int ph_connect6_e(struct bpf_sock_addr *ctx) { if (ctx->type == SOCK_DGRAM) handle_connect_udp_enter(plain(ctx->sk)); return 1; }
-SEC("cgroup/getpeername4") int ph_peername4_x(struct bpf_sock_addr *ctx) { if (peer_name_wanted()) handle_peer_name(plain(ctx->sk), note_of(ctx->sk)); return 1; }
-SEC("cgroup/getpeername6") int ph_peername6_x(struct bpf_sock_addr *ctx) { if (peer_name_wanted()) handle_peer_name(plain(ctx->sk), note_of(ctx->sk)); return 1; }
-SEC("cgroup/sock_release") int ph_release_e(struct bpf_sock *ctx) { if (ctx->type == SOCK_DGRAM) handle_release(plain(ctx)); return 1; }
+SEC("cgroup/post_bind4") int ph_bind4_x(struct bpf_sock *ctx) { handle_bind_done(plain_sock(ctx), note_of(ctx)); return 1; }
+SEC("cgroup/post_bind6") int ph_bind6_x(struct bpf_sock *ctx) { handle_bind_done(plain_sock(ctx), note_of(ctx)); return 1; }
+SEC("cgroup/sendmsg4") int ph_sendmsg4_e(struct bpf_sock_addr *ctx) { handle_send(plain_sock(ctx->sk), note_of(ctx->sk)); return 1; }
+SEC("cgroup/sendmsg6") int ph_sendmsg6_e(struct bpf_sock_addr *ctx) { handle_send(plain_sock(ctx->sk), note_of(ctx->sk)); return 1; }
+SEC("cgroup/connect4") int ph_connect4_e(struct bpf_sock_addr *ctx) { if (ctx->type == SOCK_DGRAM) handle_connect_udp_enter(plain_sock(ctx->sk)); return 1; }
+SEC("cgroup/connect6") int ph_connect6_e(struct bpf_sock_addr *ctx) { if (ctx->type == SOCK_DGRAM) handle_connect_udp_enter(plain_sock(ctx->sk)); return 1; }
+SEC("cgroup/getpeername4") int ph_peername4_x(struct bpf_sock_addr *ctx) { if (peer_name_wanted()) handle_peer_name(plain_sock(ctx->sk), note_of(ctx->sk)); return 1; }
+SEC("cgroup/getpeername6") int ph_peername6_x(struct bpf_sock_addr *ctx) { if (peer_name_wanted()) handle_peer_name(plain_sock(ctx->sk), note_of(ctx->sk)); return 1; }
+SEC("cgroup/sock_release") int ph_release_e(struct bpf_sock *ctx) { if (ctx->type == SOCK_DGRAM) handle_release(plain_sock(ctx)); return 1; }
 SEC("sockops") int ph_sockops(struct bpf_sock_ops *ctx) { handle_sockops(ctx); return 1; }
 SEC("tp_btf/sys_exit") int BPF_PROG(ph_sys_x, struct pt_regs *regs, long ret) { handle_sys_exit(regs, ret); return 0; }

@@ -94,7 +94,7 @@ __noinline int fds_step(__u64 address)
 		to = bpf_map_lookup_elem(&fds, &row);
 		if (!to)
 			return 1;
-		task_process(&to->process, task);
+		task_process(&to->process, TYPED(task));
 		to->first = first;
 		if (bpf_probe_read_kernel(to->files, sizeof(to->files), table + first) == 0)
 			fds_cursor.rows = row + 1;
@@ -432,7 +432,7 @@ static __always_inline long walk_on(struct walk *w, const struct walk_tables *ta
 	if (ports && w->table == WALK_NETNS)
 		return walk_netns(w);
 	if (!node_ends(w->node)) {
-		struct sock *sk = node_sock(w);
+		struct sock *sk = TYPED(node_sock(w));
 
 		if (!node_holds(w, sk, ports))
 			walk_restart(w);

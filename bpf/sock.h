@@ -18,15 +18,23 @@ static __always_inline void *plain(const void *p)
 	return address;
 }
 
+/* The struct sock of a cgroup program's context. */
+static __always_inline struct sock *plain_sock(const void *p)
+{
+	struct sock *sk = (void *)p;
+
+	return HAVE_CAST ? TYPED(sk) : plain(sk);
+}
+
 static __always_inline __u16 sock_protocol(const struct sock *sk)
 {
-	return READ(sk, sk_protocol);
+	return READ_TYPED(sk, sk_protocol);
 }
 
 /* The local port, 0 when the socket has none (any more). */
 static __always_inline __u16 sock_port(const struct sock *sk)
 {
-	return READ(sk, __sk_common.skc_num);
+	return READ_TYPED(sk, __sk_common.skc_num);
 }
 
 /* The port of inet_sport: stale, but still there, after the port was given back. */
@@ -37,7 +45,7 @@ static __always_inline __u16 sock_last_port(const struct sock *sk)
 
 static __always_inline __u8 sock_state(const struct sock *sk)
 {
-	return READ(sk, __sk_common.skc_state);
+	return READ_TYPED(sk, __sk_common.skc_state);
 }
 
 /* The TCP socket that has the port: for MPTCP the first subflow, else the socket itself. */
@@ -63,12 +71,12 @@ static __always_inline struct sock *sock_of_file(const struct file *file)
 	sk = READ(socket, sk);
 	if (!sk)
 		return NULL;
-	family = READ(sk, __sk_common.skc_family);
+	family = READ_TYPED(sk, __sk_common.skc_family);
 	proto = sock_protocol(sk);
 	if ((family != AF_INET && family != AF_INET6) ||
 	    (proto != IPPROTO_TCP && proto != IPPROTO_UDP && proto != IPPROTO_MPTCP))
 		return NULL;
-	return sock_tcp(sk);
+	return proto == IPPROTO_MPTCP ? sock_tcp(sk) : sk;
 }
 
 static __always_inline bool sock_is_mptcp(const struct sock *sk)
@@ -81,27 +89,51 @@ static __always_inline bool sock_is_mptcp(const struct sock *sk)
 	return READ(tp, is_mptcp);
 }
 
+/* ip is one of a struct flow, aligned. */
 static __always_inline void ip_from_v4(__u8 ip[16], __be32 v4)
 {
-	__builtin_memset(ip, 0, 10);
-	ip[10] = 0xff;
-	ip[11] = 0xff;
-	__builtin_memcpy(ip + 12, &v4, 4);
+	__be32 *words = (void *)ip;
+
+	words[0] = words[1] = 0;
+	words[2] = bpf_htonl(0xffff);
+	words[3] = v4;
 }
+
+/* Both ports of a socket as the kernel keeps them side by side, to be read and compared at once. */
+union portpair {
+	__u32 pair;
+	struct {
+		__be16 remote;
+		__u16 local;
+	};
+};
+
+/* The same of its IPv4 addresses. */
+union addrpair {
+	__u64 pair;
+	struct {
+		__be32 remote;
+		__be32 local;
+	};
+};
 
 /* Fill f from the socket; its local port as it is now. */
 static __always_inline void sock_flow(struct flow *f, const struct sock *sk)
 {
-	if (READ(sk, __sk_common.skc_family) == AF_INET6) {
+	union portpair ports = { READ_TYPED(sk, __sk_common.skc_portpair) };
+
+	if (READ_TYPED(sk, __sk_common.skc_family) == AF_INET6) {
 		READ_INTO(&f->local_ip, sk, __sk_common.skc_v6_rcv_saddr.in6_u.u6_addr8);
 		READ_INTO(&f->remote_ip, sk, __sk_common.skc_v6_daddr.in6_u.u6_addr8);
 	} else {
-		ip_from_v4(f->local_ip, READ(sk, __sk_common.skc_rcv_saddr));
-		ip_from_v4(f->remote_ip, READ(sk, __sk_common.skc_daddr));
+		union addrpair ips = { READ_TYPED(sk, __sk_common.skc_addrpair) };
+
+		ip_from_v4(f->local_ip, ips.local);
+		ip_from_v4(f->remote_ip, ips.remote);
 	}
-	f->local_port = sock_port(sk);
-	f->remote_port = bpf_ntohs(READ(sk, __sk_common.skc_dport));
-	f->netns = READ(READ(sk, __sk_common.skc_net.net), ns.inum);
+	f->local_port = ports.local;
+	f->remote_port = bpf_ntohs(ports.remote);
+	f->netns = READ(READ_TYPED(sk, __sk_common.skc_net.net), ns.inum);
 }
 
 /*
@@ -113,7 +145,7 @@ static __always_inline void sock_flow(struct flow *f, const struct sock *sk)
 static __always_inline bool sock_is_active(const struct sock *sk)
 {
 	const struct tcp_sock *tp = (const void *)sk;
-	__u8 state = sock_state(sk), locks = READ(sk, sk_userlocks);
+	__u8 state = sock_state(sk), locks = READ_TYPED(sk, sk_userlocks);
 	__u64 sequence, payload;
 	__u32 nxt, una;
 
@@ -136,20 +168,19 @@ static __always_inline bool sock_is_active(const struct sock *sk)
 }
 
 /*
- * The timewait sock that took over from sk, 0 if none. Called while sk goes to
- * TCP_CLOSE: tcp_time_wait() has just put it at the head of sk's own bucket of
- * the established hash.
+ * The timewait sock that took over from sk, which had this port; 0 if none. Called
+ * while sk goes to TCP_CLOSE: tcp_time_wait() has just put it at the head of sk's own
+ * bucket of the established hash.
  */
-static __always_inline __u64 sock_timewait(const struct sock *sk)
+static __always_inline __u64 sock_timewait(const struct sock *sk, __u16 port)
 {
-	struct net *net = READ(sk, __sk_common.skc_net.net);
+	struct net *net = READ_TYPED(sk, __sk_common.skc_net.net);
 	struct inet_hashinfo *info = tcp_hashinfo(net);
-	__u32 slot = READ(sk, __sk_common.skc_hash) & READ(info, ehash_mask);
+	__u32 slot = READ_TYPED(sk, __sk_common.skc_hash) & READ(info, ehash_mask);
 	__u32 size = bpf_core_type_size(struct inet_ehash_bucket);
 	struct inet_ehash_bucket *head = (void *)READ(info, ehash) + (__u64)slot * size;
 	struct hlist_nulls_node *node;
-	__be16 dport = READ(sk, __sk_common.skc_dport);
-	__u16 port = sock_last_port(sk);
+	union portpair ports = { .remote = READ_TYPED(sk, __sk_common.skc_dport), .local = port };
 
 	node = (void *)READ_WORD((void *)head + bpf_core_field_offset(struct inet_ehash_bucket, chain));
 	for (int i = 0; i < 8; i++) {
@@ -158,8 +189,8 @@ static __always_inline __u64 sock_timewait(const struct sock *sk)
 		if ((__u64)node & 1)
 			break;
 		tw = (void *)node - bpf_core_field_offset(struct sock_common, skc_nulls_node);
-		if (READ(tw, skc_state) == TCP_TIME_WAIT && READ(tw, skc_num) == port && READ(tw, skc_dport) == dport &&
-		    READ(tw, skc_net.net) == net && READ(tw, skc_hash) == READ(sk, __sk_common.skc_hash))
+		if (READ(tw, skc_state) == TCP_TIME_WAIT && READ(tw, skc_portpair) == ports.pair &&
+		    READ(tw, skc_net.net) == net && READ(tw, skc_hash) == READ_TYPED(sk, __sk_common.skc_hash))
 			return (__u64)tw;
 		node = (void *)READ_WORD(node); /* next comes first */
 	}

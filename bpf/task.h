@@ -5,26 +5,29 @@
 
 #include "sock.h"
 
+/* READ_TYPED can read it. */
 static __always_inline struct task_struct *task_current(void)
 {
-	return (void *)bpf_get_current_task();
+	return HAVE_CAST ? bpf_get_current_task_btf() : (void *)bpf_get_current_task();
 }
 
+/* task is one that READ_TYPED can read. */
 static __always_inline void task_process(struct process *p, const struct task_struct *task)
 {
-	const struct task_struct *leader = READ(task, group_leader);
+	const struct task_struct *leader = READ_TYPED(task, group_leader);
+	const struct cred *cred = READ_TYPED(task, cred); /* to some kernels it may be NULL */
 
-	p->pid = READ(task, tgid);
-	p->uid = READ(READ(task, cred), uid.val);
-	p->start_ns = READ(leader, start_boottime);
-	p->cgroup = READ(READ(READ(READ(task, cgroups), dfl_cgrp), kn), id);
-	READ_INTO(&p->comm, leader, comm);
+	p->pid = READ_TYPED(task, tgid);
+	p->uid = READ(cred, uid.val);
+	p->start_ns = READ_TYPED(leader, start_boottime);
+	p->cgroup = READ_TYPED(READ_TYPED(READ_TYPED(READ_TYPED(task, cgroups), dfl_cgrp), kn), id);
+	READ_TYPED_INTO(&p->comm, leader, comm);
 }
 
 /* Does this task use io_uring, whose calls pass no system call hook? */
 static __always_inline bool task_uses_io_uring(const struct task_struct *task)
 {
-	if (READ(task, flags) & (PF_IO_WORKER | PF_KTHREAD))
+	if (READ_TYPED(task, flags) & (PF_IO_WORKER | PF_KTHREAD))
 		return true;
 	if (!bpf_core_field_exists(task->io_uring))
 		return false;
@@ -34,7 +37,7 @@ static __always_inline bool task_uses_io_uring(const struct task_struct *task)
 /* The socket behind a file descriptor of the task, as sock_of_file. */
 static __always_inline struct sock *task_sock(const struct task_struct *task, __u32 fd)
 {
-	struct fdtable *fdt = READ(READ(task, files), fdt);
+	struct fdtable *fdt = READ(READ_TYPED(task, files), fdt);
 	struct file *file;
 
 	if (fd >= READ(fdt, max_fds))

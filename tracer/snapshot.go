@@ -149,8 +149,9 @@ type walker struct {
 // syscall (5.14) the one that does the same in short bursts.
 func (w *walker) load(spec *ebpf.CollectionSpec, prog, burst string, opts ebpf.CollectionOptions, oldKernel bool) (err error) {
 	if !oldKernel {
-		if w.prog, err = loadProgram(spec, prog, opts); err == nil {
-			return nil
+		// The object for newer kernels has no other.
+		if w.prog, err = loadProgram(spec, prog, opts); err == nil || spec.Programs[burst] == nil {
+			return err
 		}
 	}
 	var burstErr error
