@@ -15,6 +15,8 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 )
@@ -460,5 +462,18 @@ func TestKernelSnapshotBurst(t *testing.T) {
 	}
 	if diff := cmp.Diff(got[0], got[1]); diff != "" || len(got[0]) == 0 {
 		t.Errorf("-in one go +in bursts:\n%s", diff)
+	}
+}
+
+// An object for newer kernels has no program for old ones to fall back to.
+func TestWalkerLoadRefused(t *testing.T) {
+	spec, err := loadSnapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec.Programs[snapshotProgPhWalk].Instructions = asm.Instructions{asm.Return()} // of nothing
+	var w walker
+	if err := w.load(spec, snapshotProgPhWalk, snapshotOldProgPhWalkBurst, ebpf.CollectionOptions{}, false); err == nil {
+		t.Error("a program that the kernel must refuse was loaded")
 	}
 }
