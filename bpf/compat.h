@@ -21,6 +21,9 @@
  * argument of a tracepoint, the current task, what TYPED makes of an address. Where the
  * kernel vouches for p the load needs no check, which is seven instructions of eight.
  * For a field that every kernel has: READ keeps its offset below a check that it is there.
+ * And seldom for one that is a pointer: whether it can be vouched for too, the verifier
+ * finds out by going through all types of the kernel, three times and more, for each
+ * such load of each path.
  */
 extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym;
 

@@ -133,7 +133,7 @@ static __always_inline void sock_flow(struct flow *f, const struct sock *sk)
 	}
 	f->local_port = ports.local;
 	f->remote_port = bpf_ntohs(ports.remote);
-	f->netns = READ(READ_TYPED(sk, __sk_common.skc_net.net), ns.inum);
+	f->netns = READ(READ(sk, __sk_common.skc_net.net), ns.inum);
 }
 
 /*
@@ -174,7 +174,7 @@ static __always_inline bool sock_is_active(const struct sock *sk)
  */
 static __always_inline __u64 sock_timewait(const struct sock *sk, __u16 port)
 {
-	struct net *net = READ_TYPED(sk, __sk_common.skc_net.net);
+	struct net *net = READ(sk, __sk_common.skc_net.net);
 	struct inet_hashinfo *info = tcp_hashinfo(net);
 	__u32 slot = READ_TYPED(sk, __sk_common.skc_hash) & READ(info, ehash_mask);
 	__u32 size = bpf_core_type_size(struct inet_ehash_bucket);

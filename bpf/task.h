@@ -15,12 +15,11 @@ static __always_inline struct task_struct *task_current(void)
 static __always_inline void task_process(struct process *p, const struct task_struct *task)
 {
 	const struct task_struct *leader = READ_TYPED(task, group_leader);
-	const struct cred *cred = READ_TYPED(task, cred); /* to some kernels it may be NULL */
 
 	p->pid = READ_TYPED(task, tgid);
-	p->uid = READ(cred, uid.val);
+	p->uid = READ(READ(task, cred), uid.val);
 	p->start_ns = READ_TYPED(leader, start_boottime);
-	p->cgroup = READ_TYPED(READ_TYPED(READ_TYPED(READ_TYPED(task, cgroups), dfl_cgrp), kn), id);
+	p->cgroup = READ(READ(READ(READ(task, cgroups), dfl_cgrp), kn), id);
 	READ_TYPED_INTO(&p->comm, leader, comm);
 }
 
@@ -37,7 +36,7 @@ static __always_inline bool task_uses_io_uring(const struct task_struct *task)
 /* The socket behind a file descriptor of the task, as sock_of_file. */
 static __always_inline struct sock *task_sock(const struct task_struct *task, __u32 fd)
 {
-	struct fdtable *fdt = READ(READ_TYPED(task, files), fdt);
+	struct fdtable *fdt = READ(READ(task, files), fdt);
 	struct file *file;
 
 	if (fd >= READ(fdt, max_fds))
