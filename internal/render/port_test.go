@@ -62,6 +62,25 @@ const about8080 = "8080: registered (1024-49151); my-web/tcp; http-alt/udp\n" +
 
 func web(pid uint32) tracer.Process { return handmade.Process(pid, nobodysUID, "nginx") }
 
+// portTextTest is a question, the sockets of the port and what is said of them.
+type portTextTest struct {
+	name     string
+	question Question
+	sockets  []tracer.Socket
+	want     string
+}
+
+func comparePortText(t *testing.T, tests []portTextTest) {
+	t.Helper()
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			if d := cmp.Diff(test.want, askWho(t, test.question, nil, test.sockets...)); d != "" {
+				t.Errorf("-want +got:\n%s", d)
+			}
+		})
+	}
+}
+
 func TestPortText(t *testing.T) {
 	shared := handmade.Socket(hostNS, tracer.TCP, tracer.RoleListener, "0.0.0.0:8080", "", handmade.HeldBy(web(10), web(11), web(11))...)
 	alone := handmade.Socket(hostNS, tracer.TCP, tracer.RoleListener, "0.0.0.0:8080", "", handmade.HeldBy(web(10))...)
@@ -74,26 +93,8 @@ func TestPortText(t *testing.T) {
 	other := alone
 	other.NetNS, other.MPTCP, other.Since = otherNS, true, time.Date(2026, 1, 2, 3, 4, 5, 6, time.Local)
 	kernels := handmade.Socket(hostNS, tracer.UDP, tracer.RoleBound, "[::]:8080", "")
-	left := handmade.Socket(hostNS, tracer.TCP, tracer.RoleListener, "127.0.0.1:8080", "", handmade.HeldBy(web(11))...)
-	left.Owner, left.OwnerStatus = web(10), tracer.OwnerGone
-	left.Since = time.Date(2026, 1, 2, 3, 4, 5, 6, time.Local)
-	leftToTwo := left
-	leftToTwo.Holders = handmade.HeldBy(web(11), web(12))
-	passed := handmade.Socket(hostNS, tracer.UDP, tracer.RoleBound, "127.0.0.1:8080", "", handmade.HeldBy(web(11))...)
-	passed.Owner, passed.OwnerStatus = handmade.Process(1, 0, "sys\x1btemd"), tracer.OwnerAlive
-	nobodys := passed
-	nobodys.Holders = nil
-	kept := left
-	kept.Owner, kept.OwnerStatus, kept.Since = web(11), tracer.OwnerHolder, time.Time{}
-	unknown := left
-	unknown.OwnerStatus, unknown.Since = 0, time.Time{}
 	hostile := handmade.Socket(hostNS, tracer.UDP, tracer.RoleBound, "127.0.0.1:8080", "", handmade.HeldBy(handmade.Process(13, nobodysUID, "a\x1b[2J\nb"))...)
-	for _, test := range []struct {
-		name     string
-		question Question
-		sockets  []tracer.Socket
-		want     string
-	}{
+	comparePortText(t, []portTextTest{
 		{"nobody", question(8080), nil, "8080/tcp is held by nobody\n8080/udp is held by nobody\n" + about8080},
 		{"one process", question(8080), []tracer.Socket{alone},
 			"8080/tcp is held by nginx (pid 10, user 4000000001), listening on 0.0.0.0\n" + about8080},
@@ -120,6 +121,29 @@ func TestPortText(t *testing.T) {
 				"8080/tcp is held by nginx (pid 10, user 4000000001), listening on 0.0.0.0 (MPTCP) in network namespace blue since 2026-01-02 03:04:05\n" + about8080},
 		{"the kernel", question(8080), []tracer.Socket{kernels},
 			"8080/udp is held by no process, bound to :: (a socket of the kernel, or one on its way between processes)\n" + about8080},
+		{"a name with escapes", question(8080, tracer.UDP), []tracer.Socket{hostile},
+			`8080/udp is held by "a\x1b[2J\nb" (pid 13, user 4000000001), bound to 127.0.0.1` + "\n" +
+				"8080: registered (1024-49151); http-alt/udp\n  outside this machine's ephemeral range 32768-60999, and reserved\n"},
+	})
+}
+
+// Who created a socket that others hold.
+func TestPortTextCreator(t *testing.T) {
+	server := handmade.Socket(hostNS, tracer.TCP, tracer.RoleServer, "10.0.0.1:8080", "10.0.0.2:40000", handmade.HeldBy(web(10))...)
+	left := handmade.Socket(hostNS, tracer.TCP, tracer.RoleListener, "127.0.0.1:8080", "", handmade.HeldBy(web(11))...)
+	left.Owner, left.OwnerStatus = web(10), tracer.OwnerGone
+	left.Since = time.Date(2026, 1, 2, 3, 4, 5, 6, time.Local)
+	leftToTwo := left
+	leftToTwo.Holders = handmade.HeldBy(web(11), web(12))
+	passed := handmade.Socket(hostNS, tracer.UDP, tracer.RoleBound, "127.0.0.1:8080", "", handmade.HeldBy(web(11))...)
+	passed.Owner, passed.OwnerStatus = handmade.Process(1, 0, "sys\x1btemd"), tracer.OwnerAlive
+	nobodys := passed
+	nobodys.Holders = nil
+	kept := left
+	kept.Owner, kept.OwnerStatus, kept.Since = web(11), tracer.OwnerHolder, time.Time{}
+	unknown := left
+	unknown.OwnerStatus, unknown.Since = 0, time.Time{}
+	comparePortText(t, []portTextTest{
 		{"the creator is gone", question(8080), []tracer.Socket{left, server},
 			"8080/tcp, listening on 127.0.0.1 since 2026-01-02 03:04:05:\n" +
 				"  created by nginx (pid 10, gone),\n  now held by nginx (pid 11, user 4000000001)\n  and by 1 accepted connection\n" + about8080},
@@ -142,16 +166,7 @@ func TestPortText(t *testing.T) {
 			"8080/tcp is held by nginx (pid 11, user 4000000001), listening on 127.0.0.1\n" + about8080},
 		{"nobody knows what has become of the creator", question(8080), []tracer.Socket{unknown},
 			"8080/tcp is held by nginx (pid 11, user 4000000001), listening on 127.0.0.1\n" + about8080},
-		{"a name with escapes", question(8080, tracer.UDP), []tracer.Socket{hostile},
-			`8080/udp is held by "a\x1b[2J\nb" (pid 13, user 4000000001), bound to 127.0.0.1` + "\n" +
-				"8080: registered (1024-49151); http-alt/udp\n  outside this machine's ephemeral range 32768-60999, and reserved\n"},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			if d := cmp.Diff(test.want, askWho(t, test.question, nil, test.sockets...)); d != "" {
-				t.Errorf("-want +got:\n%s", d)
-			}
-		})
-	}
+	})
 }
 
 func TestPortTextAboutNumber(t *testing.T) {
