@@ -49,11 +49,13 @@ type recorder struct {
 }
 
 // record puts the test into a namespace of its own and follows it with a tracer
-// that other tests use too.
+// that other tests use too. What the test before did last may still be in the ring
+// buffer, and its namespace's number be this one's: that is read first.
 func record(t *testing.T, cfg Config) *recorder {
 	t.Helper()
 	r := idle(t)
 	r.follow(cfg)
+	r.events(0)
 	return r
 }
 
