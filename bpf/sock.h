@@ -23,7 +23,7 @@ static __always_inline struct sock *plain_sock(const void *p)
 {
 	struct sock *sk = (void *)p;
 
-	return HAVE_CAST ? TYPED(sk) : plain(sk);
+	return HAVE_CAST ? CAST(sk) : plain(sk);
 }
 
 static __always_inline __u16 sock_protocol(const struct sock *sk)
@@ -76,7 +76,7 @@ static __always_inline struct sock *sock_of_file(const struct file *file)
 	if ((family != AF_INET && family != AF_INET6) ||
 	    (proto != IPPROTO_TCP && proto != IPPROTO_UDP && proto != IPPROTO_MPTCP))
 		return NULL;
-	return proto == IPPROTO_MPTCP ? sock_tcp(sk) : sk;
+	return sock_tcp(sk);
 }
 
 static __always_inline bool sock_is_mptcp(const struct sock *sk)
@@ -123,8 +123,8 @@ static __always_inline void sock_flow(struct flow *f, const struct sock *sk)
 	union portpair ports = { READ_TYPED(sk, __sk_common.skc_portpair) };
 
 	if (READ_TYPED(sk, __sk_common.skc_family) == AF_INET6) {
-		READ_INTO(&f->local_ip, sk, __sk_common.skc_v6_rcv_saddr.in6_u.u6_addr8);
-		READ_INTO(&f->remote_ip, sk, __sk_common.skc_v6_daddr.in6_u.u6_addr8);
+		READ_TYPED_INTO(&f->local_ip, sk, __sk_common.skc_v6_rcv_saddr.in6_u.u6_addr8);
+		READ_TYPED_INTO(&f->remote_ip, sk, __sk_common.skc_v6_daddr.in6_u.u6_addr8);
 	} else {
 		union addrpair ips = { READ_TYPED(sk, __sk_common.skc_addrpair) };
 

@@ -5,7 +5,7 @@
 
 #include "sock.h"
 
-/* READ_TYPED can read it. */
+/* The thread a hook runs in, as READ_TYPED can read it. */
 static __always_inline struct task_struct *task_current(void)
 {
 	return HAVE_CAST ? bpf_get_current_task_btf() : (void *)bpf_get_current_task();
