@@ -43,6 +43,11 @@
 #define SOCK_BINDPORT_LOCK 8
 #define SOCK_CONNECT_BIND 16
 
+#define IORING_OP_ACCEPT 13
+#define IORING_OP_CONNECT 16
+#define IORING_CQE_F_BUFFER 1
+#define IORING_CQE_F_MORE 2
+
 #define PF_KTHREAD 0x00200000
 #define PF_IO_WORKER 0x00000010
 
@@ -312,6 +317,21 @@ struct css_set {
 };
 
 struct io_uring_task;
+
+struct io_kiocb {
+	struct file *file;
+	__u8 opcode;
+};
+
+/* A struct io_kiocb whose opcode is IORING_OP_ACCEPT. */
+struct io_accept {
+	__u32 file_slot;
+};
+
+struct io_uring_cqe {
+	__s32 res;
+	__u32 flags;
+};
 
 struct thread_info {
 	unsigned long flags;

@@ -7,6 +7,7 @@
 #include "close.h"
 #include "connect.h"
 #include "syscall.h"
+#include "uring.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -48,3 +49,5 @@ SEC("cgroup/getpeername6") int ph_peername6_x(struct bpf_sock_addr *ctx) { if (p
 SEC("cgroup/sock_release") int ph_release_e(struct bpf_sock *ctx) { if (ctx->type == SOCK_DGRAM) handle_release(plain_sock(ctx)); return 1; }
 SEC("sockops") int ph_sockops(struct bpf_sock_ops *ctx) { handle_sockops(ctx); return 1; }
 SEC("tp_btf/sys_exit") int BPF_PROG(ph_sys_x, struct pt_regs *regs, long ret) { handle_sys_exit(regs, ret); return 0; }
+SEC("tp_btf/io_uring_complete") int BPF_PROG(ph_uring_x, void *ring, const struct io_kiocb *req, __u64 user_data, int res, __u32 flags) { handle_uring_complete(req, res, flags); return 0; }
+SEC("tp_btf/io_uring_complete") int BPF_PROG(ph_uring_cqe_x, void *ring, const struct io_kiocb *req, const struct io_uring_cqe *cqe) { handle_uring_complete(req, READ(cqe, res), READ(cqe, flags)); return 0; }

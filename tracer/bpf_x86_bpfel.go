@@ -269,6 +269,8 @@ const (
 	bpfProgPhUdp4Fx       = "ph_udp4_fx"
 	bpfProgPhUdp6Fx       = "ph_udp6_fx"
 	bpfProgPhUnpeerFx     = "ph_unpeer_fx"
+	bpfProgPhUringCqeX    = "ph_uring_cqe_x"
+	bpfProgPhUringX       = "ph_uring_x"
 	bpfVarContract        = "contract"
 	bpfVarSearches        = "searches"
 	bpfVarSyscallHooks    = "syscall_hooks"
@@ -350,6 +352,8 @@ type bpfProgramSpecs struct {
 	PhUdp4Fx     *ebpf.ProgramSpec `ebpf:"ph_udp4_fx"`
 	PhUdp6Fx     *ebpf.ProgramSpec `ebpf:"ph_udp6_fx"`
 	PhUnpeerFx   *ebpf.ProgramSpec `ebpf:"ph_unpeer_fx"`
+	PhUringCqeX  *ebpf.ProgramSpec `ebpf:"ph_uring_cqe_x"`
+	PhUringX     *ebpf.ProgramSpec `ebpf:"ph_uring_x"`
 }
 
 // bpfMapSpecs contains maps before they are loaded into the kernel.
@@ -456,6 +460,8 @@ type bpfPrograms struct {
 	PhUdp4Fx     *ebpf.Program `ebpf:"ph_udp4_fx"`
 	PhUdp6Fx     *ebpf.Program `ebpf:"ph_udp6_fx"`
 	PhUnpeerFx   *ebpf.Program `ebpf:"ph_unpeer_fx"`
+	PhUringCqeX  *ebpf.Program `ebpf:"ph_uring_cqe_x"`
+	PhUringX     *ebpf.Program `ebpf:"ph_uring_x"`
 }
 
 func (p *bpfPrograms) Close() error {
@@ -491,6 +497,8 @@ func (p *bpfPrograms) Close() error {
 		p.PhUdp4Fx,
 		p.PhUdp6Fx,
 		p.PhUnpeerFx,
+		p.PhUringCqeX,
+		p.PhUringX,
 	)
 }
 

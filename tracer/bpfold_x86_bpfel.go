@@ -51,6 +51,8 @@ const (
 	bpfOldProgPhUdp4Fx       = "ph_udp4_fx"
 	bpfOldProgPhUdp6Fx       = "ph_udp6_fx"
 	bpfOldProgPhUnpeerFx     = "ph_unpeer_fx"
+	bpfOldProgPhUringCqeX    = "ph_uring_cqe_x"
+	bpfOldProgPhUringX       = "ph_uring_x"
 	bpfOldVarContract        = "contract"
 	bpfOldVarSearches        = "searches"
 	bpfOldVarSyscallHooks    = "syscall_hooks"
@@ -132,6 +134,8 @@ type bpfOldProgramSpecs struct {
 	PhUdp4Fx     *ebpf.ProgramSpec `ebpf:"ph_udp4_fx"`
 	PhUdp6Fx     *ebpf.ProgramSpec `ebpf:"ph_udp6_fx"`
 	PhUnpeerFx   *ebpf.ProgramSpec `ebpf:"ph_unpeer_fx"`
+	PhUringCqeX  *ebpf.ProgramSpec `ebpf:"ph_uring_cqe_x"`
+	PhUringX     *ebpf.ProgramSpec `ebpf:"ph_uring_x"`
 }
 
 // bpfOldMapSpecs contains maps before they are loaded into the kernel.
@@ -238,6 +242,8 @@ type bpfOldPrograms struct {
 	PhUdp4Fx     *ebpf.Program `ebpf:"ph_udp4_fx"`
 	PhUdp6Fx     *ebpf.Program `ebpf:"ph_udp6_fx"`
 	PhUnpeerFx   *ebpf.Program `ebpf:"ph_unpeer_fx"`
+	PhUringCqeX  *ebpf.Program `ebpf:"ph_uring_cqe_x"`
+	PhUringX     *ebpf.Program `ebpf:"ph_uring_x"`
 }
 
 func (p *bpfOldPrograms) Close() error {
@@ -273,6 +279,8 @@ func (p *bpfOldPrograms) Close() error {
 		p.PhUdp4Fx,
 		p.PhUdp6Fx,
 		p.PhUnpeerFx,
+		p.PhUringCqeX,
+		p.PhUringX,
 	)
 }
 

@@ -27,13 +27,14 @@ const (
 
 // probe is one hook of the kernel.
 type probe struct {
-	// progs are the program's generated names: one, or one for each number of
-	// arguments the kernel's function has had, from the least.
+	// progs are the program's generated names: one, or one for each form the kernel's
+	// function has had, see pick.
 	progs   []string
 	hook    string  // what the kernel calls the hook
 	tier    Tier    // "" belongs to every tier
 	parts   bpfPart // what it reports, in its tier
-	syscall bool    // a system call hook, off with Config.NoSyscallHooks
+	syscall bool    // at every system call or io_uring request, off with Config.NoSyscallHooks
+	uring   bool    // sees io_uring where hookUring is not attached, else is not needed
 	lost    string  // what is not seen without it
 }
 
@@ -81,8 +82,8 @@ var probes = []probe{
 	tracepoint(partConnect|partListen, "sockops", "TCP connects, listens", bpfProgPhSockops),
 	tracepoint(partImplicit, "cgroup/connect4", "implicit binds by IPv4 UDP connect", bpfProgPhConnect4E),
 	tracepoint(partImplicit, "cgroup/connect6", "implicit binds by IPv6 UDP connect", bpfProgPhConnect6E),
-	tracepoint(partAccept, "cgroup/getpeername4", "IPv4 accepts by io_uring with an address", bpfProgPhPeername4X),
-	tracepoint(partAccept, "cgroup/getpeername6", "IPv6 accepts by io_uring with an address", bpfProgPhPeername6X),
+	{progs: []string{bpfProgPhPeername4X}, hook: "cgroup/getpeername4", tier: TierTracepoint, parts: partAccept, uring: true, lost: "IPv4 accepts by io_uring with an address"},
+	{progs: []string{bpfProgPhPeername6X}, hook: "cgroup/getpeername6", tier: TierTracepoint, parts: partAccept, uring: true, lost: "IPv6 accepts by io_uring with an address"},
 	tracepoint(partImplicit, "cgroup/sendmsg4", "implicit binds by IPv4 datagrams", bpfProgPhSendmsg4E),
 	tracepoint(partImplicit, "cgroup/sendmsg6", "implicit binds by IPv6 datagrams", bpfProgPhSendmsg6E),
 	{
@@ -90,7 +91,15 @@ var probes = []probe{
 		parts: partBind | partListen | partConnect | partAccept | partImplicit | partPeer,
 		lost:  "accepts without an address, refused binds and listens, UDP connects, TCP connects refused before a SYN",
 	},
+	{
+		progs: []string{bpfProgPhUringX, bpfProgPhUringCqeX}, hook: hookUring, tier: TierTracepoint, syscall: true,
+		parts: partAccept | partImplicit | partPeer,
+		lost:  "accepts by io_uring without an address, UDP connects by it",
+	},
 }
+
+// hookUring is at the end of every io_uring request.
+const hookUring = "tp_btf/io_uring_complete"
 
 func fentry(part bpfPart, hook, lost string, progs ...string) probe {
 	return probe{progs: progs, hook: hook, tier: TierFentry, parts: part, lost: lost}
@@ -108,8 +117,8 @@ var blindSpots = []struct {
 	what  string
 }{
 	{TierFentry, partBind | partConnect, "binds and connects refused by a security module or a cgroup program, before TCP and UDP know of them"},
-	{TierTracepoint, partAccept, "accepts by io_uring without an address (the socket shows at the next snapshot)"},
-	{TierTracepoint, partBind | partListen | partPeer, "binds, listens and UDP connects refused to io_uring, and UDP connects by it"},
+	{TierTracepoint, partAccept, "accepts by io_uring into its own table of files (the socket shows at the next snapshot)"},
+	{TierTracepoint, partBind | partListen | partConnect | partPeer, "binds, listens and UDP connects refused to io_uring, its TCP connects that find no route, its UDP connects with IOSQE_CQE_SKIP_SUCCESS"},
 	{TierTracepoint, partBind | partListen | partPeer | partAccept, "the same calls, and accepts, of 32-bit programs on a 64-bit kernel"},
 	{TierTracepoint, partUDPClose, "closes of UDP sockets the kernel itself owns"},
 	{TierTracepoint, partConnect, "a connect that fails with ENOMEM is reported as EADDRNOTAVAIL"},
@@ -258,8 +267,8 @@ func (p *probe) load(spec *ebpf.CollectionSpec, opts ebpf.CollectionOptions) (*e
 	return prog, nil
 }
 
-// pick names the program for the number of arguments that the function has in
-// this kernel.
+// pick names the program for the form that the function has in this kernel: the
+// number of its arguments, from the least, or of hookUring, what they are.
 func (p *probe) pick(types *btf.Cache) (string, error) {
 	if len(p.progs) == 1 {
 		return p.progs[0], nil
@@ -267,6 +276,9 @@ func (p *probe) pick(types *btf.Cache) (string, error) {
 	kernel, err := types.Kernel()
 	if err != nil {
 		return "", err
+	}
+	if p.hook == hookUring {
+		return pickUring(kernel), nil
 	}
 	var fn *btf.Func
 	if err := kernel.TypeByName(path.Base(p.hook), &fn); err != nil {
@@ -292,4 +304,29 @@ func (p *probe) attach(prog *ebpf.Program, as ebpf.AttachType, cgroup string) (l
 		return nil, explain("attach "+p.hook, err)
 	}
 	return l, nil
+}
+
+// pickUring picks by the arguments of io_uring_complete, which are (ring, request, user
+// data, result, flags ...), and since 6.17 (ring, request, struct io_uring_cqe *). "": the
+// kernel has no io_uring, or none that tells the request, as before 5.18.
+func pickUring(kernel *btf.Spec) string {
+	var def *btf.Typedef
+	if kernel.TypeByName("btf_trace_io_uring_complete", &def) != nil {
+		return ""
+	}
+	function, ok := def.Type.(*btf.Pointer)
+	if !ok {
+		return ""
+	}
+	proto, ok := function.Target.(*btf.FuncProto)
+	if !ok || len(proto.Params) < 4 { // the first is not the tracepoint's
+		return ""
+	}
+	if _, ok := proto.Params[2].Type.(*btf.Pointer); !ok {
+		return ""
+	}
+	if _, ok := proto.Params[3].Type.(*btf.Pointer); ok {
+		return bpfProgPhUringCqeX
+	}
+	return bpfProgPhUringX
 }

@@ -10,7 +10,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -21,14 +20,13 @@ import (
 	"github.com/porthole-dev/porthole/internal/testutil"
 )
 
-// workloads is what both tiers are shown, at the same time. more is what only
-// the fentry tier sees of it: the differences the kernel forces, as docs/kernels.md
-// lists them.
+// workloads is what both tiers are shown, at the same time. uring is what only
+// the fentry tier sees of it where the kernel does not tell of io_uring's requests.
 var workloads = []struct {
-	name string
-	run  func(r *recorder)
-	n    int // events of the fentry tier
-	more []EventType
+	name  string
+	run   func(r *recorder)
+	n     int // events of the fentry tier
+	uring []EventType
 }{
 	{name: "bind", n: 4 * len(ends), run: func(r *recorder) {
 		for _, end := range ends {
@@ -135,15 +133,12 @@ var workloads = []struct {
 			r.close(fd)
 		}
 	}},
-	{name: "io_uring", n: 6, more: []EventType{EventAccept, EventClose}, run: func(r *recorder) {
+	{name: "io_uring", n: 6, uring: []EventType{EventAccept, EventClose}, run: func(r *recorder) {
 		u := newRing(r.T)
 		l, to := r.listener(unix.AF_INET, "127.0.0.1:9000")
 		client := r.socket(unix.AF_INET, unix.SOCK_STREAM)
-		sa := unix.RawSockaddrInet4{Family: unix.AF_INET, Port: 0x2823 /* 9000, network order */, Addr: [4]byte{127, 0, 0, 1}}
-		if res := u.do(r.T, uringConnect, client, unsafe.Pointer(&sa), unix.SizeofSockaddrInet4); res != 0 {
-			r.Fatalf("connect %s: %v", to, unix.Errno(-res))
-		}
-		server := u.do(r.T, uringAccept, l, nil, 0)
+		u.connect(client, to.Port())
+		server := u.do(testutil.Request{Op: uringAccept, FD: int32(l)})
 		if server < 0 {
 			r.Fatalf("accept: %v", unix.Errno(-server))
 		}
@@ -168,7 +163,10 @@ func TestKernelTiersAgree(t *testing.T) {
 				t.Errorf("fentry tier: %d events, want %d:\n%s", len(all), w.n, lines(all))
 			}
 			want := all[:0:0]
-			missing := w.more
+			missing := w.uring
+			if seesRequests(other.tracer) {
+				missing = nil
+			}
 			for _, ev := range all {
 				if len(missing) > 0 && ev.Type == missing[0] {
 					missing = missing[1:]
@@ -209,7 +207,13 @@ func TestKernelTierForced(t *testing.T) {
 		t.Errorf("tier %s, want %s", tr.Tier(), TierTracepoint)
 	}
 	for _, h := range tr.Hooks() {
-		if h.Tier == TierFentry || !h.Attached {
+		want := true
+		if h.Hook == hookUring {
+			want = seesRequests(tr)
+		} else if strings.HasPrefix(h.Hook, "cgroup/getpeername") {
+			want = !seesRequests(tr)
+		}
+		if h.Tier == TierFentry || h.Attached != want {
 			t.Errorf("hook %+v in the tracepoint tier", h)
 		}
 	}
@@ -288,12 +292,15 @@ func partsLeft(t *testing.T) {
 		t.Fatalf("tier %s, parts %#x left, want %#x", mixed.tracer.Tier(), mixed.tracer.byTracepoint, left)
 	}
 	for _, h := range mixed.tracer.Hooks() {
+		if h.Hook == hookUring {
+			continue
+		}
 		if missing := h.Hook == "fexit/no_such_function"; h.Attached == missing || missing && h.Reason != "not in this kernel" || missing && h.Lost != "" {
 			t.Errorf("hook %+v", h)
 		}
 	}
 	for _, w := range workloads {
-		if len(w.more) > 0 || w.name == "MPTCP" {
+		if len(w.uring) > 0 || w.name == "MPTCP" {
 			continue
 		}
 		t.Run(w.name, func(t *testing.T) {

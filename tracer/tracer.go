@@ -29,7 +29,7 @@ type Config struct {
 	// kernel refuses one of them, those of TierTracepoint that see the same.
 	Tier Tier
 	// NoSyscallHooks leaves out the hooks that cost every system call of the
-	// machine; what is then not seen is in Hooks.
+	// machine, and every request of io_uring; what is then not seen is in Hooks.
 	NoSyscallHooks bool
 	// History is how many tenancies that ended to keep; 0: none.
 	History int
@@ -167,7 +167,11 @@ func (t *Tracer) openMaps(spec *ebpf.CollectionSpec, cfg Config) error {
 // attach attaches every hook of the tier, or none. Hooks that see the end of
 // sockets come first: of a socket whose beginning is seen the end must be too.
 func (t *Tracer) attach(spec *ebpf.CollectionSpec, cfg Config) error {
-	l := loader{t: t, spec: spec, opts: ebpf.CollectionOptions{MapReplacements: t.maps, Cache: t.snap.kernel}}
+	kernel, err := t.snap.kernel.Kernel()
+	if err != nil {
+		return explain("read the kernel's BTF", err)
+	}
+	l := loader{t: t, spec: spec, opts: ebpf.CollectionOptions{MapReplacements: t.maps, Cache: t.snap.kernel}, uring: pickUring(kernel) != ""}
 	if err := l.attach(hooksOf(func(p *probe) bool { return p.tier == "" })); err != nil {
 		return err
 	}
@@ -189,21 +193,14 @@ func (t *Tracer) attach(spec *ebpf.CollectionSpec, cfg Config) error {
 		if err := CheckTrace(TierTracepoint); err != nil {
 			return fmt.Errorf("without BPF trampolines, which the kernel refuses: %w", err)
 		}
-		if err := l.attach(hooksOf(func(p *probe) bool { return p.tier == TierTracepoint && p.parts == part })); err != nil {
+		if err := l.attach(l.needed(cfg, func(p *probe) bool { return p.parts == part })); err != nil {
 			return err
 		}
 	}
 	if err := t.partsVar.Set(uint32(t.byTracepoint)); err != nil {
 		return fmt.Errorf("set %s: %w", bpfVarTracepointParts, err)
 	}
-	return l.attach(hooksOf(func(p *probe) bool {
-		several := p.tier == TierTracepoint && p.parts&(p.parts-1) != 0
-		if several && p.parts&t.byTracepoint != 0 && p.syscall && cfg.NoSyscallHooks {
-			t.hooks = append(t.hooks, HookStatus{Hook: p.hook, Tier: p.tier, Reason: "switched off", Lost: p.lost})
-			return false
-		}
-		return several && p.parts&t.byTracepoint != 0
-	}))
+	return l.attach(l.needed(cfg, func(p *probe) bool { return p.parts&(p.parts-1) != 0 && p.parts&t.byTracepoint != 0 }))
 }
 
 // hooksOf picks hooks.
@@ -222,6 +219,30 @@ type loader struct {
 	t    *Tracer
 	spec *ebpf.CollectionSpec
 	opts ebpf.CollectionOptions
+	// uring: this kernel has what hookUring needs.
+	uring bool
+}
+
+// needed picks hooks of the tracepoint tier, and tells of those left out why.
+func (l *loader) needed(cfg Config, want func(*probe) bool) []*probe {
+	return hooksOf(func(p *probe) bool {
+		if p.tier != TierTracepoint || !want(p) {
+			return false
+		}
+		left := HookStatus{Hook: p.hook, Tier: p.tier, Lost: p.lost}
+		switch {
+		case p.syscall && cfg.NoSyscallHooks:
+			left.Reason = "switched off"
+		case p.hook == hookUring && !l.uring:
+			left.Reason = "tells no request in this kernel (new in 5.18)"
+		case p.uring && l.uring && !cfg.NoSyscallHooks:
+			left.Reason, left.Lost = "not needed with "+hookUring, ""
+		default:
+			return true
+		}
+		l.t.hooks = append(l.t.hooks, left)
+		return false
+	})
 }
 
 // attach attaches all of these hooks, or none. Loading takes long and attaching

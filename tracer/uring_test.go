@@ -3,119 +3,213 @@ package tracer
 import (
 	"fmt"
 	"os"
-	"sync/atomic"
+	"runtime"
+	"slices"
 	"testing"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/porthole-dev/porthole/internal/testutil"
 )
 
-// ring is the smallest io_uring: one request at a time, include/uapi/linux/io_uring.h.
-type ring struct {
-	fd           int
-	sqes, sq, cq []byte
-	p            uringParams
-}
-
-type uringParams struct {
-	sqEntries, cqEntries, flags, sqThreadCPU, sqThreadIdle, features, wqFd uint32
-	_                                                                      [3]uint32
-	sqOff                                                                  struct {
-		head, tail, mask, entries, flags, dropped, array, _ uint32
-		_                                                   uint64
-	}
-	cqOff struct {
-		head, tail, mask, entries, overflow, cqes, flags, _ uint32
-		_                                                   uint64
-	}
-}
-
 const (
+	uringPoll    = 6
 	uringAccept  = 13
 	uringConnect = 16
 )
 
-func newRing(t *testing.T) *ring {
-	t.Helper()
-	r := &ring{}
-	fd, _, errno := unix.Syscall(unix.SYS_IO_URING_SETUP, 4, uintptr(unsafe.Pointer(&r.p)), 0)
-	if errno != 0 {
-		t.Fatalf("io_uring_setup: %v", errno)
-	}
-	r.fd = int(fd)
-	t.Cleanup(func() { unix.Close(r.fd) })
-	for _, m := range []struct {
-		to     *[]byte
-		offset int64
-		size   int
-	}{
-		{&r.sq, 0, int(r.p.sqOff.array + r.p.sqEntries*4)},
-		{&r.cq, 0x8000000, int(r.p.cqOff.cqes + r.p.cqEntries*16)},
-		{&r.sqes, 0x10000000, int(r.p.sqEntries * 64)},
-	} {
-		b, err := unix.Mmap(r.fd, m.offset, m.size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_POPULATE)
-		if err != nil {
-			t.Fatalf("mmap io_uring: %v", err)
-		}
-		t.Cleanup(func() { unix.Munmap(b) })
-		*m.to = b
-	}
-	return r
+// ring is an io_uring of a test.
+type ring struct {
+	*testutil.Ring
+	t *testing.T
 }
 
-func word(b []byte, offset uint32) *uint32 { return (*uint32)(unsafe.Pointer(&b[offset])) }
+func newRing(t *testing.T) ring {
+	t.Helper()
+	r, err := testutil.NewRing(4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(r.Close)
+	return ring{r, t}
+}
+
+func (r ring) submit(request testutil.Request) {
+	r.t.Helper()
+	if err := r.Submit(request); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+func (r ring) result() (res int32, more bool) {
+	r.t.Helper()
+	res, more, err := r.Result()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return res, more
+}
 
 // do submits one request and waits for its result.
-func (r *ring) do(t *testing.T, op uint8, fd int, addr unsafe.Pointer, off uint64) int32 {
-	t.Helper()
-	tail := atomic.LoadUint32(word(r.sq, r.p.sqOff.tail))
-	at := tail & *word(r.sq, r.p.sqOff.mask)
-	clear(r.sqes[at*64 : at*64+64])
-	r.sqes[at*64] = op
-	*(*int32)(unsafe.Pointer(&r.sqes[at*64+4])) = int32(fd)
-	*(*uint64)(unsafe.Pointer(&r.sqes[at*64+8])) = off
-	*(*uint64)(unsafe.Pointer(&r.sqes[at*64+16])) = uint64(uintptr(addr))
-	*word(r.sq, r.p.sqOff.array+at*4) = at
-	atomic.StoreUint32(word(r.sq, r.p.sqOff.tail), tail+1)
-	if _, _, errno := unix.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), 1, 1, 1 /* GETEVENTS */, 0, 0); errno != 0 {
-		t.Fatalf("io_uring_enter: %v", errno)
-	}
-	head := atomic.LoadUint32(word(r.cq, r.p.cqOff.head))
-	res := int32(*word(r.cq, r.p.cqOff.cqes+(head&*word(r.cq, r.p.cqOff.mask))*16+8))
-	atomic.StoreUint32(word(r.cq, r.p.cqOff.head), head+1)
+func (r ring) do(request testutil.Request) int32 {
+	r.t.Helper()
+	r.submit(request)
+	res, _ := r.result()
 	return res
 }
 
-// io_uring passes no system call hook: connects are seen, and accepts that ask
-// for the peer's address.
+// connect connects a socket to a port of 127.0.0.1.
+func (r ring) connect(fd int, port uint16) {
+	r.t.Helper()
+	sa := unix.RawSockaddrInet4{Family: unix.AF_INET, Port: port>>8 | port<<8, Addr: [4]byte{127, 0, 0, 1}}
+	r.connectTo(fd, unsafe.Pointer(&sa))
+}
+
+func (r ring) connectTo(fd int, sa unsafe.Pointer) {
+	r.t.Helper()
+	if res := r.do(testutil.Request{Op: uringConnect, FD: int32(fd), Addr: uint64(uintptr(sa)), Off: unix.SizeofSockaddrInet4}); res != 0 {
+		r.t.Fatalf("connect: %v", unix.Errno(-res))
+	}
+	runtime.KeepAlive(sa)
+}
+
+// olderThan tells whether the running kernel is.
+func olderThan(t *testing.T, major, minor int) bool {
+	t.Helper()
+	var uts unix.Utsname
+	var maj, min int
+	if err := unix.Uname(&uts); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(uts.Release[:]), "%d.%d", &maj, &min); err != nil {
+		t.Fatal(err)
+	}
+	return maj < major || maj == major && min < minor
+}
+
+// seesRequests tells whether io_uring's requests are seen, and not only what it does
+// through hooks that have nothing to do with it.
+func seesRequests(tr *Tracer) bool {
+	return !slices.ContainsFunc(tr.Hooks(), func(h HookStatus) bool { return h.Hook == hookUring && !h.Attached })
+}
+
+// io_uring passes no system call hook: accepts that ask for the peer's address are seen
+// by every kernel, and where the kernel tells of the request, all others too.
 func TestKernelIOUring(t *testing.T) {
+	var peer unix.RawSockaddrAny
+	size := uint32(unix.SizeofSockaddrAny)
+	for _, tt := range []struct {
+		name    string
+		request testutil.Request
+		always  bool // seen in each tier of each kernel
+	}{
+		{"address", testutil.Request{Addr: uint64(uintptr(unsafe.Pointer(&peer))), Off: uint64(uintptr(unsafe.Pointer(&size)))}, true},
+		{"no address", testutil.Request{}, false},
+		{"multishot", testutil.Request{IOPrio: 1 /* ACCEPT_MULTISHOT */}, false},
+	} {
+		if tt.request.IOPrio != 0 && olderThan(t, 5, 19) {
+			continue // has no such request
+		}
+		t.Run(tt.name, func(t *testing.T) {
+			r := record(t, Config{})
+			connecting, accepting := newRing(t), newRing(t)
+			l, to := r.listener(unix.AF_INET, "127.0.0.1:9000")
+			r.events(0)
+			tt.request.Op, tt.request.FD = uringAccept, int32(l)
+			more := false
+			var want []string
+			for range rounds {
+				client := r.socket(unix.AF_INET, unix.SOCK_STREAM)
+				connecting.connect(client, to.Port())
+				from := r.local(client)
+				if !more {
+					accepting.submit(tt.request)
+				}
+				var server int32
+				if server, more = accepting.result(); server < 0 {
+					t.Fatalf("accept: %v", unix.Errno(-server))
+				}
+				r.fds = append(r.fds, int(server))
+				r.close(client)
+				r.awaitClosed(int(server))
+				r.close(int(server))
+				want = append(want, fmt.Sprintf("connect tcp %s > %s", from, to))
+				if tt.always || seesRequests(r.tracer) {
+					want = append(want, fmt.Sprintf("accept tcp %s > %s", to, from))
+				}
+				want = append(want, closeLine("client time_wait", from, to))
+				if tt.always || seesRequests(r.tracer) {
+					want = append(want, closeLine("server", from, to))
+				}
+			}
+			r.expectConnections(want...)
+			runtime.KeepAlive(&peer)
+			runtime.KeepAlive(&size)
+		})
+	}
+}
+
+// UDP sockets connected by io_uring, and disconnected.
+func TestKernelIOUringUDP(t *testing.T) {
+	r := record(t, Config{})
+	u := newRing(t)
+	var want []string
+	for range rounds {
+		fd := r.socket(unix.AF_INET, unix.SOCK_DGRAM)
+		u.connect(fd, 9)
+		at := r.local(fd)
+		var none unix.RawSockaddr // AF_UNSPEC
+		u.connectTo(fd, unsafe.Pointer(&none))
+		if !seesRequests(r.tracer) {
+			continue
+		}
+		want = append(want,
+			fmt.Sprintf("bind udp 0.0.0.0:%d implicit", at.Port()), fmt.Sprintf("connect udp %s > 127.0.0.1:9", at),
+			fmt.Sprintf("close udp %s > 127.0.0.1:9", at))
+	}
+	r.expect(os.Getpid(), want...)
+}
+
+// A result of a request that goes on may be the number of a descriptor without having
+// to do with it.
+func TestKernelIOUringPoll(t *testing.T) {
+	const writable, fd = unix.POLLOUT | 0x100 /* POLLWRNORM */, unix.POLLOUT | 0x100
 	r := record(t, Config{})
 	u := newRing(t)
 	l, to := r.listener(unix.AF_INET, "127.0.0.1:9000")
-	r.events(0)
-	var want []string
-	for range rounds {
-		client := r.socket(unix.AF_INET, unix.SOCK_STREAM)
-		sa := unix.RawSockaddrInet4{Family: unix.AF_INET, Port: 0x2823 /* 9000, network order */, Addr: [4]byte{127, 0, 0, 1}}
-		if res := u.do(t, uringConnect, client, unsafe.Pointer(&sa), unix.SizeofSockaddrInet4); res != 0 {
-			t.Fatalf("connect: %v", unix.Errno(-res))
-		}
-		from := r.local(client)
-		var peer unix.RawSockaddrAny
-		size := uint32(unix.SizeofSockaddrAny)
-		server := u.do(t, uringAccept, l, unsafe.Pointer(&peer), uint64(uintptr(unsafe.Pointer(&size))))
-		if server < 0 {
-			t.Fatalf("accept: %v", unix.Errno(-server))
-		}
-		r.fds = append(r.fds, int(server))
-		r.close(client)
-		r.awaitClosed(int(server))
-		r.close(int(server))
-		want = append(want,
-			fmt.Sprintf("connect tcp %s > %s", from, to), fmt.Sprintf("accept tcp %s > %s", to, from),
-			closeLine("client time_wait", from, to), closeLine("server", from, to))
+	client := r.socket(unix.AF_INET, unix.SOCK_STREAM)
+	r.connect(client, to)
+	server := r.accept(l)
+	reset := r.socket(unix.AF_INET, unix.SOCK_STREAM)
+	r.connect(reset, to)
+	closed := r.accept(l)
+	r.resetOnClose(reset)
+	r.close(reset)
+	r.awaitClosed(closed)
+	bound := r.socket(unix.AF_INET, unix.SOCK_STREAM)
+	r.bind(bound, "127.0.0.1:9001")
+	r.events(8) // bind, listen, two connects, two accepts, a close, a bind
+	var pipe [2]int
+	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
+		t.Fatal(err)
 	}
-	r.expectConnections(want...)
+	r.fds = append(r.fds, pipe[:]...)
+	for _, of := range []int{l, client, server, closed, bound, r.socket(unix.AF_INET, unix.SOCK_STREAM)} {
+		if err := unix.Dup3(of, fd, unix.O_CLOEXEC); err != nil {
+			t.Fatal(err)
+		}
+		u.submit(testutil.Request{Op: uringPoll, FD: int32(pipe[1]), Len: 1 /* ADD_MULTI */, OpFlags: writable})
+		if res, more := u.result(); res != fd || !more {
+			t.Fatalf("poll says %d, more %v, want %d", res, more, fd)
+		}
+		if err := unix.Close(fd); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if more := r.events(0); len(more) != 0 {
+		t.Errorf("told of what poll said:\n%s", lines(more))
+	}
 }
 
 // A process that uses io_uring and plain system calls is reported once for each
@@ -124,7 +218,7 @@ func TestKernelIOUringMixed(t *testing.T) {
 	r := record(t, Config{})
 	u := newRing(t)
 	l, to := r.listener(unix.AF_INET, "127.0.0.1:9000")
-	if res := u.do(t, 0 /* NOP */, 0, nil, 0); res != 0 { // now the task has an io_uring context
+	if res := u.do(testutil.Request{Op: 0 /* NOP */}); res != 0 { // now the task has an io_uring context
 		t.Fatalf("nop: %v", unix.Errno(-res))
 	}
 	r.events(0)

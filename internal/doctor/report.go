@@ -120,7 +120,11 @@ func (r *Report) Text(out io.Writer, style render.Style) error {
 			if why != "" && h.Tier == tracer.TierFentry {
 				continue
 			}
-			lines = append(lines, []string{h.Hook, yes(h.Attached, "yes", "no: "+h.Reason)})
+			attached := yes(h.Attached, "yes", "no: "+h.Reason)
+			if !h.Attached && h.Lost == "" { // nothing to worry about
+				attached = "no: " + h.Reason
+			}
+			lines = append(lines, []string{h.Hook, attached})
 		}
 		b.WriteByte('\n')
 		if err := render.Table(&b, style, lines); err != nil {

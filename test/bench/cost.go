@@ -223,27 +223,35 @@ func (b *bench) systemCallCost() error {
 }
 
 func (b *bench) callCost(runs, calls int, watchers []watcher) error {
-	var off []float64
-	on := make([][]float64, len(watchers))
-	for range runs {
-		ns, err := onLastCPU(calls, getppid)
-		if err != nil {
-			return err
-		}
-		off = append(off, ns)
-		for i, w := range watchers {
-			if _, err := b.watch(w, func(*process) (err error) {
-				ns, err = onLastCPU(calls, getppid)
-				return err
-			}); err != nil {
+	for _, load := range []struct {
+		name string
+		run  func(n int) error
+	}{
+		{"a getppid()", getppid},
+		{"a request of io_uring that does nothing", nops},
+	} {
+		var off []float64
+		on := make([][]float64, len(watchers))
+		for range runs {
+			ns, err := onLastCPU(calls, load.run)
+			if err != nil {
 				return err
 			}
-			on[i] = append(on[i], ns)
+			off = append(off, ns)
+			for i, w := range watchers {
+				if _, err := b.watch(w, func(*process) (err error) {
+					ns, err = onLastCPU(calls, load.run)
+					return err
+				}); err != nil {
+					return err
+				}
+				on[i] = append(on[i], ns)
+			}
 		}
-	}
-	b.row("a getppid()", "", "", "", "")
-	for i, w := range watchers {
-		b.compare(w.name+" / nothing", on[i], off, b.short, "")
+		b.row(load.name, "", "", "", "")
+		for i, w := range watchers {
+			b.compare(w.name+" / nothing", on[i], off, b.short, "")
+		}
 	}
 	return nil
 }

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/porthole-dev/porthole/internal/testutil"
 )
 
 // onLastCPU runs a load with this thread bound to the last CPU, and returns the
@@ -40,6 +42,29 @@ func onLastCPU(n int, load func(n int) error) (float64, error) {
 func getppid(n int) error {
 	for range n {
 		unix.RawSyscallNoError(unix.SYS_GETPPID, 0, 0, 0)
+	}
+	return nil
+}
+
+// nops makes n requests of io_uring that do nothing, many with each system call.
+func nops(n int) error {
+	var requests [64]testutil.Request
+	ring, err := testutil.NewRing(uint32(len(requests)))
+	if err != nil {
+		return err
+	}
+	defer ring.Close()
+	for n > 0 {
+		now := requests[:min(n, len(requests))]
+		if err := ring.Submit(now...); err != nil {
+			return err
+		}
+		for range now {
+			if res, _, err := ring.Result(); err != nil || res != 0 {
+				return fmt.Errorf("io_uring: result %d: %w", res, err)
+			}
+		}
+		n -= len(now)
 	}
 	return nil
 }

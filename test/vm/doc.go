@@ -19,9 +19,9 @@ below are Debian's for virtual machines, run in qemu.
 const docDifferences = `
 ## What differs
 
-TestKernelTiersAgree shows both tiers the same work at the same time and compares every event. One thing only is seen
-by the fentry tier alone: an accept by io_uring that does not ask for the peer's address, and so the close of what it
-accepted. The rest of what a tier does not see is listed with it above.
+TestKernelTiersAgree shows both tiers the same work at the same time and compares every event. Before Linux 5.18 one
+thing is seen by the fentry tier alone: an accept by io_uring that does not ask for the peer's address, and so the close
+of what it accepted. The rest of what a tier does not see is listed with it above.
 
 TestKernelTiersDiffer shows two more: a connect that a cgroup program refuses is told in the tracepoint tier alone, for
 it never comes to TCP; and a TCP connect with TCP_FASTOPEN_CONNECT is told in the fentry tier when its port is picked, in
@@ -32,6 +32,7 @@ the tracepoint tier when the SYN leaves, with the first data.
 | 5.11 | counts BPF maps as locked memory | lifts that limit, which takes CAP_SYS_RESOURCE |
 | 5.15 | has tcp_tw_reuse in four bytes | reads as many as BTF says |
 | 5.17 | has no bpf_loop(), until 5.14 no syscall programs | walks the port tables in bursts, from an iterator |
+| 5.18 | does not say which io_uring request is done | sees its accepts when they ask for the peer's address |
 | 5.19 | gives inet_csk_listen_start() two arguments | picks the program by the number in the kernel's BTF |
 | 6.1 | has the death row, which leads to the TCP tables, behind a pointer in 5.19 and 6.0 | looks in BTF which |
 | 6.2 | has no bpf_rdonly_cast() | reads by bpf_probe_read_kernel(), about half as fast |
@@ -40,6 +41,7 @@ the tracepoint tier when the SYN leaves, with the first data.
 | 6.8 | keeps the owners of a TCP port in one list | walks that instead of those by address |
 | 6.8 | has the ephemeral range as two numbers | looks in BTF which |
 | 6.14 | lets connect() take over a port in TIME-WAIT when a new second has begun, not after tcp_tw_reuse_delay | reckons with either |
+| 6.17 | gives io_uring_complete the result as a number | picks the program by the arguments in the kernel's BTF |
 
 Of namespaces with tables of their own (net.ipv4.udp_child_hash_entries, tcp_child_ehash_entries, both off by default) the
 snapshot lacks the UDP sockets, and the TCP connections in SYN-RECV. Their events are seen.

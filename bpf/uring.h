@@ -1,0 +1,57 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+#pragma once
+
+/* What only the end of an io_uring request tells: who accepted, and connects of UDP. */
+
+#include "accept.h"
+
+/*
+ * accept() of io_uring gave a descriptor. req is NULL where the request goes on
+ * (multishot) and its results do not tell which it is: then the number may be another
+ * request's result, and what has that descriptor an older socket, which the reader knows.
+ */
+static __always_inline void uring_accepted(const struct io_kiocb *req, __u32 fd)
+{
+	struct sock *sk = task_sock(task_current(), fd);
+	__u8 state;
+
+	if (!sk || sock_protocol(sk) != IPPROTO_TCP)
+		return;
+	if (req) {
+		handle_accept(sk, 0);
+		return;
+	}
+	state = sock_state(sk);
+	if (state != TCP_CLOSE && state != TCP_LISTEN && !sock_is_active(sk))
+		handle_accept(sk, EVENT_MAYBE);
+}
+
+/* The end of a request that may be ours; not inline, see handle_sockops. */
+static __noinline void uring_ours(const struct io_kiocb *req, __s32 res)
+{
+	struct sock *sk;
+
+	if (req && READ(req, opcode) == IORING_OP_CONNECT) {
+		sk = sock_of_file(READ(req, file));
+		if (sk && sock_protocol(sk) == IPPROTO_UDP)
+			connect_exit_udp(sk, (struct address){}, 0);
+	} else if (!req || !READ((const struct io_accept *)req, file_slot)) { /* a slot: of the ring's own table */
+		uring_accepted(req, res);
+	}
+}
+
+/*
+ * A request is done, or one that goes on has a result: in the thread that made it, or
+ * one that shares its descriptors. Of those that go on only accept has a result without
+ * a buffer, but for poll.
+ */
+static __always_inline void handle_uring_complete(const struct io_kiocb *req, __s32 res, __u32 flags)
+{
+	__u8 opcode = req ? READ(req, opcode) : IORING_OP_ACCEPT;
+
+	if (res < 0 || (!req && (!(flags & IORING_CQE_F_MORE) || flags & IORING_CQE_F_BUFFER)))
+		return;
+	if ((opcode == IORING_OP_ACCEPT && by_tracepoint(PART_ACCEPT)) ||
+	    (opcode == IORING_OP_CONNECT && by_tracepoint(PART_PEER | PART_IMPLICIT)))
+		uring_ours(req, res);
+}
