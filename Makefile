@@ -31,10 +31,10 @@ GENERATE_NEEDS := $(CLANG)=clang-19 $(CLANG_FORMAT)=clang-format-19 llvm-strip-1
 help:
 	@sed -n 's/^## \([a-z-]*\): /  \1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
-## run: build, start the agent, follow events (asks for root)
+## run: build, show the sockets there are, start the agent, follow events (asks for root)
 .PHONY: run
 run: build
-	@if [ "$$(id -u)" = 0 ]; then exec ./porthole agent --tail; else exec sudo ./porthole agent --tail; fi
+	@[ "$$(id -u)" = 0 ] || sudo=sudo; $$sudo ./porthole ls && exec $$sudo ./porthole agent --tail
 
 ## build: build ./porthole, one static binary
 .PHONY: build
