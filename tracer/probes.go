@@ -117,7 +117,7 @@ var blindSpots = []struct {
 	what  string
 }{
 	{TierFentry, partBind | partConnect, "binds and connects refused by a security module or a cgroup program, before TCP and UDP know of them"},
-	{TierTracepoint, partAccept, "accepts by io_uring into its own table of files (the socket shows at the next snapshot)"},
+	{TierTracepoint, partAccept, "accepts by io_uring into its own table of files, or while its completion queue is full (the socket shows at the next snapshot)"},
 	{TierTracepoint, partBind | partListen | partConnect | partPeer, "binds, listens and UDP connects refused to io_uring, its TCP connects that find no route, its UDP connects with IOSQE_CQE_SKIP_SUCCESS"},
 	{TierTracepoint, partBind | partListen | partPeer | partAccept, "the same calls, and accepts, of 32-bit programs on a 64-bit kernel"},
 	{TierTracepoint, partUDPClose, "closes of UDP sockets the kernel itself owns"},

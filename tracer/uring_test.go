@@ -174,7 +174,8 @@ func TestKernelIOUringUDP(t *testing.T) {
 // A result of a request that goes on may be the number of a descriptor without having
 // to do with it.
 func TestKernelIOUringPoll(t *testing.T) {
-	const writable, fd = unix.POLLOUT | 0x100 /* POLLWRNORM */, unix.POLLOUT | 0x100
+	const writable = unix.POLLOUT | 0x100 /* POLLWRNORM */ | 0x200 /* POLLWRBAND */
+	const fd = writable
 	r := record(t, Config{})
 	u := newRing(t)
 	l, to := r.listener(unix.AF_INET, "127.0.0.1:9000")
@@ -190,16 +191,19 @@ func TestKernelIOUringPoll(t *testing.T) {
 	bound := r.socket(unix.AF_INET, unix.SOCK_STREAM)
 	r.bind(bound, "127.0.0.1:9001")
 	r.events(8) // bind, listen, two connects, two accepts, a close, a bind
-	var pipe [2]int
-	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
+	if _, err := unix.FcntlInt(fd, unix.F_GETFD, 0); err != unix.EBADF {
+		t.Fatalf("descriptor %d is in use: %v", fd, err)
+	}
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
 		t.Fatal(err)
 	}
-	r.fds = append(r.fds, pipe[:]...)
+	r.fds = append(r.fds, pair[:]...)
 	for _, of := range []int{l, client, server, closed, bound, r.socket(unix.AF_INET, unix.SOCK_STREAM)} {
 		if err := unix.Dup3(of, fd, unix.O_CLOEXEC); err != nil {
 			t.Fatal(err)
 		}
-		u.submit(testutil.Request{Op: uringPoll, FD: int32(pipe[1]), Len: 1 /* ADD_MULTI */, OpFlags: writable})
+		u.submit(testutil.Request{Op: uringPoll, FD: int32(pair[0]), Len: 1 /* ADD_MULTI */, OpFlags: writable})
 		if res, more := u.result(); res != fd || !more {
 			t.Fatalf("poll says %d, more %v, want %d", res, more, fd)
 		}
