@@ -223,7 +223,7 @@ var metrics = []metric{
 	},
 	{
 		"porthole_probe_attached", gauge, []string{"probe", "tier"},
-		"Whether a hook is attached. Where one of the fentry tier is not, those of the tracepoint tier do its part.",
+		"Whether a hook is attached. Where one is not, others may do its part: `porthole doctor` tells.",
 		func(s *sample, e emitter) {
 			for _, h := range s.hooks {
 				e.put(float64(oneIf(h.Attached)), h.Hook, tierLabel(h.Tier))
