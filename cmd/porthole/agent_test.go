@@ -335,7 +335,7 @@ func TestAgentSlowClient(t *testing.T) {
 	const rounds, some = 70, 2_000 // more than is kept
 	counted, progress := make(chan told, 1), make(chan uint64, rounds)
 	go func() { counted <- tally(t, quick, 2*some, progress) }()
-	for range rounds {
+	for round := range rounds {
 		for range some {
 			c, err := net.ListenPacket("udp", "127.0.0.1:0")
 			if err != nil {
@@ -346,7 +346,8 @@ func TestAgentSlowClient(t *testing.T) {
 		select { // no more than there is room for at once
 		case <-progress:
 		case <-time.After(patience):
-			t.Fatal("who reads does not get everything")
+			stop()
+			t.Fatalf("who reads does not get everything: told %+v, want %d events", <-counted, 2*some*(round+1))
 		}
 	}
 	const all = 2 * rounds * some
