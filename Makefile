@@ -34,7 +34,7 @@ help:
 ## run: build, show the sockets there are, start the agent, follow events (asks for root)
 .PHONY: run
 run: build
-	@[ "$$(id -u)" = 0 ] || sudo=sudo; $$sudo ./porthole ls && exec $$sudo ./porthole agent --tail
+	@sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; $$sudo ./porthole ls && exec $$sudo ./porthole agent --tail
 
 ## build: build ./porthole, one static binary
 .PHONY: build

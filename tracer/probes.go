@@ -139,7 +139,7 @@ const KernelBTF = "/sys/kernel/btf/vmlinux"
 
 // checkLoad checks what every program needs, and makes room for them.
 func checkLoad() error {
-	if err := checkKernel(); err != nil {
+	if err := checkKernel(minMajor, minMinor); err != nil {
 		return err
 	}
 	if _, err := os.Stat(KernelBTF); err != nil {
@@ -189,23 +189,23 @@ func loadProgram(spec *ebpf.CollectionSpec, name string, opts ebpf.CollectionOpt
 // The oldest kernel that has every program type, map and helper used here.
 const minMajor, minMinor = 5, 10
 
-// checkKernel tells whether the kernel is new enough. The error wraps
+// checkKernel tells whether the kernel is that new. The error wraps
 // ErrNotSupported.
-func checkKernel() error {
+func checkKernel(major, minor int) error {
 	var uts unix.Utsname
 	if err := unix.Uname(&uts); err != nil {
 		return fmt.Errorf("read kernel version: %w", err)
 	}
-	return checkRelease(unix.ByteSliceToString(uts.Release[:]))
+	return checkRelease(unix.ByteSliceToString(uts.Release[:]), major, minor)
 }
 
-func checkRelease(release string) error {
-	var major, minor int
-	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil {
+func checkRelease(release string, major, minor int) error {
+	var isMajor, isMinor int
+	if _, err := fmt.Sscanf(release, "%d.%d", &isMajor, &isMinor); err != nil {
 		return fmt.Errorf("kernel version %q: %w", release, err)
 	}
-	if major < minMajor || major == minMajor && minor < minMinor {
-		return fmt.Errorf("%w: Linux %d.%d or newer is needed, this is %s", ErrNotSupported, minMajor, minMinor, release)
+	if isMajor < major || isMajor == major && isMinor < minor {
+		return fmt.Errorf("%w: Linux %d.%d or newer is needed, this is %s", ErrNotSupported, major, minor, release)
 	}
 	return nil
 }

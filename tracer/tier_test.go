@@ -226,7 +226,7 @@ func TestCheckRelease(t *testing.T) {
 		"4.19.0+": "not supported: Linux 5.10 or newer is needed, this is 4.19.0+",
 	} {
 		got := ""
-		if err := checkRelease(release); err != nil {
+		if err := checkRelease(release, minMajor, minMinor); err != nil {
 			got = err.Error()
 			if !errors.Is(err, ErrNotSupported) {
 				t.Errorf("%s: %v, want ErrNotSupported", release, err)
@@ -236,7 +236,7 @@ func TestCheckRelease(t *testing.T) {
 			t.Errorf("%s: %q, want %q", release, got, want)
 		}
 	}
-	if err := checkRelease("linux"); err == nil {
+	if err := checkRelease("linux", minMajor, minMinor); err == nil {
 		t.Error("no error for a release without a number")
 	}
 }

@@ -171,7 +171,7 @@ func (t *Tracer) attach(spec *ebpf.CollectionSpec, cfg Config) error {
 	if err != nil {
 		return explain("read the kernel's BTF", err)
 	}
-	l := loader{t: t, spec: spec, opts: ebpf.CollectionOptions{MapReplacements: t.maps, Cache: t.snap.kernel}, uring: pickUring(kernel) != ""}
+	l := loader{t: t, spec: spec, opts: ebpf.CollectionOptions{MapReplacements: t.maps, Cache: t.snap.kernel}, uring: !cfg.NoSyscallHooks && pickUring(kernel) != ""}
 	if err := l.attach(hooksOf(func(p *probe) bool { return p.tier == "" })); err != nil {
 		return err
 	}
@@ -219,7 +219,7 @@ type loader struct {
 	t    *Tracer
 	spec *ebpf.CollectionSpec
 	opts ebpf.CollectionOptions
-	// uring: this kernel has what hookUring needs.
+	// uring: hookUring is wanted, and this kernel has what it needs.
 	uring bool
 }
 
@@ -235,7 +235,7 @@ func (l *loader) needed(cfg Config, want func(*probe) bool) []*probe {
 			left.Reason = "switched off"
 		case p.hook == hookUring && !l.uring:
 			left.Reason = "tells no request in this kernel (new in 5.18)"
-		case p.uring && l.uring && !cfg.NoSyscallHooks:
+		case p.uring && l.uring:
 			left.Reason, left.Lost = "not needed with "+hookUring, ""
 		default:
 			return true
