@@ -12,9 +12,15 @@ static __always_inline bool proto_is_ours(const struct sock *sk)
 	return proto == IPPROTO_TCP || proto == IPPROTO_UDP;
 }
 
+/* Who or what has the pending of a kind. */
+static __always_inline __u64 pending_key(const struct sock *sk, __u64 kind)
+{
+	return kind == PENDING_FAILED ? (__u64)sk : bpf_get_current_task();
+}
+
 static __always_inline struct pending *pending_of(const struct sock *sk, __u64 kind)
 {
-	__u64 key = bpf_get_current_task();
+	__u64 key = pending_key(sk, kind);
 	struct pending *p = bpf_map_lookup_elem(&pendings, &key);
 
 	if (!p || p->sock != (__u64)sk || p->kind != kind)
@@ -25,16 +31,25 @@ static __always_inline struct pending *pending_of(const struct sock *sk, __u64 k
 static __always_inline void pending_set(const struct sock *sk, __u64 kind)
 {
 	struct pending p = { .sock = (__u64)sk, .kind = kind };
-	__u64 key = bpf_get_current_task();
+	__u64 key = pending_key(sk, kind);
 
 	bpf_map_update_elem(&pendings, &key, &p, BPF_ANY); /* LRU: never full */
 }
 
-static __always_inline void pending_clear(void)
+static __always_inline void pending_clear(const struct sock *sk, __u64 kind)
 {
-	__u64 key = bpf_get_current_task();
+	__u64 key = pending_key(sk, kind);
 
 	bpf_map_delete_elem(&pendings, &key);
+}
+
+/* Was it pending? It is not any more. */
+static __always_inline bool pending_take(const struct sock *sk, __u64 kind)
+{
+	if (!pending_of(sk, kind))
+		return false;
+	pending_clear(sk, kind);
+	return true;
 }
 
 /* bind() was entered: remember the port asked for until it succeeds. note may be NULL. */
@@ -191,8 +206,8 @@ static __always_inline void handle_listen_enter(struct sock *sk)
 {
 	if (!sock_port(sk))
 		pending_set(sk, PENDING_AUTOBIND);
-	else if (pending_of(sk, PENDING_AUTOBIND))
-		pending_clear(); /* of a listen() that found no port, at the same address */
+	else
+		pending_take(sk, PENDING_AUTOBIND); /* of a listen() that found no port, at the same address */
 }
 
 /* listen() has its port. */
@@ -202,10 +217,8 @@ static __always_inline void handle_listen_done(struct sock *sk)
 
 	if (!proto_is_ours(sk))
 		return;
-	if (pending_of(sk, PENDING_AUTOBIND)) {
-		pending_clear();
+	if (pending_take(sk, PENDING_AUTOBIND))
 		handle_implicit_bind(sk, 0);
-	}
 	e = event_by_task(EVENT_LISTEN, sk);
 	if (!e)
 		return;

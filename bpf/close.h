@@ -24,20 +24,21 @@ static __always_inline void emit_close(struct sock *sk, __u8 type, __u64 tw)
 static __always_inline void handle_tcp_closed(struct sock *sk, int old)
 {
 	__u16 port = sock_port(sk), last = sock_last_port(sk);
+	bool refused = old == TCP_SYN_SENT && sock_is_refused(sk);
 	__u64 tw = 0;
 
-	if (!last) {
-		if (old == TCP_SYN_SENT && by_tracepoint(PART_CONNECT))
-			handle_connect_no_port(sk, false, 0);
-		return; /* else a listen() that found no port */
+	if (by_tracepoint(PART_CONNECT)) {
+		if (refused) {
+			handle_connect_no_port(sk, 0);
+			return;
+		}
+		handle_connect_ended(sk, old);
 	}
-	if (port && old == TCP_LISTEN && READ_TYPED(sk, sk_shutdown) == SHUTDOWN_MASK)
+	if (!last || (refused && port))
+		return; /* nothing was taken */
+	if (port && (old == TCP_LISTEN || (old == TCP_SYN_SENT && !READ_TYPED(sk, sk_err))) &&
+	    READ_TYPED(sk, sk_shutdown) == SHUTDOWN_MASK)
 		return; /* close(), which gives the port back in a moment; shutdown() and connect(AF_UNSPEC) do not */
-	if (port && old == TCP_SYN_SENT && !READ_TYPED(sk, sk_err)) {
-		if (READ_TYPED(sk, sk_shutdown) != SHUTDOWN_MASK && by_tracepoint(PART_CONNECT))
-			handle_connect_no_port(sk, true, 0);
-		return;
-	}
 	if (old == TCP_FIN_WAIT1 || old == TCP_FIN_WAIT2 || old == TCP_CLOSING)
 		tw = sock_timewait(sk, last);
 	emit_close(sk, port ? EVENT_DOWN : EVENT_CLOSE, tw);

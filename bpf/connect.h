@@ -53,7 +53,7 @@ static __always_inline void handle_connect_tcp(struct sock *sk, __u64 search_ns)
  * TCP went from SYN_SENT to CLOSE inside connect(): no port was left, or, for
  * a bound socket, the connection exists already.
  */
-static __always_inline void handle_connect_no_port(struct sock *sk, bool bound, __u64 search_ns)
+static __always_inline void handle_connect_no_port(struct sock *sk, __u64 search_ns)
 {
 	struct event *e;
 
@@ -63,8 +63,6 @@ static __always_inline void handle_connect_no_port(struct sock *sk, bool bound, 
 		return;
 	e->error = EADDRNOTAVAIL;
 	e->detail = search_ns;
-	if (bound)
-		e->flags |= EVENT_MAYBE; /* connect(AF_UNSPEC) on a connecting socket looks the same */
 	event_submit(e);
 }
 
@@ -75,8 +73,8 @@ static __always_inline void handle_connect_udp_enter(struct sock *sk)
 		return;
 	if (!sock_port(sk))
 		pending_set(sk, PENDING_AUTOBIND);
-	else if (pending_of(sk, PENDING_AUTOBIND))
-		pending_clear(); /* of a connect() that went no further, at the same address */
+	else
+		pending_take(sk, PENDING_AUTOBIND); /* of a connect() that went no further, at the same address */
 }
 
 static __always_inline void connect_failed(struct sock *sk, struct address addr, __u16 error)
@@ -92,8 +90,6 @@ static __always_inline void connect_failed(struct sock *sk, struct address addr,
 	e->error = error;
 	e->flow.remote_port = bpf_ntohs(sa.port);
 	sockaddr_ip(e->flow.remote_ip, &sa);
-	if (addr.user && e->proto == IPPROTO_TCP && e->flow.local_port)
-		e->flags |= EVENT_MAYBE; /* a bound socket: a handshake that failed is no refused connect */
 	event_submit(e);
 }
 
@@ -128,9 +124,8 @@ static __always_inline void handle_connect_udp(struct sock *sk, struct address a
 /* Did a UDP socket enter connect() without a port? It has one now, or error. */
 static __always_inline bool autobind_settled(struct sock *sk, __u16 error)
 {
-	if (!pending_of(sk, PENDING_AUTOBIND))
+	if (!pending_take(sk, PENDING_AUTOBIND))
 		return false;
-	pending_clear();
 	handle_implicit_bind(sk, error);
 	return true;
 }
@@ -149,6 +144,13 @@ static __always_inline void connect_exit_udp(struct sock *sk, struct address add
 		handle_connect_udp(sk, addr, ret);
 }
 
+/* Is this what becomes of connections, and never of a connect() before them? */
+static __always_inline bool error_is_of_peer(int error)
+{
+	return error == ECONNREFUSED || error == ETIMEDOUT || error == ECONNRESET || error == ECONNABORTED ||
+	       error == EPIPE;
+}
+
 /*
  * TCP connect() returned, or what of it comes before the handshake. Successes
  * and failed handshakes are seen elsewhere; here only what was refused before a
@@ -157,16 +159,22 @@ static __always_inline void connect_exit_udp(struct sock *sk, struct address add
 static __always_inline void handle_connect_refused(struct sock *sk, struct address addr, long ret)
 {
 	if (ret >= 0 || ret == -EINPROGRESS || ret == -EALREADY || ret == -EISCONN || ret == -EINTR ||
-	    (ret <= -ERESTARTSYS && ret >= -ERESTART_RESTARTBLOCK))
+	    (ret <= -ERESTARTSYS && ret >= -ERESTART_RESTARTBLOCK) || error_is_of_peer(-ret))
 		return;
-	if (pending_of(sk, PENDING_NO_PORT)) {
-		pending_clear();
-		return;
-	}
-	/* An unbound socket that got as far as a SYN still shows its old port in inet_sport. */
-	if (!sock_port(sk) && sock_last_port(sk))
+	if (pending_take(sk, PENDING_NO_PORT) || (sock_has_tried(sk) && pending_take(sk, PENDING_FAILED)))
 		return;
 	connect_failed(sk, addr, -ret);
+}
+
+/* A connection ended, with an error or not: what connect() may still return of that is not told again. */
+static __always_inline void handle_connect_ended(struct sock *sk, int old)
+{
+	int error = READ_TYPED(sk, sk_err);
+
+	if (error && !error_is_of_peer(error))
+		pending_set(sk, PENDING_FAILED);
+	else if (old == TCP_SYN_SENT)
+		pending_clear(sk, PENDING_FAILED); /* of an earlier socket at the same address */
 }
 
 /* The system call connect() returned. */
@@ -184,7 +192,7 @@ static __always_inline void handle_hash_connect(struct sock *sk, int ret)
 	__u64 search_ns = search_end(sk);
 
 	if (ret)
-		handle_connect_no_port(sk, false, search_ns);
+		handle_connect_no_port(sk, search_ns);
 	else
 		handle_connect_tcp(sk, search_ns);
 }

@@ -31,8 +31,13 @@
 #define EINTR 4
 #define EAGAIN 11
 #define EINVAL 22
+#define EPIPE 32
 #define EADDRNOTAVAIL 99
+#define ECONNABORTED 103
+#define ECONNRESET 104
 #define EISCONN 106
+#define ETIMEDOUT 110
+#define ECONNREFUSED 111
 #define EALREADY 114
 #define EINPROGRESS 115
 #define ERESTARTSYS 512
@@ -192,7 +197,12 @@ struct sock_common {
 	struct in6_addr skc_v6_rcv_saddr;
 };
 
+typedef enum {
+	SS_UNCONNECTED = 1, /* include/uapi/linux/net.h */
+} socket_state;
+
 struct socket {
+	socket_state state;
 	struct file *file;
 	struct sock *sk;
 };
@@ -249,6 +259,7 @@ struct tcp_sock {
 	__u32 snd_nxt;
 	__u32 snd_una;
 	__u32 write_seq;
+	__u32 segs_out;
 	bool is_mptcp;
 };
 

@@ -91,6 +91,7 @@ struct {
 enum pending_kind {
 	PENDING_NO_PORT = 1, /* failed connect already reported by the state hook */
 	PENDING_AUTOBIND,    /* UDP connect, or listen, entered without a port */
+	PENDING_FAILED,	     /* the connection failed: its close tells why */
 };
 
 struct pending {
@@ -100,9 +101,10 @@ struct pending {
 
 /*
  * What one hook tells a later hook of the same thread within one call.
- * Key: address of the task. Written by connect.h and bind.h, deleted by the
- * later hook. A thread has one call at a time; entries of calls that never
- * reach the later hook (io_uring) are evicted, least recently used first.
+ * Key: address of the task; PENDING_FAILED, which an interrupt tells, of the socket.
+ * Written by connect.h, bind.h and close.h, deleted by the later hook. A thread has one
+ * call at a time; entries of calls that never reach the later hook (io_uring) are
+ * evicted, least recently used first.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);

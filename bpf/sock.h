@@ -48,6 +48,22 @@ static __always_inline __u8 sock_state(const struct sock *sk)
 	return READ_TYPED(sk, __sk_common.skc_state);
 }
 
+/* Has a TCP socket ever got as far as a SYN? tcp_disconnect() leaves it so. */
+static __always_inline bool sock_has_tried(const struct sock *sk)
+{
+	return READ((const struct tcp_sock *)sk, write_seq);
+}
+
+/*
+ * TCP is going from SYN_SENT to CLOSE: inside connect(), before it could send a SYN?
+ * Only when connect() has been let through is the socket connecting, and one that is
+ * answered before that has sent something.
+ */
+static __always_inline bool sock_is_refused(const struct sock *sk)
+{
+	return !READ((const struct tcp_sock *)sk, segs_out) && READ(READ(sk, sk_socket), state) == SS_UNCONNECTED;
+}
+
 /* The TCP socket that has the port: for MPTCP the first subflow, else the socket itself. */
 static __always_inline struct sock *sock_tcp(struct sock *sk)
 {

@@ -209,33 +209,39 @@ func TestKernelConnectUnreachable(t *testing.T) {
 	r := record(t, Config{})
 	for _, kind := range []int{unix.SOCK_STREAM, unix.SOCK_DGRAM} {
 		fd := r.socket(unix.AF_INET, kind)
-		r.fails(unix.Connect(fd, sockaddr(unix.AF_INET, "192.0.2.1:443")), unix.ENETUNREACH)
+		r.fails(unix.Connect(fd, sockaddr(unix.AF_INET, noRoute)), unix.ENETUNREACH)
 		port := r.local(fd).Port()
 		r.close(fd)
 		if kind == unix.SOCK_STREAM {
-			r.expect(os.Getpid(), "connect tcp 0.0.0.0:0 > 192.0.2.1:443 ENETUNREACH")
+			r.expect(os.Getpid(), "connect tcp 0.0.0.0:0 > "+noRoute+" ENETUNREACH")
 			continue
 		}
 		r.expect(os.Getpid(), // UDP keeps the port it was given before the route was looked up
 			fmt.Sprintf("bind udp 0.0.0.0:%d implicit", port),
-			fmt.Sprintf("connect udp 0.0.0.0:%d > 192.0.2.1:443 ENETUNREACH", port),
+			fmt.Sprintf("connect udp 0.0.0.0:%d > %s ENETUNREACH", port, noRoute),
 			fmt.Sprintf("close udp 0.0.0.0:%d", port))
 	}
 }
 
-// Nobody answers on the link: a non-blocking connect fails after it returned.
-func TestKernelConnectFailsLater(t *testing.T) {
-	r := record(t, Config{})
+// nobody makes a link on which nobody answers, and returns an address on it.
+func (r *recorder) nobody() netip.AddrPort {
+	r.Helper()
 	for _, args := range []string{
 		"link add left type veth peer name right", "addr add 10.9.9.1/24 dev left", "link set left up", "link set right up",
 	} {
 		if out, err := exec.Command("ip", strings.Fields(args)...).CombinedOutput(); err != nil {
-			t.Fatalf("ip %s: %v: %s", args, err, out)
+			r.Fatalf("ip %s: %v: %s", args, err, out)
 		}
 	}
-	testutil.WriteSysctl(t, "ipv4/neigh/left/mcast_solicit", "1")
-	testutil.WriteSysctl(t, "ipv4/neigh/left/retrans_time_ms", "500")
-	to := netip.MustParseAddrPort("10.9.9.2:80")
+	testutil.WriteSysctl(r, "ipv4/neigh/left/mcast_solicit", "1")
+	testutil.WriteSysctl(r, "ipv4/neigh/left/retrans_time_ms", "500")
+	return netip.MustParseAddrPort("10.9.9.2:80")
+}
+
+// A non-blocking connect fails after it returned.
+func TestKernelConnectFailsLater(t *testing.T) {
+	r := record(t, Config{})
+	to := r.nobody()
 	fd := r.socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK)
 	r.fails(unix.Connect(fd, sockaddr(unix.AF_INET, to.String())), unix.EINPROGRESS)
 	from := r.local(fd)
@@ -253,6 +259,104 @@ func TestKernelConnectFailsLater(t *testing.T) {
 	}
 	r.close(fd)
 	r.expect(os.Getpid(), fmt.Sprintf("close tcp %s > %s EHOSTUNREACH", from, to))
+}
+
+const noRoute = "192.0.2.1:443"
+
+// A socket whose connection failed may try again, and be refused before it sends
+// anything: that is told, though the socket still shows the port it had.
+func TestKernelConnectAgain(t *testing.T) {
+	r := record(t, Config{})
+	l, to := r.listener(unix.AF_INET, "127.0.0.1:9000")
+	testutil.WriteSysctl(t, "ipv4/ip_local_port_range", "50000 50000")
+	r.events(0)
+	fd := r.socket(unix.AF_INET, unix.SOCK_STREAM)
+	r.fails(unix.Connect(fd, sockaddr(unix.AF_INET, "127.0.0.1:1")), unix.ECONNREFUSED)
+	r.fails(unix.Connect(fd, sockaddr(unix.AF_INET, noRoute)), unix.ENETUNREACH)
+	other := r.socket(unix.AF_INET, unix.SOCK_STREAM)
+	r.connect(other, to)
+	r.fails(unix.Connect(fd, sockaddr(unix.AF_INET, to.String())), unix.EADDRNOTAVAIL)
+	r.resetOnClose(other)
+	r.close(other, r.accept(l))
+	r.connect(fd, to)
+	r.resetOnClose(fd)
+	r.close(fd)
+	r.expect(os.Getpid(),
+		"connect tcp 127.0.0.1:50000 > 127.0.0.1:1",
+		"close tcp 127.0.0.1:50000 > 127.0.0.1:1 ECONNREFUSED",
+		"connect tcp 0.0.0.0:0 > "+noRoute+" ENETUNREACH",
+		"connect tcp 127.0.0.1:50000 > 127.0.0.1:9000",
+		"connect tcp 127.0.0.1:0 > 127.0.0.1:9000 EADDRNOTAVAIL",
+		"accept tcp 127.0.0.1:9000 > 127.0.0.1:50000",
+		"close tcp 127.0.0.1:50000 > 127.0.0.1:9000",
+		"close tcp 127.0.0.1:9000 > 127.0.0.1:50000 ECONNRESET",
+		"connect tcp 127.0.0.1:50000 > 127.0.0.1:9000",
+		"close tcp 127.0.0.1:50000 > 127.0.0.1:9000")
+}
+
+// What connect() returns of a handshake that failed is told by the close of the
+// socket alone; what it returns of itself is told.
+func TestKernelConnectUnanswered(t *testing.T) {
+	r := record(t, Config{})
+	to := r.nobody()
+	for _, bound := range []bool{false, true} {
+		fd := r.socket(unix.AF_INET, unix.SOCK_STREAM)
+		local := "0.0.0.0:0" // between connections
+		if bound {
+			local = "10.9.9.1:50001"
+			r.bind(fd, local)
+			r.events(1)
+		}
+		var want []string
+		begun := func(from netip.AddrPort) {
+			want = append(want, fmt.Sprintf("connect tcp %s > %s", from, to))
+			if !bound {
+				want = append(want, fmt.Sprintf("close tcp %s > %s EHOSTUNREACH", from, to))
+			}
+		}
+		refused := func() {
+			r.fails(unix.Connect(fd, sockaddr(unix.AF_INET, noRoute)), unix.ENETUNREACH)
+			want = append(want, fmt.Sprintf("connect tcp %s > %s ENETUNREACH", local, noRoute))
+		}
+		refused()
+		r.fails(unix.Connect(fd, sockaddr(unix.AF_INET, to.String())), unix.EHOSTUNREACH)
+		begun(netip.AddrPortFrom(netip.MustParseAddr("10.9.9.1"), r.local(fd).Port()))
+		refused()
+		if err := unix.SetNonblock(fd, true); err != nil {
+			t.Fatal(err)
+		}
+		r.fails(unix.Connect(fd, sockaddr(unix.AF_INET, to.String())), unix.EINPROGRESS)
+		begun(r.local(fd))
+		r.awaitWritable(fd)
+		err := unix.EALREADY
+		for deadline := time.Now().Add(20 * time.Second); err == unix.EALREADY && time.Now().Before(deadline); {
+			err, _ = unix.Connect(fd, sockaddr(unix.AF_INET, to.String())).(unix.Errno)
+		}
+		r.fails(err, unix.EHOSTUNREACH)
+		refused()
+		r.expect(os.Getpid(), want...)
+		r.close(fd)
+		if bound {
+			r.expect(os.Getpid(), "close tcp "+local+" EHOSTUNREACH") // why its last connection ended
+		}
+	}
+}
+
+// connect(AF_UNSPEC) takes a bound socket back from a connection that has not begun to
+// be answered: it was not refused, and is bound as before.
+func TestKernelConnectUndone(t *testing.T) {
+	r := record(t, Config{})
+	to := r.nobody()
+	fd := r.socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK)
+	r.bind(fd, "10.9.9.1:50001")
+	r.fails(unix.Connect(fd, sockaddr(unix.AF_INET, to.String())), unix.EINPROGRESS)
+	if err := disconnect(fd); err != nil {
+		t.Fatal(err)
+	}
+	r.expect(os.Getpid(), "bind tcp 10.9.9.1:50001 asked 50001", "connect tcp 10.9.9.1:50001 > 10.9.9.2:80")
+	if got := r.held(50001); len(got) != 1 || got[0].Role != RoleBound || got[0].Remote.IsValid() {
+		t.Errorf("the table has %+v, want the socket, bound", got)
+	}
 }
 
 // A bound socket whose connection exists already.

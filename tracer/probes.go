@@ -121,7 +121,7 @@ var blindSpots = []struct {
 	{TierTracepoint, partBind | partListen | partConnect | partPeer, "binds, listens and UDP connects refused to io_uring, its TCP connects that find no route, its UDP connects with IOSQE_CQE_SKIP_SUCCESS"},
 	{TierTracepoint, partBind | partListen | partPeer | partAccept, "the same calls, and accepts, of 32-bit programs on a 64-bit kernel"},
 	{TierTracepoint, partUDPClose, "closes of UDP sockets the kernel itself owns"},
-	{TierTracepoint, partConnect, "a connect that fails with ENOMEM is reported as EADDRNOTAVAIL"},
+	{TierTracepoint, partConnect, "a TCP connect that fails for want of memory, or of a route for the port it got, is reported as EADDRNOTAVAIL"},
 	{"", 0, "holders that are outside the pid namespace porthole runs in"},
 }
 

@@ -143,8 +143,7 @@ func (t *Table) Apply(ev *Event) bool {
 		return t.applyEstablished(r, ev)
 	}
 	if ev.Errno != 0 {
-		// A handshake that failed is told by the close of its socket.
-		return ev.flags&uint8(bpfEventFlagEVENT_MAYBE) == 0 || r == nil || !(r.role == RoleClient || r.ended != 0)
+		return true // refused: all is as before
 	}
 	return t.applyTaken(r, ev)
 }

@@ -259,6 +259,16 @@ func TestKernelMPTCP(t *testing.T) {
 	r.close(client)
 	r.awaitClosed(server)
 	r.close(server, l)
+	r.events(3)
+
+	r.fill(unix.SOCK_STREAM)
+	_, at := r.listener(unix.AF_INET, "127.0.0.1:9000")
+	r.events(0)
+	r.fails(unix.Connect(r.socketOf(unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_MPTCP), sockaddr(unix.AF_INET, at.String())), unix.EADDRNOTAVAIL)
+	r.fails(unix.Connect(r.socketOf(unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_MPTCP), sockaddr(unix.AF_INET, noRoute)), unix.ENETUNREACH)
+	r.expect(os.Getpid(),
+		fmt.Sprintf("connect tcp 127.0.0.1:0 > %s mptcp EADDRNOTAVAIL", at),
+		"connect tcp 0.0.0.0:0 > "+noRoute+" mptcp ENETUNREACH")
 }
 
 // --verbose: established on both ends, with the time the handshake took.
