@@ -739,7 +739,7 @@ func (p *play) procLines(sockets []Socket) []string {
 }
 
 // differFromSS compares with ss in every namespace that a worker is in. TCP sockets
-// that are only bound ss does not show.
+// that are only bound ss shows since iproute2 6.8, on Linux 6.8 and newer.
 func (p *play) differFromSS(sockets []Socket) string {
 	spaces := make(map[uint32]*worker)
 	for _, w := range p.workers {
@@ -750,13 +750,14 @@ func (p *play) differFromSS(sockets []Socket) string {
 		if w == nil {
 			continue // nobody can look
 		}
+		want := p.ssOf(w)
+		bound := slices.ContainsFunc(want, func(row string) bool { return strings.HasPrefix(row, "tcp UNCONN") })
 		var rows []string
 		for i := range sockets {
-			if s := &sockets[i]; s.NetNS == space && !(s.Proto == TCP && s.Role == RoleBound) {
+			if s := &sockets[i]; s.NetNS == space && (bound || s.Proto != TCP || s.Role != RoleBound) {
 				rows = append(rows, s.Proto.String()+" "+withoutPeer(asSS(s)))
 			}
 		}
-		want := p.ssOf(w)
 		slices.Sort(rows)
 		if diff := cmp.Diff(want, rows); diff != "" {
 			return fmt.Sprintf("ss in %d (-ss +snapshot):\n%s", space, diff)
