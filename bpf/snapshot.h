@@ -138,11 +138,10 @@ static __always_inline bool node_ends(__u64 node)
 	return !node || (node & 1);
 }
 
-static __always_inline void walk_next_node(struct walk *w)
+/* The node after this one. */
+static __always_inline __u64 node_next(__u64 node)
 {
-	struct hlist_node *node = (void *)w->node; /* hlist_nulls_node has its next at the same place */
-
-	w->node = (__u64)READ(node, next);
+	return (__u64)READ((struct hlist_node *)node, next); /* hlist_nulls_node has its next at the same place */
 }
 
 static __always_inline void walk_restart(struct walk *w)
@@ -433,13 +432,19 @@ static __always_inline long walk_on(struct walk *w, const struct walk_tables *ta
 		return walk_netns(w);
 	if (!node_ends(w->node)) {
 		struct sock *sk = TYPED(node_sock(w));
+		__u32 rows = w->rows;
+		bool held = node_holds(w, sk, ports);
+		__u64 next;
 
-		if (!node_holds(w, sk, ports))
-			walk_restart(w);
-		else if (node_wanted(w, sk, ports) && !walk_row(w, sk, ports))
+		if (held && node_wanted(w, sk, ports) && !walk_row(w, sk, ports))
 			return 1;
-		else
-			walk_next_node(w);
+		next = node_next(w->node);
+		if (held && node_holds(w, sk, ports)) { /* still: its row and its next are its own */
+			w->node = next;
+			return 0;
+		}
+		w->rows = rows;
+		walk_restart(w);
 		return 0;
 	}
 	if (w->tb || w->tb2) {
