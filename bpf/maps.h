@@ -102,7 +102,7 @@ struct pending {
 /*
  * What one hook tells a later hook of the same thread within one call.
  * Key: address of the task; PENDING_FAILED, which an interrupt tells, of the socket.
- * Written by connect.h, bind.h and close.h, deleted by the later hook. A thread has one
+ * Written by connect.h and bind.h, deleted by the later hook. A thread has one
  * call at a time; entries of calls that never reach the later hook (io_uring) are
  * evicted, least recently used first.
  */
