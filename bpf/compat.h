@@ -116,6 +116,13 @@ static __always_inline struct inet_hashinfo *tcp_hashinfo(const struct net *net)
 	return READ(net, ipv4.tcp_death_row.hashinfo);
 }
 
+/* The number that no other namespace ever has. It is given when the namespace is made since 5.12, before when first
+ * asked for. */
+static __always_inline __u64 netns_cookie(const struct net *net)
+{
+	return bpf_core_field_exists(net->net_cookie) ? READ(net, net_cookie) : 0;
+}
+
 /* The UDP table hangs off the namespace since 6.2; before, off the protocol of every UDP socket (udp). */
 static __always_inline struct udp_table *udp_table_of(const struct net *net, const struct sock *udp)
 {

@@ -38,7 +38,10 @@ struct flow {
 	__u8 remote_ip[16] __attribute__((aligned(8)));
 	__u16 local_port;
 	__u16 remote_port;
-	__u32 netns; /* inode number of the network namespace */
+	__u32 netns;	    /* inode number of the network namespace: the next one may get it */
+	__u64 netns_cookie; /* its cookie, which no other ever has; 0 before Linux 5.12 */
+	__u32 dev;	    /* index of the device the socket is bound to */
+	__u32 pad;
 };
 
 /* A process: the thread group leader, taken when it acted. */
@@ -93,17 +96,16 @@ struct row {
 	__u64 inode;   /* inode number of that file, as in /proc/PID/fd */
 	struct flow flow;
 	__u32 uid;   /* owner of the socket, 0 for timewait and request socks */
-	__u32 dev;   /* index of the device it is bound to */
 	__u8 proto;  /* IPPROTO_TCP or IPPROTO_UDP */
 	__u8 state;  /* enum tcp_state; of a timewait sock its substate */
 	__u16 flags; /* enum row_flag */
-	__u32 pad;
 };
 
 #define PORT_WORDS 1024 /* 65536 bits */
 
 /* A network namespace and what governs its ephemeral ports. */
 struct netns_row {
+	__u64 cookie;		    /* 0 before Linux 5.12 */
 	__u32 netns;		    /* inode number */
 	__u16 low;		    /* ip_local_port_range, both ends included */
 	__u16 high;		    /* */
@@ -196,10 +198,10 @@ enum stat {
 	STAT_MAX,
 };
 
-_Static_assert(sizeof(struct flow) == 40, "struct flow");
+_Static_assert(sizeof(struct flow) == 56, "struct flow");
 _Static_assert(sizeof(struct process) == 40, "struct process");
-_Static_assert(sizeof(struct event) == 112 && EVENT_SHORT == 32, "struct event");
-_Static_assert(sizeof(struct row) == 88, "struct row");
+_Static_assert(sizeof(struct event) == 128 && EVENT_SHORT == 32, "struct event");
+_Static_assert(sizeof(struct row) == 96, "struct row");
 _Static_assert(sizeof(struct fds) == 560, "struct fds");
 _Static_assert(sizeof(struct walk) == 136, "struct walk");
-_Static_assert(sizeof(struct netns_row) == 8208, "struct netns_row");
+_Static_assert(sizeof(struct netns_row) == 8216, "struct netns_row");

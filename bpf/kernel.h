@@ -162,6 +162,7 @@ struct netns_ipv4 {
 struct net {
 	struct list_head list;
 	struct ns_common ns;
+	__u64 net_cookie;
 	unsigned int hash_mix;
 	struct netns_ipv4 ipv4;
 };

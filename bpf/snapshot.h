@@ -233,7 +233,6 @@ static __always_inline bool walk_row(struct walk *w, const struct sock *sk, cons
 	row->file = 0;
 	row->inode = 0;
 	row->uid = 0;
-	row->dev = READ(sk, __sk_common.skc_bound_dev_if);
 	row->state = sock_state(sk);
 	if (ports)
 		row->proto = w->table == WALK_TCP_BIND ? IPPROTO_TCP : IPPROTO_UDP;
@@ -395,6 +394,7 @@ static __always_inline bool netns_row(struct walk *w)
 	if (!row)
 		return false;
 	range = port_range(net);
+	row->cookie = netns_cookie(net);
 	row->netns = READ(net, ns.inum);
 	row->low = range;
 	row->high = range >> 16;

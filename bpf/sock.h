@@ -137,6 +137,7 @@ union addrpair {
 static __always_inline void sock_flow(struct flow *f, const struct sock *sk)
 {
 	union portpair ports = { READ_TYPED(sk, __sk_common.skc_portpair) };
+	const struct net *net = READ(sk, __sk_common.skc_net.net);
 
 	if (READ_TYPED(sk, __sk_common.skc_family) == AF_INET6) {
 		READ_TYPED_INTO(&f->local_ip, sk, __sk_common.skc_v6_rcv_saddr.in6_u.u6_addr8);
@@ -149,7 +150,10 @@ static __always_inline void sock_flow(struct flow *f, const struct sock *sk)
 	}
 	f->local_port = ports.local;
 	f->remote_port = bpf_ntohs(ports.remote);
-	f->netns = READ(READ(sk, __sk_common.skc_net.net), ns.inum);
+	f->netns = READ(net, ns.inum);
+	f->netns_cookie = netns_cookie(net);
+	f->dev = READ_TYPED(sk, __sk_common.skc_bound_dev_if);
+	f->pad = 0;
 }
 
 /*

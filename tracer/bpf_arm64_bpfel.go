@@ -68,16 +68,20 @@ type bpfFdsCursor struct {
 }
 
 type bpfFlow struct {
-	_          structs.HostLayout
-	LocalIp    [16]uint8
-	RemoteIp   [16]uint8
-	LocalPort  uint16
-	RemotePort uint16
-	Netns      uint32
+	_           structs.HostLayout
+	LocalIp     [16]uint8
+	RemoteIp    [16]uint8
+	LocalPort   uint16
+	RemotePort  uint16
+	Netns       uint32
+	NetnsCookie uint64
+	Dev         uint32
+	Pad         uint32
 }
 
 type bpfNetnsRow struct {
 	_        structs.HostLayout
+	Cookie   uint64
 	Netns    uint32
 	Low      uint16
 	High     uint16
@@ -121,11 +125,9 @@ type bpfRow struct {
 	Inode  uint64
 	Flow   bpfFlow
 	Uid    uint32
-	Dev    uint32
 	Proto  uint8
 	State  uint8
 	Flags  uint16
-	Pad    uint32
 }
 
 type bpfRowFlag uint32

@@ -50,12 +50,26 @@ func peer(ip [16]byte, port uint16) netip.AddrPort {
 	return addrPort(ip, port)
 }
 
-// flowOf is the reverse of addrPort and peer.
-func flowOf(local, remote netip.AddrPort, netns uint32) bpfFlow {
+// flowOf packs both ends of a socket, the reverse of addrPort and peer.
+func flowOf(local, remote netip.AddrPort) bpfFlow {
 	return bpfFlow{
 		LocalIp: local.Addr().As16(), LocalPort: local.Port(),
-		RemoteIp: remote.Addr().As16(), RemotePort: remote.Port(), Netns: netns,
+		RemoteIp: remote.Addr().As16(), RemotePort: remote.Port(),
 	}
+}
+
+// flow packs both ends of the socket and where it lives.
+func (ev *Event) flow() bpfFlow {
+	f := flowOf(ev.Local, ev.Remote)
+	f.Netns, f.NetnsCookie, f.Dev = ev.NetNS, ev.NetNSCookie, ev.Device
+	return f
+}
+
+// flow packs both ends of the socket and where it lives.
+func (s *Socket) flow() bpfFlow {
+	f := flowOf(s.Local, s.Remote)
+	f.Netns, f.NetnsCookie, f.Dev = s.NetNS, s.NetNSCookie, s.Device
+	return f
 }
 
 // packProcess is the reverse of decoder.process.
@@ -120,7 +134,7 @@ func (d *decoder) event(record []byte, booted time.Time, ev *Event) error {
 	}
 	ev.Local = addrPort(raw.Flow.LocalIp, raw.Flow.LocalPort)
 	ev.Remote = peer(raw.Flow.RemoteIp, raw.Flow.RemotePort)
-	ev.NetNS = raw.Flow.Netns
+	ev.NetNS, ev.NetNSCookie, ev.Device = raw.Flow.Netns, raw.Flow.NetnsCookie, raw.Flow.Dev
 	ev.Process = d.process(&raw.Process)
 	return nil
 }
@@ -134,6 +148,7 @@ func socketOf(raw *bpfRow) Socket {
 		Local:     addrPort(raw.Flow.LocalIp, raw.Flow.LocalPort),
 		Remote:    remoteOf(raw),
 		NetNS:     raw.Flow.Netns,
+		Device:    raw.Flow.Dev,
 		UID:       raw.Uid,
 		MPTCP:     has(raw, bpfRowFlagROW_MPTCP),
 		V6Only:    has(raw, bpfRowFlagROW_V6ONLY),
@@ -145,6 +160,8 @@ func socketOf(raw *bpfRow) Socket {
 		file:      raw.File,
 		attached:  has(raw, bpfRowFlagROW_FILE),
 		stamp:     raw.TimeNs,
+
+		NetNSCookie: raw.Flow.NetnsCookie,
 	}
 }
 

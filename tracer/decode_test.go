@@ -67,10 +67,10 @@ func TestDecodeEventRefuses(t *testing.T) {
 		want   string
 	}{
 		{"nothing", nil, "0 bytes"},
-		{"a byte too few", make([]byte, fullEvent-1), "111 bytes, want 32 or 112"},
-		{"a byte too many", make([]byte, fullEvent+1), "113 bytes, want 32 or 112"},
+		{"a byte too few", make([]byte, fullEvent-1), "127 bytes, want 32 or 128"},
+		{"a byte too many", make([]byte, fullEvent+1), "129 bytes, want 32 or 128"},
 		{"a bind without a process", with(func(*bpfEvent) {})[:shortEvent], "32 bytes for bind"},
-		{"a close with one", append(with(func(e *bpfEvent) { e.Type = uint8(EventClose) }), make([]byte, fullEvent-shortEvent)...), "112 bytes for close"},
+		{"a close with one", append(with(func(e *bpfEvent) { e.Type = uint8(EventClose) }), make([]byte, fullEvent-shortEvent)...), "128 bytes for close"},
 		{"type 0", with(func(e *bpfEvent) { e.Type = 0 }), "unknown type 0"},
 		{"type of a newer kernel program", with(func(e *bpfEvent) { e.Type = uint8(eventUnpeer) + 1 }), "unknown type 9"},
 		{"SCTP", with(func(e *bpfEvent) { e.Proto = syscall.IPPROTO_SCTP }), "unknown protocol 132"},

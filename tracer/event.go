@@ -155,6 +155,8 @@ type Event struct {
 	HeldByMore    int            // how many more were seen in the way
 	Process       Process        // who acted; of a close the owner of the socket
 	NetNS         uint32         // inode number of the socket's network namespace
+	NetNSCookie   uint64         // its cookie (SO_NETNS_COOKIE), which no other ever has; 0 before Linux 5.12
+	Device        uint32         // index of the device the socket is bound to (SO_BINDTODEVICE, or a link-local scope); 0: none
 	MPTCP         bool           // the TCP subflow of an MPTCP socket
 	Duration      time.Duration  // close: how long the port was held; established: of the handshake
 	TimeWait      bool           // close: the port stays taken in TIME_WAIT
@@ -191,22 +193,25 @@ type Holder struct {
 
 // Socket is a kernel socket that has a port.
 type Socket struct {
-	Proto     Proto
-	State     State
-	Role      Role
-	Local     netip.AddrPort
-	Remote    netip.AddrPort // not valid where there is no peer
-	NetNS     uint32         // inode number of its network namespace
-	Inode     uint64         // as in /proc/PID/fd; 0: no file refers to it, or not known
-	UID       uint32         // owner of the socket
-	MPTCP     bool
-	V6Only    bool
-	ReuseAddr bool
-	ReusePort bool
-	Owner     Process   // who bound, connected or accepted it, where observed
-	Holders   []Holder  // every descriptor that refers to it, at the last snapshot
-	Since     time.Time // when it took its port, where observed
-	Origin    Origin
+	Proto  Proto
+	State  State
+	Role   Role
+	Local  netip.AddrPort
+	Remote netip.AddrPort // not valid where there is no peer
+	NetNS  uint32         // inode number of its network namespace: the next one may get it
+	// NetNSCookie is the namespace's cookie (SO_NETNS_COOKIE), which no other ever has; 0 before Linux 5.12.
+	NetNSCookie uint64
+	Device      uint32 // index of the device it is bound to, in its namespace (SO_BINDTODEVICE, or a link-local scope); 0: none
+	Inode       uint64 // as in /proc/PID/fd; 0: no file refers to it, or not known
+	UID         uint32 // owner of the socket
+	MPTCP       bool
+	V6Only      bool
+	ReuseAddr   bool
+	ReusePort   bool
+	Owner       Process   // who bound, connected or accepted it, where observed
+	Holders     []Holder  // every descriptor that refers to it, at the last snapshot
+	Since       time.Time // when it took its port, where observed
+	Origin      Origin
 
 	OwnerStatus OwnerStatus // known after Snapshot.LookUpOwners alone
 

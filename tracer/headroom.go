@@ -229,7 +229,7 @@ func (p *Ports) addOwner(row *bpfRow, by []Process) {
 		d = new(dest)
 		s.dests[key] = d
 	}
-	if connected && row.Dev == 0 && !s.reusable(row) {
+	if connected && row.Flow.Dev == 0 && !s.reusable(row) {
 		p.use(d, s, row, procs)
 	}
 }
@@ -269,7 +269,7 @@ func (s *space) reusable(row *bpfRow) bool {
 	case s.twReuse == 2:
 		const loopbackIndex = 1
 		local, remote := addrPort(row.Flow.LocalIp, 0).Addr(), addrPort(row.Flow.RemoteIp, 0).Addr()
-		return row.Dev == loopbackIndex || local.IsLoopback() || remote.IsLoopback()
+		return row.Flow.Dev == loopbackIndex || local.IsLoopback() || remote.IsLoopback()
 	}
 	return s.twReuse == 1
 }

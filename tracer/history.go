@@ -10,16 +10,19 @@ import (
 
 // Tenancy is the time a socket held a local port, now over.
 type Tenancy struct {
-	Proto    Proto
-	Local    netip.AddrPort
-	Remote   netip.AddrPort // not valid where there was no peer
-	NetNS    uint32         // inode number of its network namespace
-	MPTCP    bool           // the TCP subflow of an MPTCP socket
-	TimeWait bool           // the port stayed taken in TIME_WAIT afterwards
-	Errno    syscall.Errno  // what ended the connection, 0: nothing did
-	Owner    Process        // who bound, connected or accepted the socket, else who held it; PID 0: not known
-	Since    time.Time      // zero: before porthole looked
-	Until    time.Time      // when it gave the port back
+	Proto  Proto
+	Local  netip.AddrPort
+	Remote netip.AddrPort // not valid where there was no peer
+	NetNS  uint32         // inode number of its network namespace
+	// NetNSCookie and Device are as in Socket.
+	NetNSCookie uint64
+	Device      uint32
+	MPTCP       bool          // the TCP subflow of an MPTCP socket
+	TimeWait    bool          // the port stayed taken in TIME_WAIT afterwards
+	Errno       syscall.Errno // what ended the connection, 0: nothing did
+	Owner       Process       // who bound, connected or accepted the socket, else who held it; PID 0: not known
+	Since       time.Time     // zero: before porthole looked
+	Until       time.Time     // when it gave the port back
 }
 
 // History keeps the last tenancies that ended, a bounded number of them. It is
@@ -31,7 +34,7 @@ type History struct {
 	next int // index of the oldest, once the ring is full
 }
 
-// tenancy is a Tenancy as it is kept: 104 bytes, and no pointer.
+// tenancy is a Tenancy as it is kept: 120 bytes, and no pointer.
 type tenancy struct {
 	since, until int64 // wall clock, nanoseconds; since 0: not known
 	flow         bpfFlow
@@ -59,7 +62,7 @@ func (h *History) add(ev *Event) {
 		h.next = (h.next + 1) % h.max
 	}
 	*t = tenancy{
-		until: ev.Time.UnixNano(), flow: flowOf(ev.Local, ev.Remote, ev.NetNS), owner: packProcess(&ev.Process),
+		until: ev.Time.UnixNano(), flow: ev.flow(), owner: packProcess(&ev.Process),
 		errno: uint16(ev.Errno), proto: ev.Proto, mptcp: ev.MPTCP, timeWait: ev.TimeWait,
 	}
 	if ev.Duration > 0 {
@@ -88,7 +91,7 @@ func (h *History) Port(port uint16) []Tenancy {
 func (t *tenancy) unpack(dec *decoder) Tenancy {
 	return Tenancy{
 		Proto: t.proto, Local: addrPort(t.flow.LocalIp, t.flow.LocalPort), Remote: peer(t.flow.RemoteIp, t.flow.RemotePort),
-		NetNS: t.flow.Netns, MPTCP: t.mptcp, TimeWait: t.timeWait, Errno: syscall.Errno(t.errno),
+		NetNS: t.flow.Netns, NetNSCookie: t.flow.NetnsCookie, Device: t.flow.Dev, MPTCP: t.mptcp, TimeWait: t.timeWait, Errno: syscall.Errno(t.errno),
 		Owner: dec.process(&t.owner), Since: wallTime(t.since), Until: wallTime(t.until),
 	}
 }

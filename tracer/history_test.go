@@ -83,7 +83,7 @@ func TestHistoryKeepsAll(t *testing.T) {
 	if got := h.Port(0); len(got) != slabChunk+1 || got[0] != h.Port(81)[0] || h.Len() != len(got) {
 		t.Errorf("keeps %d, the latest %+v", len(got), got[0])
 	}
-	if size := unsafe.Sizeof(tenancy{}); size > 104 {
+	if size := unsafe.Sizeof(tenancy{}); size > 120 {
 		t.Errorf("a tenancy takes %d bytes", size)
 	}
 	if allocs := testing.AllocsPerRun(100, func() { h.add(ev) }); allocs != 0 {

@@ -116,7 +116,7 @@ func (t *Table) Apply(ev *Event) bool {
 		t.closed[ev.sock] = ev.boot
 	}
 	if r != nil && r.initial && ev.boot <= r.stamp {
-		switch flow := flowOf(ev.Local, ev.Remote, ev.NetNS); {
+		switch flow := ev.flow(); {
 		case ev.Type == EventClose || ev.Type == eventDown:
 			t.doubt = true // of a socket before, or the snapshot came between the word and the deed
 		case !r.reused(&flow):
@@ -150,7 +150,7 @@ func (t *Table) Apply(ev *Event) bool {
 
 // applyTaken: bind, listen, connect or accept gave the socket a port or a role.
 func (t *Table) applyTaken(r *row, ev *Event) bool {
-	flow := flowOf(ev.Local, ev.Remote, ev.NetNS)
+	flow := ev.flow()
 	if r != nil && r.reused(&flow) {
 		t.remove(r) // its close was lost
 		r = nil
@@ -264,7 +264,8 @@ func (t *Table) applyClose(r *row, ev *Event) bool {
 		return false // never accepted, reported already, or the address is a newer socket's
 	}
 	ev.Process = t.owner(r)
-	ev.Local, ev.MPTCP, ev.NetNS = addrPort(r.flow.LocalIp, r.flow.LocalPort), r.mptcp, r.flow.Netns
+	ev.Local, ev.MPTCP = addrPort(r.flow.LocalIp, r.flow.LocalPort), r.mptcp
+	ev.NetNS, ev.NetNSCookie, ev.Device = r.flow.Netns, r.flow.NetnsCookie, r.flow.Dev
 	if remote := peer(r.flow.RemoteIp, r.flow.RemotePort); remote.IsValid() {
 		ev.Remote = remote
 	}
@@ -332,7 +333,7 @@ func (t *Table) Reconcile(snap *Snapshot) {
 // merge takes what a snapshot tells of one socket, but not who holds it. As for hold and
 // finish, which go on from there, the caller has locked the table.
 func (t *Table) merge(s *Socket) {
-	flow := flowOf(s.Local, s.Remote, s.NetNS)
+	flow := s.flow()
 	if s.Role == RoleTimeWait {
 		if l, ok := t.left[s.id]; ok && l.port == flow.LocalPort && l.addr == flow.LocalIp {
 			l.found = true
@@ -459,7 +460,7 @@ func (t *Table) Complete(snap *Snapshot) {
 	defer t.mu.Unlock()
 	for i := range snap.Sockets {
 		s := &snap.Sockets[i]
-		flow := flowOf(s.Local, s.Remote, s.NetNS)
+		flow := s.flow()
 		if s.Role == RoleTimeWait {
 			s.Owner = t.knownOwner(s.id, &flow)
 		} else if r := t.row(s.id); r != nil && !r.reusedBy(&flow, s.Inode) {
@@ -542,7 +543,8 @@ func (t *Table) onPort(port uint16) iter.Seq[*row] {
 func (t *Table) socket(r *row) Socket {
 	return Socket{
 		Proto: r.proto, State: r.state, Role: r.role,
-		Local: addrPort(r.flow.LocalIp, r.flow.LocalPort), Remote: peer(r.flow.RemoteIp, r.flow.RemotePort), NetNS: r.flow.Netns,
+		Local: addrPort(r.flow.LocalIp, r.flow.LocalPort), Remote: peer(r.flow.RemoteIp, r.flow.RemotePort),
+		NetNS: r.flow.Netns, NetNSCookie: r.flow.NetnsCookie, Device: r.flow.Dev,
 		Inode: r.inode, UID: r.uid, MPTCP: r.mptcp, V6Only: r.v6Only, ReuseAddr: r.reuseAddr, ReusePort: r.reusePort,
 		Owner: t.procs.at(r.owner), Since: wallTime(r.since), Origin: r.origin,
 		id: r.id, attached: r.attached, stamp: r.stamp,

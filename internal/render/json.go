@@ -20,7 +20,7 @@ type Encoder struct {
 	event         memo[eventHead]
 	second        memo[int64]
 	local, remote memo[netip.Addr]
-	netns         memo[uint32]
+	netns         memo[netNS]
 	holder        memo[holderHead]
 	origin        memo[origin]
 	actor         memo[actor]
@@ -35,12 +35,16 @@ type (
 		comm string
 	}
 	origin struct{ origin, service string }
-	actor  struct {
+	netNS  struct {
+		inode  uint32
+		cookie uint64
+	}
+	actor struct {
 		pid       uint32
 		comm      string
 		uid       uint32
 		hasUID    bool
-		netns     uint32
+		netns     netNS
 		cgroup    string
 		container *container.Container
 	}
@@ -157,7 +161,7 @@ func (e *Encoder) AppendSocket(b []byte, s *Socket) []byte {
 	e.local.put(&o, s.LocalIP, (*object).addr)
 	o.uint(`,"local_port":`, uint64(s.LocalPort))
 	e.peer(&o, s.RemoteIP, s.RemotePort)
-	e.netns.put(&o, s.NetNS, func(o *object, v uint32) { o.uint(`,"netns":`, uint64(v)) })
+	e.netns.put(&o, netNS{s.NetNS, s.Cookie}, (*object).netNS)
 	o.optUint(`,"inode":`, s.Inode)
 	if s.UID != nil {
 		o.uint(`,"uid":`, uint64(*s.UID))
@@ -225,7 +229,7 @@ func (e *Encoder) AppendEvent(b []byte, ev *Event) []byte {
 	if ev.HeldByMore > 0 {
 		o.uint(`,"held_by_more":`, uint64(ev.HeldByMore))
 	}
-	by := actor{pid: ev.PID, comm: ev.Comm, netns: ev.NetNS, cgroup: ev.Cgroup, container: ev.Container, hasUID: ev.UID != nil}
+	by := actor{pid: ev.PID, comm: ev.Comm, netns: netNS{ev.NetNS, ev.Cookie}, cgroup: ev.Cgroup, container: ev.Container, hasUID: ev.UID != nil}
 	if by.hasUID {
 		by.uid = *ev.UID
 	}
@@ -243,13 +247,18 @@ func (e *Encoder) AppendEvent(b []byte, ev *Event) []byte {
 	return append(o.b, '}')
 }
 
+func (o *object) netNS(v netNS) {
+	o.uint(`,"netns":`, uint64(v.inode))
+	o.optUint(`,"netns_cookie":`, v.cookie)
+}
+
 func (o *object) actor(v actor) {
 	o.optUint(`,"pid":`, uint64(v.pid))
 	o.optStr(`,"comm":`, v.comm)
 	if v.hasUID {
 		o.uint(`,"uid":`, uint64(v.uid))
 	}
-	o.uint(`,"netns":`, uint64(v.netns))
+	o.netNS(v.netns)
 	o.optStr(`,"cgroup":`, v.cgroup)
 	if v.container != nil {
 		o.other(`,"container":`, v.container)

@@ -38,6 +38,7 @@ type Tenancy struct {
 	RemoteIP   netip.Addr           `json:"remote_ip,omitzero"`
 	RemotePort uint16               `json:"remote_port,omitempty"`
 	NetNS      uint32               `json:"netns"`
+	Cookie     uint64               `json:"netns_cookie,omitempty"`
 	MPTCP      bool                 `json:"mptcp,omitempty"`
 	PID        uint32               `json:"pid,omitempty"`
 	Comm       string               `json:"comm,omitempty"`
@@ -111,7 +112,7 @@ func (n *Names) Tenancy(t *tracer.Tenancy) Tenancy {
 	ended := tracer.Event{Errno: t.Errno}
 	row := Tenancy{
 		Proto: t.Proto.String(), LocalIP: t.Local.Addr(), LocalPort: t.Local.Port(),
-		RemoteIP: t.Remote.Addr(), RemotePort: t.Remote.Port(), NetNS: t.NetNS, MPTCP: t.MPTCP,
+		RemoteIP: t.Remote.Addr(), RemotePort: t.Remote.Port(), NetNS: t.NetNS, Cookie: t.NetNSCookie, MPTCP: t.MPTCP,
 		Since: Stamp{t.Since}, Until: Stamp{t.Until}, Error: ended.Error(), TimeWait: t.TimeWait,
 	}
 	if !t.Since.IsZero() {

@@ -39,6 +39,7 @@ type Socket struct {
 	RemoteIP   netip.Addr           `json:"remote_ip,omitzero"`
 	RemotePort uint16               `json:"remote_port,omitempty"`
 	NetNS      uint32               `json:"netns"`
+	Cookie     uint64               `json:"netns_cookie,omitempty"`
 	Inode      uint64               `json:"inode,omitempty"`
 	UID        *uint32              `json:"uid,omitempty"`
 	MPTCP      bool                 `json:"mptcp,omitempty"`
@@ -68,6 +69,7 @@ type Event struct {
 	Comm          string               `json:"comm,omitempty"`
 	UID           *uint32              `json:"uid,omitempty"`
 	NetNS         uint32               `json:"netns"`
+	Cookie        uint64               `json:"netns_cookie,omitempty"`
 	Cgroup        string               `json:"cgroup,omitempty"`
 	Container     *container.Container `json:"container,omitempty"`
 	MPTCP         bool                 `json:"mptcp,omitempty"`
@@ -152,7 +154,7 @@ func (n *Names) fill(row *Socket, s *tracer.Socket, holders []Holder) {
 		Proto: s.Proto.String(), State: s.State.String(), Role: s.Role.String(),
 		LocalIP: s.Local.Addr(), LocalPort: s.Local.Port(),
 		RemoteIP: s.Remote.Addr(), RemotePort: s.Remote.Port(),
-		NetNS: s.NetNS, Inode: s.Inode, MPTCP: s.MPTCP,
+		NetNS: s.NetNS, Cookie: s.NetNSCookie, Inode: s.Inode, MPTCP: s.MPTCP,
 		Holders: holders[:0],
 		Origin:  s.Origin.String(), Service: n.service(s), Since: Stamp{s.Since},
 	}
@@ -229,7 +231,7 @@ func (n *Names) Event(ev *tracer.Event) Event {
 	row := Event{
 		Time: Stamp{ev.Time}, Event: ev.Type.String(), Proto: ev.Proto.String(),
 		RemoteIP: ev.Remote.Addr(), RemotePort: ev.Remote.Port(),
-		Implicit: ev.Implicit, Error: ev.Error(), NetNS: ev.NetNS, MPTCP: ev.MPTCP,
+		Implicit: ev.Implicit, Error: ev.Error(), NetNS: ev.NetNS, Cookie: ev.NetNSCookie, MPTCP: ev.MPTCP,
 		DurationNS: ev.Duration.Nanoseconds(), TimeWait: ev.TimeWait, SearchNS: ev.Search.Nanoseconds(),
 	}
 	if hasLocal(ev) {
