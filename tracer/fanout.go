@@ -5,24 +5,50 @@ import (
 	"io"
 	"slices"
 	"sync"
+	"unsafe"
 )
 
-// Subscription is a bounded queue of events. A subscriber that does not read
-// loses events, and is told how many; it never makes the tracer wait.
+// Subscription is a queue of events, bounded by the memory it takes. A subscriber that
+// does not read loses events, and is told how many; it never makes the tracer wait.
 type Subscription struct {
 	out *fanout
-	max int
+	max int // bytes
 
 	mu    sync.Mutex
-	queue []Event
+	queue []queued
+	first [1]queued // memory of queue where one part is enough
+	bytes int       // of what is queued
+	spare []Event   // memory of a part that was read
 	lost  uint64
 	done  bool
 	ready chan struct{} // holds a token while there may be something to read
 }
 
-// maxKept is how many events a queue keeps memory for, once they were read: more
-// than come before the reader wakes up, some 6 MB.
-const maxKept = 1 << 14
+// queued is some events of a queue, which are read together: a part of it.
+type queued struct {
+	events []Event
+	bytes  int
+}
+
+const (
+	eventBytes = int(unsafe.Sizeof(Event{}))
+	// partOf is how many events a part has room for. Parts are neither moved nor grown:
+	// a backlog takes its own size and is free once read.
+	partOf = 256
+	// partBytes ends a part before: few enough to be read at once, and several times
+	// what a part has room for takes by itself.
+	partBytes = 256 << 10
+)
+
+// sizeOf is the memory that an event takes: what is in the way of a refused bind takes a
+// hundred times as much as the event itself.
+func sizeOf(ev *Event) int {
+	n := eventBytes
+	for i := range ev.HeldBy {
+		n += int(unsafe.Sizeof(Socket{})) + cap(ev.HeldBy[i].Holders)*int(unsafe.Sizeof(Holder{}))
+	}
+	return n
+}
 
 // fanout hands every event to every subscription.
 type fanout struct {
@@ -32,7 +58,7 @@ type fanout struct {
 }
 
 func (f *fanout) subscribe(max int) *Subscription {
-	s := &Subscription{out: f, max: max, ready: make(chan struct{}, 1)}
+	s := &Subscription{out: f, max: max * eventBytes, ready: make(chan struct{}, 1)}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	s.done = f.done
@@ -64,11 +90,32 @@ func (f *fanout) close() {
 
 func (s *Subscription) push(events []Event) {
 	s.mu.Lock()
-	room := min(s.max-len(s.queue), len(events))
-	s.queue = append(s.queue, events[:room]...)
-	s.lost += uint64(len(events) - room)
+	for i := range events {
+		if size := sizeOf(&events[i]); s.bytes+size <= s.max {
+			s.add(&events[i], size)
+		} else {
+			s.lost++
+		}
+	}
 	s.mu.Unlock()
 	s.wake()
+}
+
+// add queues an event: in the last part, unless that is full.
+func (s *Subscription) add(ev *Event, size int) {
+	last := len(s.queue) - 1
+	if last < 0 || len(s.queue[last].events) == partOf || s.queue[last].bytes >= partBytes {
+		memory := s.spare
+		if s.spare = nil; memory == nil {
+			memory = make([]Event, 0, partOf)
+		}
+		s.queue = append(s.queue, queued{events: memory})
+		last++
+	}
+	p := &s.queue[last]
+	p.events = append(p.events, *ev)
+	p.bytes += size
+	s.bytes += size
 }
 
 func (s *Subscription) finish() {
@@ -85,20 +132,27 @@ func (s *Subscription) wake() {
 	}
 }
 
-// Next waits for events and returns all that are queued. buf, if not nil, is
-// memory from an earlier call that the caller has done with. The error is
-// io.EOF after the last event of a tracer that ended, or that of ctx.
+// Next waits for events and returns the first of those that are queued. buf, if not nil,
+// is memory from an earlier call that the caller has done with. The error is io.EOF after
+// the last event of a tracer that ended, or that of ctx.
 func (s *Subscription) Next(ctx context.Context, buf []Event) ([]Event, error) {
+	for i := range buf {
+		buf[i].HeldBy = nil // the memory is kept, not what it refers to
+	}
 	for {
 		s.mu.Lock()
+		if cap(buf) == partOf {
+			s.spare, buf = buf[:0], nil
+		}
 		if len(s.queue) > 0 {
-			out := s.queue
-			if cap(buf) > maxKept {
-				buf = nil // of a backlog
+			out := s.queue[0]
+			s.bytes -= out.bytes
+			s.queue[0] = queued{}
+			if s.queue = s.queue[1:]; len(s.queue) == 0 {
+				s.queue = s.first[:0]
 			}
-			s.queue = buf[:0]
 			s.mu.Unlock()
-			return out, nil
+			return out.events, nil
 		}
 		done := s.done
 		s.mu.Unlock()

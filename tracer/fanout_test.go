@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"runtime"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -97,17 +98,77 @@ func TestFanoutMemory(t *testing.T) {
 // What a backlog took is not kept for good.
 func TestFanoutBacklogMemory(t *testing.T) {
 	var f fanout
-	s := f.subscribe(4 * maxKept)
+	s := f.subscribe(64 * partOf)
+	f.publish(numbered(0, 64*partOf))
 	var events []Event
-	for _, n := range []int{4 * maxKept, 1, 1, 1} { // two buffers take turns
-		f.publish(numbered(0, n))
+	for read := 0; read < 64*partOf; read += len(events) {
 		var err error
-		if events, err = s.Next(t.Context(), events); err != nil || len(events) != n {
-			t.Fatalf("%d events, error %v, want %d", len(events), err, n)
+		if events, err = s.Next(t.Context(), events); err != nil {
+			t.Fatal(err)
 		}
 	}
-	if kept := cap(events) + cap(s.queue); kept > 2*maxKept {
-		t.Errorf("memory for %d events is kept, want %d at most", kept, 2*maxKept)
+	if kept := cap(events) + cap(s.spare) + len(s.queue)*partOf; kept > 2*partOf || s.bytes != 0 {
+		t.Errorf("memory for %d events is kept and %d bytes counted, want %d at most and none", kept, s.bytes, 2*partOf)
+	}
+}
+
+// refusedBinds are binds with so many sockets in their way, of so many holders each.
+func refusedBinds(n, sockets, holders int) []Event {
+	out := numbered(0, n)
+	for i := range out {
+		out[i].HeldBy = make([]Socket, sockets)
+		for j := range out[i].HeldBy {
+			out[i].HeldBy[j].Holders = make([]Holder, holders)
+		}
+	}
+	return out
+}
+
+// A queue for a number of events has room for the memory of that many, whatever is in
+// the way of binds; those it has no room for are lost, and no other.
+func TestFanoutBoundedByMemory(t *testing.T) {
+	var f fanout
+	const room = 4000
+	s := f.subscribe(room)
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	const batches, size = 100, 200
+	for range batches {
+		f.publish(refusedBinds(size, 16, 16))
+	}
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	if grown := int(after.HeapAlloc) - int(before.HeapAlloc); grown > room*eventBytes*3/2 {
+		t.Errorf("%d bytes are kept, want %d and half of that at most", grown, room*eventBytes)
+	}
+	f.publish(numbered(1, room)) // some small ones fit still
+	read, most := 0, 0
+	var events []Event
+	for s.bytes > 0 {
+		var err error
+		if events, err = s.Next(t.Context(), events); err != nil {
+			t.Fatal(err)
+		}
+		bytes := 0
+		for i := range events {
+			bytes += sizeOf(&events[i])
+		}
+		read, most = read+len(events), max(most, bytes)
+	}
+	if lost := int(s.Lost()); read+lost != batches*size+room || read == 0 {
+		t.Errorf("%d were read and %d lost, want %d together", read, lost, batches*size+room)
+	}
+	if one := sizeOf(&refusedBinds(1, 16, 16)[0]); most > partBytes+one {
+		t.Errorf("%d bytes were read at once, want %d at most", most, partBytes+one)
+	}
+	f.publish(refusedBinds(1, 1, 1))
+	if events, _ = s.Next(t.Context(), events); len(events) != 1 || len(events[0].HeldBy) != 1 {
+		t.Fatalf("%d events were read, want the one with a socket in its way", len(events))
+	}
+	f.publish(numbered(0, 1))
+	if _, err := s.Next(t.Context(), events); err != nil || events[0].HeldBy != nil {
+		t.Errorf("error %v; the memory that was given back keeps %d sockets", err, len(events[0].HeldBy))
 	}
 }
 

@@ -13,7 +13,7 @@ const (
 	soakEnv    = "PORTHOLE_SOAK"
 	growthFor  = 20 * time.Second
 	maxHistory = 1000
-	// growthSlack is by how much the heap may differ: two buffers of maxKept events, and
+	// growthSlack is by how much the heap may differ: parts of queues, and
 	// sockets in TIME_WAIT whose owner is remembered come and go.
 	growthSlack = 16 << 20
 )

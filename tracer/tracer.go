@@ -398,7 +398,8 @@ func (t *Tracer) SetEstablished(on bool) error {
 	return nil
 }
 
-// Subscribe returns a queue of every event from now on, at most max of them.
+// Subscribe returns a queue of every event from now on: of at most max of them, and fewer
+// where they take more memory than usual, as a bind does that was refused because of many.
 func (t *Tracer) Subscribe(max int) *Subscription { return t.out.subscribe(max) }
 
 // Stats returns the counters as they are now.
@@ -508,6 +509,7 @@ func (t *Tracer) handOn() {
 		}
 	}
 	t.out.publish(t.batch)
+	clear(t.batch) // who was in the way of a bind is the subscribers'
 	t.batch = t.batch[:0]
 	t.decoded = 0
 	t.clock.read()

@@ -27,8 +27,8 @@ type tailOptions struct {
 	sockets  bool
 }
 
-// tailQueue is how many events may wait for a slow terminal.
-const tailQueue = 1 << 17
+// tailQueue is how many events may wait for a slow terminal: 16 MB.
+const tailQueue = 1 << 16
 
 func newTail(e *env) *cobra.Command {
 	var o tailOptions

@@ -5,6 +5,7 @@ import (
 	"io"
 	"slices"
 	"sync"
+	"unsafe"
 
 	"github.com/porthole-dev/porthole/internal/render"
 	"github.com/porthole-dev/porthole/tracer"
@@ -13,12 +14,12 @@ import (
 const (
 	// maxStreams bounds how many clients read events at once: a bit of line.wanted each.
 	maxStreams = 32
-	// queueOf is how many events wait to be encoded, some 17 MB.
-	queueOf = 1 << 16
-	// keptBytes is how much waits to be read, by all clients together.
-	keptBytes = 32 << 20
+	// queueOf is how many events wait to be encoded: 4 MB, of whatever kind they are.
+	queueOf = 1 << 14
+	// keptBytes is how much memory waits to be read, by all clients together.
+	keptBytes = 8 << 20
 	// pageBytes is how much is encoded before it can be read.
-	pageBytes = 64 << 10
+	pageBytes = 32 << 10
 	// maxSpare is how many pages are kept to be used again.
 	maxSpare = 16
 )
@@ -36,7 +37,7 @@ type feed struct {
 	sub     *tracer.Subscription // nil: nobody reads
 	pages   []*page              // those that somebody has still to read, the oldest first
 	first   uint64               // number of pages[0]
-	bytes   int                  // of all pages
+	bytes   int                  // that all pages take
 	spare   []*page              // that everybody has read, to be used again
 }
 
@@ -55,6 +56,9 @@ type page struct {
 	json  []byte
 	lines []line
 }
+
+// size is the memory that a page takes.
+func (p *page) size() int { return cap(p.json) + cap(p.lines)*int(unsafe.Sizeof(line{})) }
 
 // line is an event of a page.
 type line struct {
@@ -181,7 +185,7 @@ func (f *feed) publish(sub *tracer.Subscription, since *[maxStreams]*reader, mad
 	}
 	p.json, p.lines = append(p.json[:0], made.json...), append(p.lines[:0], made.lines...)
 	f.pages = append(f.pages, p)
-	f.bytes += len(p.json)
+	f.bytes += p.size()
 	for i, r := range &f.readers {
 		switch {
 		case r != since[i]:
@@ -208,7 +212,7 @@ func (f *feed) trim() {
 	for ; n < len(f.pages) && (f.first < read || f.bytes > keptBytes); n++ {
 		p := f.pages[n]
 		f.first++
-		f.bytes -= len(p.json)
+		f.bytes -= p.size()
 		if len(f.spare) < maxSpare && len(p.json) >= pageBytes/2 {
 			f.spare = append(f.spare, p)
 		}

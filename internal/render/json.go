@@ -224,7 +224,14 @@ func (e *Encoder) AppendEvent(b []byte, ev *Event) []byte {
 	o.optTrue(`,"implicit":`, ev.Implicit)
 	o.optStr(`,"error":`, ev.Error)
 	if len(ev.HeldBy) > 0 {
-		o.other(`,"held_by":`, ev.HeldBy)
+		o.key(`,"held_by":[`)
+		for i := range ev.HeldBy {
+			if i > 0 {
+				o.b = append(o.b, ',')
+			}
+			o.b = e.AppendSocket(o.b, &ev.HeldBy[i])
+		}
+		o.b = append(o.b, ']')
 	}
 	if ev.HeldByMore > 0 {
 		o.uint(`,"held_by_more":`, uint64(ev.HeldByMore))
