@@ -174,7 +174,21 @@ func createMaps(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
 	return maps, nil
 }
 
-// loadProgram loads one program of an object; opts has the object's maps.
+// loadOptions are for programs that one goroutine loads, with the object's maps. The types
+// that they are relocated against are its own, and those of the kernel alone: the types of
+// every loaded module would be looked through too, for all that porthole reads is built in,
+// and a decoder of a module's types adds to that of the kernel's without its lock.
+func loadOptions(maps map[string]*ebpf.Map, types *btf.Cache) (ebpf.CollectionOptions, error) {
+	kernel, err := types.Kernel()
+	if err != nil {
+		return ebpf.CollectionOptions{}, explain("read the kernel's BTF", err)
+	}
+	return ebpf.CollectionOptions{
+		MapReplacements: maps, Cache: types, Programs: ebpf.ProgramOptions{KernelTypes: kernel.Copy()},
+	}, nil
+}
+
+// loadProgram loads one program of an object.
 func loadProgram(spec *ebpf.CollectionSpec, name string, opts ebpf.CollectionOptions) (*ebpf.Program, error) {
 	one := *spec // not Copy, which copies every program
 	one.Programs, one.Variables = map[string]*ebpf.ProgramSpec{name: spec.Programs[name]}, nil

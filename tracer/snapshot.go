@@ -107,18 +107,23 @@ func (s *Snapshotter) prepare(load func() (*ebpf.CollectionSpec, error)) (*ebpf.
 }
 
 func (s *Snapshotter) load(spec *ebpf.CollectionSpec, reads Reads, oldKernel bool) (err error) {
-	opts := ebpf.CollectionOptions{Cache: s.kernel, MapReplacements: s.maps.Maps}
+	var opts [3]ebpf.CollectionOptions // of each goroutine its own
+	for i := range opts {
+		if opts[i], err = loadOptions(s.maps.Maps, s.kernel); err != nil {
+			return err
+		}
+	}
 	var errs [3]error
 	var all sync.WaitGroup
-	all.Go(func() { s.files, errs[0] = loadIter(spec, snapshotProgPhFiles, opts) })
+	all.Go(func() { s.files, errs[0] = loadIter(spec, snapshotProgPhFiles, opts[0]) })
 	if reads&ReadsSockets != 0 {
 		all.Go(func() {
-			errs[1] = s.sockWalk.load(spec, snapshotProgPhWalk, snapshotOldProgPhWalkBurst, opts, oldKernel)
+			errs[1] = s.sockWalk.load(spec, snapshotProgPhWalk, snapshotOldProgPhWalkBurst, opts[1], oldKernel)
 		})
 	}
 	if reads&ReadsPorts != 0 {
 		all.Go(func() {
-			errs[2] = s.portWalk.load(spec, snapshotProgPhPorts, snapshotOldProgPhPortsBurst, opts, oldKernel)
+			errs[2] = s.portWalk.load(spec, snapshotProgPhPorts, snapshotOldProgPhPortsBurst, opts[2], oldKernel)
 		})
 	}
 	all.Wait()

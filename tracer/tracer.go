@@ -171,7 +171,11 @@ func (t *Tracer) attach(spec *ebpf.CollectionSpec, cfg Config) error {
 	if err != nil {
 		return explain("read the kernel's BTF", err)
 	}
-	l := loader{t: t, spec: spec, opts: ebpf.CollectionOptions{MapReplacements: t.maps, Cache: t.snap.kernel}, uring: !cfg.NoSyscallHooks && pickUring(kernel) != ""}
+	opts, err := loadOptions(t.maps, t.snap.kernel)
+	if err != nil {
+		return err
+	}
+	l := loader{t: t, spec: spec, opts: opts, uring: !cfg.NoSyscallHooks && pickUring(kernel) != ""}
 	if err := l.attach(hooksOf(func(p *probe) bool { return p.tier == "" })); err != nil {
 		return err
 	}

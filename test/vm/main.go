@@ -29,7 +29,7 @@ type options struct {
 	kernels, run, cache, doc string
 	kvm, verbose, list       bool
 	update, bench            bool
-	jobs                     int
+	jobs, starts             int
 	timeout                  time.Duration
 }
 
@@ -86,6 +86,7 @@ func parse() (options, error) {
 	flag.BoolVar(&o.verbose, "v", false, "show the consoles")
 	flag.BoolVar(&o.list, "list", false, "list the kernels")
 	flag.IntVar(&o.jobs, "j", 2, "how many `machines` run at once")
+	flag.IntVar(&o.starts, "starts", 0, "how `often` TestKernelStarts starts each command; 0: as often as it does itself")
 	flag.DurationVar(&o.timeout, "timeout", 10*time.Minute, "of one machine")
 	flag.Parse()
 	if flag.NArg() > 0 || o.jobs < 1 {

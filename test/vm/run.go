@@ -163,6 +163,10 @@ func (m *runner) plans(k kernel) ([]guest.Plan, error) {
 	if err != nil {
 		return nil, err
 	}
+	env := []string{gogc}
+	if m.starts > 0 {
+		env = append(env, fmt.Sprintf("PORTHOLE_STARTS=%d", m.starts))
+	}
 	var plans []guest.Plan
 	var without []guest.Job
 	for _, t := range tiers {
@@ -174,7 +178,7 @@ func (m *runner) plans(k kernel) ([]guest.Plan, error) {
 		plan := guest.Plan{Modules: modules, Jobs: []guest.Job{look}}
 		for _, s := range m.suites {
 			plan.Jobs = append(plan.Jobs, guest.Job{
-				Name: suiteJob(t, s), Env: []string{"PORTHOLE_TEST_TIER=" + string(t), gogc},
+				Name: suiteJob(t, s), Env: append([]string{"PORTHOLE_TEST_TIER=" + string(t)}, env...),
 				Argv: []string{"/tests/" + s.name() + ".test", "-test.v", "-test.run", m.run, "-test.timeout", m.timeout.String()},
 			})
 		}
