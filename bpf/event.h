@@ -114,6 +114,26 @@ struct netns_row {
 	__u64 reserved[PORT_WORDS]; /* ip_local_reserved_ports, bit by port */
 };
 
+/* A network device. */
+struct device_row {
+	__u64 cookie; /* of its namespace, 0 before Linux 5.12 */
+	__u32 netns;  /* inode number of its namespace */
+	__u32 index;  /* the number it has there */
+	__u8 name[16];
+};
+
+/* State of the walk of network devices: where its last call stopped. */
+struct devices_cursor {
+	__u64 first;  /* in/out: where the ring of namespaces was begun; 0: begin */
+	__u64 space;  /* in/out: present namespace, in that ring */
+	__u64 device; /* in/out: its next device, 0: it is to be begun */
+	__u64 ops;    /* in/out: operations of namespaces */
+	__u32 rows;   /* out: rows written since Go set it to 0 */
+	__u16 tries;  /* in/out: how often the present namespace was begun again */
+	__u8 done;    /* out: every namespace was read */
+	__u8 pad;
+};
+
 #define FDS_CHUNK 64
 
 /* A part of a process's descriptor table. */
@@ -205,3 +225,4 @@ _Static_assert(sizeof(struct row) == 96, "struct row");
 _Static_assert(sizeof(struct fds) == 560, "struct fds");
 _Static_assert(sizeof(struct walk) == 136, "struct walk");
 _Static_assert(sizeof(struct netns_row) == 8216, "struct netns_row");
+_Static_assert(sizeof(struct device_row) == 32, "struct device_row");

@@ -161,6 +161,7 @@ struct netns_ipv4 {
 
 struct net {
 	struct list_head list;
+	struct list_head dev_base_head;
 	struct ns_common ns;
 	__u64 net_cookie;
 	unsigned int hash_mix;
@@ -170,6 +171,13 @@ struct net {
 typedef struct {
 	struct net *net;
 } possible_net_t;
+
+struct net_device {
+	char name[16];
+	struct list_head dev_list;
+	int ifindex;
+	possible_net_t nd_net;
+};
 
 struct proto {
 	union {

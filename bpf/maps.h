@@ -41,6 +41,8 @@ const volatile struct {
 	struct walk walk[0];
 	struct walk_call walk_call[0];
 	struct netns_row netns_row[0];
+	struct device_row device_row[0];
+	struct devices_cursor devices_cursor[0];
 } contract;
 
 /*

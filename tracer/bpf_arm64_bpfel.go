@@ -13,6 +13,26 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type bpfDeviceRow struct {
+	_      structs.HostLayout
+	Cookie uint64
+	Netns  uint32
+	Index  uint32
+	Name   [16]uint8
+}
+
+type bpfDevicesCursor struct {
+	_      structs.HostLayout
+	First  uint64
+	Space  uint64
+	Device uint64
+	Ops    uint64
+	Rows   uint32
+	Tries  uint16
+	Done   uint8
+	Pad    uint8
+}
+
 type bpfEvent struct {
 	_             structs.HostLayout
 	TimeNs        uint64

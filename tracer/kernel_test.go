@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -321,13 +322,22 @@ func (r *recorder) socketOf(family, kind, proto int) int {
 	return fd
 }
 
-// sockaddr is the address for a socket of the family: IPv4 as mapped on IPv6.
+// sockaddr is the address for a socket of the family: IPv4 as mapped on IPv6; a zone is the
+// name of a device of the calling thread's namespace.
 func sockaddr(family int, addr string) unix.Sockaddr {
 	a := netip.MustParseAddrPort(addr)
 	if family == unix.AF_INET {
 		return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().Unmap().As4()}
 	}
-	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
+	to := &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
+	if zone := a.Addr().Zone(); zone != "" {
+		dev, err := net.InterfaceByName(zone)
+		if err != nil {
+			panic(err)
+		}
+		to.ZoneId = uint32(dev.Index)
+	}
+	return to
 }
 
 func (r *recorder) family(fd int) int {

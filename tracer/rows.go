@@ -10,8 +10,9 @@ import (
 // Rows is what a Snapshot is made from. Each socket is made when it is read, so that a
 // list of very many need not be in memory. It is safe for concurrent use.
 type Rows struct {
-	// Restarts and Unfinished are as in Snapshot.
+	// Restarts, Unfinished and Devices are as in Snapshot.
 	Restarts, Unfinished int
+	Devices              Devices
 
 	start uint64
 	from  *collection
@@ -38,7 +39,7 @@ func (r *Rows) Read(i int, so *Socket) {
 
 // Snapshot makes all sockets. It uses two processors.
 func (r *Rows) Snapshot() *Snapshot {
-	snap := &Snapshot{Sockets: make([]Socket, r.Len()), Restarts: r.Restarts, Unfinished: r.Unfinished, start: r.start}
+	snap := &Snapshot{Sockets: make([]Socket, r.Len()), Restarts: r.Restarts, Unfinished: r.Unfinished, Devices: r.Devices, start: r.start}
 	fill := func(from, to int) {
 		pool := make([]Holder, 0, to-from) // for the usual case of a holder each
 		for i := from; i < to; i++ {
@@ -74,9 +75,10 @@ type collection struct {
 
 // part is the rows of one call of the walk, the first holder of each, and their keys.
 type part struct {
-	rows []bpfRow
-	held []rawHolder
-	keys []sortKey
+	rows    []bpfRow
+	held    []rawHolder
+	keys    []sortKey
+	deviced bool // some socket is bound to a device
 }
 
 // rawHolder is a holder on its way: a process by its place in collection.procs, or nobody.
@@ -95,16 +97,22 @@ func (c *collection) row(at uint32) *bpfRow { return &c.parts[at>>16].rows[at&0x
 
 // add takes rows, and keeps them. It is safe for concurrent use.
 func (c *collection) add(rows []bpfRow) {
-	p := &part{rows, make([]rawHolder, len(rows)), make([]sortKey, 0, len(rows))}
+	p := &part{rows: rows, held: make([]rawHolder, len(rows)), keys: make([]sortKey, 0, len(rows))}
 	for i := range p.held { // written before it is read: a page that is read first faults twice
 		p.held[i].proc = nobody
 	}
 	first := c.addPart(p)
 	for i := range rows {
+		p.deviced = p.deviced || rows[i].Flow.Dev != 0
 		if rows[i].Sock != 0 {
 			p.keys = append(p.keys, keyOf(&rows[i], first|uint32(i)))
 		}
 	}
+}
+
+// deviced tells whether some socket is bound to a device.
+func (c *collection) deviced() bool {
+	return slices.ContainsFunc(c.parts, func(p *part) bool { return p.deviced })
 }
 
 // addPart returns the name of the first row.

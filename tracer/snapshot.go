@@ -24,6 +24,9 @@ type Snapshot struct {
 	// read again; Unfinished those that never held still, so that a socket may
 	// be missing.
 	Restarts, Unfinished int
+	// Devices are the names of the devices that sockets are bound to; nil where none is, or
+	// they could not be read.
+	Devices Devices
 
 	start uint64 // CLOCK_BOOTTIME when the first table was opened, nanoseconds
 }
@@ -41,13 +44,17 @@ type Snapshotter struct {
 	sockWalk walker // of sockets
 	portWalk walker // of ephemeral ports
 	files    *link.Iter
+	devices  deviceReader
 	udp      int // a UDP socket, for struct walk
 	rows     *ebpf.Memory
 	fds      *ebpf.Memory
 	spaces   *ebpf.Memory
 	dec      *decoder
-	kernel   *btf.Cache // the kernel's types, to load more programs with
-	timed    uint8      // 1: tell when each row was read, which takes a tenth of the walk
+
+	deviceRows *ebpf.Memory
+
+	kernel *btf.Cache // the kernel's types, to load more programs with
+	timed  uint8      // 1: tell when each row was read, which takes a tenth of the walk
 }
 
 // Reads is what a Snapshotter can read: each takes a program, and that some time to load.
@@ -113,6 +120,7 @@ func (s *Snapshotter) load(spec *ebpf.CollectionSpec, reads Reads, oldKernel boo
 			return err
 		}
 	}
+	s.devices.load = func() (*link.Iter, error) { return loadIter(spec, snapshotProgPhDevices, opts[0]) }
 	var errs [3]error
 	var all sync.WaitGroup
 	all.Go(func() { s.files, errs[0] = loadIter(spec, snapshotProgPhFiles, opts[0]) })
@@ -135,7 +143,7 @@ func (s *Snapshotter) load(spec *ebpf.CollectionSpec, reads Reads, oldKernel boo
 		return fmt.Errorf("open a UDP socket: %w", err)
 	}
 	for name, memory := range map[string]**ebpf.Memory{
-		snapshotMapRows: &s.rows, snapshotMapNetnsRows: &s.spaces, snapshotMapFds: &s.fds,
+		snapshotMapRows: &s.rows, snapshotMapNetnsRows: &s.spaces, snapshotMapFds: &s.fds, snapshotMapDevices: &s.deviceRows,
 	} {
 		if *memory, err = s.maps.Maps[name].Memory(); err != nil {
 			return fmt.Errorf("map %s: %w", name, err)
@@ -176,13 +184,16 @@ func loadIter(spec *ebpf.CollectionSpec, name string, opts ebpf.CollectionOption
 	return link.AttachIter(link.IterOptions{Program: prog})
 }
 
-// forget frees what only loading programs takes: some 10 MB.
-func (s *Snapshotter) forget() { s.kernel = nil }
+// forget frees what only loading programs takes, some 10 MB, once all are loaded.
+func (s *Snapshotter) forget() error {
+	s.kernel = nil
+	return s.devices.forget()
+}
 
 // Close unloads the programs.
 func (s *Snapshotter) Close() error {
 	var errs []error
-	for _, it := range []*link.Iter{s.files, s.sockWalk.burst, s.portWalk.burst} {
+	for _, it := range []*link.Iter{s.files, s.sockWalk.burst, s.portWalk.burst, s.devices.it} {
 		if it != nil {
 			errs = append(errs, it.Close())
 		}
@@ -243,6 +254,11 @@ func (s *Snapshotter) Rows(port uint16) (*Rows, error) {
 		r.keys = r.from.unique(r.keys)
 	}
 	r.Restarts, r.Unfinished = int(w.Restarts), int(w.GaveUp)
+	if r.from.deviced() {
+		if r.Devices, err = s.Devices(); err != nil {
+			r.Devices = nil // then they are shown by their numbers
+		}
+	}
 	return r, nil
 }
 
@@ -445,7 +461,7 @@ func (s *stepper) Close() {
 
 // readMemory fills a slice of one of the BPF programs' types from a map, the first
 // from an index.
-func readMemory[T bpfRow | bpfFds | bpfNetnsRow](from *ebpf.Memory, first uint32, to []T) error {
+func readMemory[T bpfRow | bpfFds | bpfNetnsRow | bpfDeviceRow](from *ebpf.Memory, first uint32, to []T) error {
 	if len(to) == 0 {
 		return nil
 	}

@@ -16,14 +16,17 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	snapshotMapFds       = "fds"
-	snapshotMapNetnsRows = "netns_rows"
-	snapshotMapRows      = "rows"
-	snapshotMapWalks     = "walks"
-	snapshotProgPhFiles  = "ph_files"
-	snapshotProgPhPorts  = "ph_ports"
-	snapshotProgPhWalk   = "ph_walk"
-	snapshotVarFdsCursor = "fds_cursor"
+	snapshotMapDevices       = "devices"
+	snapshotMapFds           = "fds"
+	snapshotMapNetnsRows     = "netns_rows"
+	snapshotMapRows          = "rows"
+	snapshotMapWalks         = "walks"
+	snapshotProgPhDevices    = "ph_devices"
+	snapshotProgPhFiles      = "ph_files"
+	snapshotProgPhPorts      = "ph_ports"
+	snapshotProgPhWalk       = "ph_walk"
+	snapshotVarDevicesCursor = "devices_cursor"
+	snapshotVarFdsCursor     = "fds_cursor"
 )
 
 // loadSnapshot returns the embedded CollectionSpec for snapshot.
@@ -68,15 +71,17 @@ type snapshotSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type snapshotProgramSpecs struct {
-	PhFiles *ebpf.ProgramSpec `ebpf:"ph_files"`
-	PhPorts *ebpf.ProgramSpec `ebpf:"ph_ports"`
-	PhWalk  *ebpf.ProgramSpec `ebpf:"ph_walk"`
+	PhDevices *ebpf.ProgramSpec `ebpf:"ph_devices"`
+	PhFiles   *ebpf.ProgramSpec `ebpf:"ph_files"`
+	PhPorts   *ebpf.ProgramSpec `ebpf:"ph_ports"`
+	PhWalk    *ebpf.ProgramSpec `ebpf:"ph_walk"`
 }
 
 // snapshotMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type snapshotMapSpecs struct {
+	Devices   *ebpf.MapSpec `ebpf:"devices"`
 	Fds       *ebpf.MapSpec `ebpf:"fds"`
 	NetnsRows *ebpf.MapSpec `ebpf:"netns_rows"`
 	Rows      *ebpf.MapSpec `ebpf:"rows"`
@@ -87,7 +92,8 @@ type snapshotMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type snapshotVariableSpecs struct {
-	FdsCursor *ebpf.VariableSpec `ebpf:"fds_cursor"`
+	DevicesCursor *ebpf.VariableSpec `ebpf:"devices_cursor"`
+	FdsCursor     *ebpf.VariableSpec `ebpf:"fds_cursor"`
 }
 
 // snapshotObjects contains all objects after they have been loaded into the kernel.
@@ -110,6 +116,7 @@ func (o *snapshotObjects) Close() error {
 //
 // It can be passed to loadSnapshotObjects or ebpf.CollectionSpec.LoadAndAssign.
 type snapshotMaps struct {
+	Devices   *ebpf.Map `ebpf:"devices"`
 	Fds       *ebpf.Map `ebpf:"fds"`
 	NetnsRows *ebpf.Map `ebpf:"netns_rows"`
 	Rows      *ebpf.Map `ebpf:"rows"`
@@ -118,6 +125,7 @@ type snapshotMaps struct {
 
 func (m *snapshotMaps) Close() error {
 	return _SnapshotClose(
+		m.Devices,
 		m.Fds,
 		m.NetnsRows,
 		m.Rows,
@@ -129,20 +137,23 @@ func (m *snapshotMaps) Close() error {
 //
 // It can be passed to loadSnapshotObjects or ebpf.CollectionSpec.LoadAndAssign.
 type snapshotVariables struct {
-	FdsCursor *ebpf.Variable `ebpf:"fds_cursor"`
+	DevicesCursor *ebpf.Variable `ebpf:"devices_cursor"`
+	FdsCursor     *ebpf.Variable `ebpf:"fds_cursor"`
 }
 
 // snapshotPrograms contains all programs after they have been loaded into the kernel.
 //
 // It can be passed to loadSnapshotObjects or ebpf.CollectionSpec.LoadAndAssign.
 type snapshotPrograms struct {
-	PhFiles *ebpf.Program `ebpf:"ph_files"`
-	PhPorts *ebpf.Program `ebpf:"ph_ports"`
-	PhWalk  *ebpf.Program `ebpf:"ph_walk"`
+	PhDevices *ebpf.Program `ebpf:"ph_devices"`
+	PhFiles   *ebpf.Program `ebpf:"ph_files"`
+	PhPorts   *ebpf.Program `ebpf:"ph_ports"`
+	PhWalk    *ebpf.Program `ebpf:"ph_walk"`
 }
 
 func (p *snapshotPrograms) Close() error {
 	return _SnapshotClose(
+		p.PhDevices,
 		p.PhFiles,
 		p.PhPorts,
 		p.PhWalk,

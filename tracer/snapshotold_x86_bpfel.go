@@ -16,15 +16,18 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	snapshotOldMapDevices       = "devices"
 	snapshotOldMapFds           = "fds"
 	snapshotOldMapNetnsRows     = "netns_rows"
 	snapshotOldMapRows          = "rows"
 	snapshotOldMapWalks         = "walks"
+	snapshotOldProgPhDevices    = "ph_devices"
 	snapshotOldProgPhFiles      = "ph_files"
 	snapshotOldProgPhPorts      = "ph_ports"
 	snapshotOldProgPhPortsBurst = "ph_ports_burst"
 	snapshotOldProgPhWalk       = "ph_walk"
 	snapshotOldProgPhWalkBurst  = "ph_walk_burst"
+	snapshotOldVarDevicesCursor = "devices_cursor"
 	snapshotOldVarFdsCursor     = "fds_cursor"
 )
 
@@ -70,6 +73,7 @@ type snapshotOldSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type snapshotOldProgramSpecs struct {
+	PhDevices    *ebpf.ProgramSpec `ebpf:"ph_devices"`
 	PhFiles      *ebpf.ProgramSpec `ebpf:"ph_files"`
 	PhPorts      *ebpf.ProgramSpec `ebpf:"ph_ports"`
 	PhPortsBurst *ebpf.ProgramSpec `ebpf:"ph_ports_burst"`
@@ -81,6 +85,7 @@ type snapshotOldProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type snapshotOldMapSpecs struct {
+	Devices   *ebpf.MapSpec `ebpf:"devices"`
 	Fds       *ebpf.MapSpec `ebpf:"fds"`
 	NetnsRows *ebpf.MapSpec `ebpf:"netns_rows"`
 	Rows      *ebpf.MapSpec `ebpf:"rows"`
@@ -91,7 +96,8 @@ type snapshotOldMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type snapshotOldVariableSpecs struct {
-	FdsCursor *ebpf.VariableSpec `ebpf:"fds_cursor"`
+	DevicesCursor *ebpf.VariableSpec `ebpf:"devices_cursor"`
+	FdsCursor     *ebpf.VariableSpec `ebpf:"fds_cursor"`
 }
 
 // snapshotOldObjects contains all objects after they have been loaded into the kernel.
@@ -114,6 +120,7 @@ func (o *snapshotOldObjects) Close() error {
 //
 // It can be passed to loadSnapshotOldObjects or ebpf.CollectionSpec.LoadAndAssign.
 type snapshotOldMaps struct {
+	Devices   *ebpf.Map `ebpf:"devices"`
 	Fds       *ebpf.Map `ebpf:"fds"`
 	NetnsRows *ebpf.Map `ebpf:"netns_rows"`
 	Rows      *ebpf.Map `ebpf:"rows"`
@@ -122,6 +129,7 @@ type snapshotOldMaps struct {
 
 func (m *snapshotOldMaps) Close() error {
 	return _SnapshotOldClose(
+		m.Devices,
 		m.Fds,
 		m.NetnsRows,
 		m.Rows,
@@ -133,13 +141,15 @@ func (m *snapshotOldMaps) Close() error {
 //
 // It can be passed to loadSnapshotOldObjects or ebpf.CollectionSpec.LoadAndAssign.
 type snapshotOldVariables struct {
-	FdsCursor *ebpf.Variable `ebpf:"fds_cursor"`
+	DevicesCursor *ebpf.Variable `ebpf:"devices_cursor"`
+	FdsCursor     *ebpf.Variable `ebpf:"fds_cursor"`
 }
 
 // snapshotOldPrograms contains all programs after they have been loaded into the kernel.
 //
 // It can be passed to loadSnapshotOldObjects or ebpf.CollectionSpec.LoadAndAssign.
 type snapshotOldPrograms struct {
+	PhDevices    *ebpf.Program `ebpf:"ph_devices"`
 	PhFiles      *ebpf.Program `ebpf:"ph_files"`
 	PhPorts      *ebpf.Program `ebpf:"ph_ports"`
 	PhPortsBurst *ebpf.Program `ebpf:"ph_ports_burst"`
@@ -149,6 +159,7 @@ type snapshotOldPrograms struct {
 
 func (p *snapshotOldPrograms) Close() error {
 	return _SnapshotOldClose(
+		p.PhDevices,
 		p.PhFiles,
 		p.PhPorts,
 		p.PhPortsBurst,

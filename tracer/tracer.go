@@ -52,6 +52,7 @@ type Tracer struct {
 	establishedVar *ebpf.Variable
 	reader         *ringbuf.Reader
 	snap           *Snapshotter
+	devices        deviceNames
 	table          *Table
 	history        *History
 	out            fanout
@@ -126,7 +127,7 @@ func (t *Tracer) open(cfg Config) error {
 		return err
 	}
 	t.snap.timed = 1 // events are older than a row, or newer
-	defer t.snap.forget()
+	t.devices.read = t.snap.Devices
 	load := loadBpf
 	if cast, err := hasCast(t.snap.kernel); err != nil {
 		return err
@@ -143,7 +144,10 @@ func (t *Tracer) open(cfg Config) error {
 	if t.reader, err = ringbuf.NewReader(t.maps[bpfMapEvents]); err != nil {
 		return explain("open ring buffer", err)
 	}
-	return t.attach(spec, cfg)
+	if err := t.attach(spec, cfg); err != nil {
+		return err
+	}
+	return t.snap.forget()
 }
 
 func (t *Tracer) openMaps(spec *ebpf.CollectionSpec, cfg Config) error {
