@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
 	"slices"
 	"testing"
 	"time"
@@ -222,5 +223,61 @@ func TestKernelReconcileTellsConnections(t *testing.T) {
 		if diff := cmp.Diff(want, told); diff != "" {
 			t.Fatalf("events (-want +got):\n%s", diff)
 		}
+	}
+}
+
+// While the descriptors of processes that have very many are copied, events go on.
+func TestKernelReconcileInterrupted(t *testing.T) {
+	r := idle(t)
+	tr, err := Open(tested(Config{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tr.Close()
+	r.tracer, r.sub = tr, tr.Subscribe(1<<16)
+	const copies, children = 10_000, 50
+	r.manyHolders(copies, children)
+	const resyncs = 3
+	ctx, end := context.WithCancel(t.Context())
+	go func() {
+		defer end()
+		for range resyncs {
+			if err := tr.resync(); err != nil {
+				t.Error(err)
+			}
+		}
+	}()
+	start, told := time.Now(), 0
+	for r.tryFence(ctx) == nil { // a socket comes and goes, and is told of
+		told++
+	}
+	took := time.Since(start)
+	t.Logf("%d comparisons took %v, in which %d sockets were told of", resyncs, took, told)
+	if late := took / time.Duration(told+1); late > max(50*time.Millisecond, took/resyncs/4) {
+		t.Errorf("the close of a socket is told after %v", late)
+	}
+}
+
+// manyHolders starts processes that inherit very many descriptors of a socket.
+func (r *recorder) manyHolders(copies, children int) {
+	r.Helper()
+	fd := r.socket(unix.AF_INET, unix.SOCK_DGRAM)
+	r.bind(fd, "127.0.0.1:7001")
+	for range copies {
+		other, err := unix.Dup(fd)
+		if err != nil {
+			r.Fatal(err)
+		}
+		r.fds = append(r.fds, other)
+	}
+	for range children {
+		cmd := exec.Command("sleep", "300")
+		if err := cmd.Start(); err != nil {
+			r.Fatal(err)
+		}
+		r.Cleanup(func() {
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+		})
 	}
 }

@@ -3,6 +3,7 @@ package tracer
 import (
 	"errors"
 	"slices"
+	"time"
 )
 
 // resync makes the table equal to the kernel's, as Table.Reconcile does with a
@@ -24,7 +25,13 @@ func (t *Tracer) resync() error {
 		return err
 	}
 	dec := newDecoder()
-	if err := t.snap.eachFds(func(tables []bpfFds) { t.table.holdFiles(files, dec, tables) }); err != nil {
+	var holdErr error
+	err = t.snap.eachFds(func(tables []bpfFds) {
+		if holdErr == nil {
+			holdErr = t.holdPieces(tables, func(some []bpfFds) { t.table.holdFiles(files, dec, some) })
+		}
+	})
+	if err := errors.Join(err, holdErr); err != nil {
 		return err
 	}
 	if err := t.lookAgain(&w, files); err != nil {
@@ -44,6 +51,16 @@ func (t *Tracer) mergeRows(rows []bpfRow, files filesOf) error {
 	if err := t.catchUp(boottime()); err != nil {
 		return err
 	}
+	for some := range slices.Chunk(rows, mergeAtOnce) {
+		t.mergeSome(some, files)
+		if err := t.breathe(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (t *Tracer) mergeSome(rows []bpfRow, files filesOf) {
 	t.table.mu.Lock()
 	defer t.table.mu.Unlock()
 	for i := range rows {
@@ -51,7 +68,35 @@ func (t *Tracer) mergeRows(rows []bpfRow, files filesOf) error {
 		t.table.merge(&so)
 		files.add(so.file, so.id)
 	}
+}
+
+// holdPieces hands hold a few descriptor tables at a time.
+func (t *Tracer) holdPieces(tables []bpfFds, hold func([]bpfFds)) error {
+	for some := range slices.Chunk(tables, holdAtOnce) {
+		hold(some)
+		if err := t.breathe(); err != nil {
+			return err
+		}
+	}
 	return nil
+}
+
+const (
+	// mergeAtOnce rows, and holdAtOnce parts of descriptor tables, take a fraction of a
+	// millisecond: between them the ring buffer is read, and others may use the table.
+	mergeAtOnce = 512
+	holdAtOnce  = 16
+	// breatheEvery is how long the ring buffer waits for a comparison at most, but for
+	// the one call of a kernel program that is under way.
+	breatheEvery = 2 * time.Millisecond
+)
+
+// breathe reads the ring buffer in the midst of a comparison, if that was not done just now.
+func (t *Tracer) breathe() error {
+	if time.Since(t.caughtUp) < breatheEvery {
+		return nil
+	}
+	return t.catchUp(boottime())
 }
 
 // lookAgain does as Snapshotter.settle: it reads sockets again that had a file, which

@@ -72,7 +72,10 @@ type Tracer struct {
 	resynced uint64        // losses the table has been rebuilt after
 	every    time.Duration // Config.Reconcile
 	next     time.Time     // the next one; zero: none
+	owed     bool          // the table is to be rebuilt after a loss
 	retry    time.Time     // not to rebuild the table before
+	caughtUp time.Time     // end of the last catchUp
+	reading  time.Duration // in catchUp, since the beginning of rebuild
 	newest   uint64        // Event.boot of the last event read
 	settle   uint64        // CLOCK_BOOTTIME: once what is older was read the table can be settled; 0: it is
 }
@@ -93,6 +96,9 @@ const (
 	checkEvery = 100 * time.Millisecond
 	// retryAfter is when the table is tried to be rebuilt again that could not be.
 	retryAfter = time.Second
+	// restAfter is how long the table is not rebuilt, as a multiple of what the last time
+	// took: whoever makes events be lost without end gets a tenth of the reader's time.
+	restAfter = 9
 )
 
 // Open loads the programs and attaches every hook; events collect in the ring
@@ -478,10 +484,21 @@ func (t *Tracer) Run(ctx context.Context, ready func(*Snapshot)) error {
 
 // quiet is how long to sleep, unless an event wakes the reader; zero: no limit.
 func (t *Tracer) quiet() time.Time {
-	if t.settle != 0 {
-		return time.Now().Add(time.Duration(t.settle-min(t.settle, boottime())) + time.Millisecond)
+	until := t.next
+	sooner := func(at time.Time) {
+		if until.IsZero() || at.Before(until) {
+			until = at
+		}
 	}
-	return t.next
+	if t.owed {
+		sooner(t.retry)
+	} else if !until.IsZero() && until.Before(t.retry) {
+		until = t.retry
+	}
+	if t.settle != 0 {
+		sooner(time.Now().Add(time.Duration(t.settle-min(t.settle, boottime())) + time.Millisecond))
+	}
+	return until
 }
 
 // take decodes one record, puts it into the table and keeps it for handOn.
@@ -598,16 +615,16 @@ func (t *Tracer) check() error {
 		return err
 	}
 	lost := stats.Lost()
-	switch due := !t.next.IsZero() && !t.checked.Before(t.next); {
-	case lost != t.resynced && !t.checked.Before(t.retry):
-		if t.rebuild() {
-			t.resynced = lost
-			t.count(&t.stats.Resyncs, 1)
-		}
-	case due:
-		if t.rebuild() {
-			t.count(&t.stats.Reconciles, 1)
-		}
+	t.owed = lost != t.resynced
+	due := !t.next.IsZero() && !t.checked.Before(t.next)
+	switch {
+	case !t.owed && !due || t.checked.Before(t.retry):
+	case !t.rebuild():
+	case t.owed:
+		t.owed, t.resynced = false, lost
+		t.count(&t.stats.Resyncs, 1)
+	default:
+		t.count(&t.stats.Reconciles, 1)
 	}
 	return nil
 }
@@ -616,9 +633,12 @@ func (t *Tracer) check() error {
 // descriptor, is counted, and it is tried again after a while: what is known still
 // serves, and events go on.
 func (t *Tracer) rebuild() bool {
+	start := time.Now()
+	t.reading = 0
 	err := t.resync()
 	if err == nil {
-		if t.retry = (time.Time{}); t.every > 0 {
+		end := time.Now()
+		if t.retry = end.Add(restAfter * (end.Sub(start) - t.reading)); t.every > 0 {
 			t.next = time.Now().Add(t.every)
 		} else {
 			t.next = time.Time{}
@@ -636,6 +656,11 @@ func (t *Tracer) rebuild() bool {
 
 // catchUp reads what the kernel has collected, up to a time of CLOCK_BOOTTIME.
 func (t *Tracer) catchUp(until uint64) error {
+	start := time.Now()
+	defer func() {
+		t.caughtUp = time.Now()
+		t.reading += t.caughtUp.Sub(start)
+	}()
 	var rec ringbuf.Record
 	t.reader.SetDeadline(time.Now()) // what is there is read all the same
 	for t.reader.AvailableBytes() > 0 {
