@@ -52,6 +52,7 @@ func serve(ctx context.Context, e *env, o *serveOptions) error {
 		return usagef("--history: %d: want a number from 0 up", o.config.History)
 	}
 	signal.Ignore(syscall.SIGHUP)
+	e.endsItself()
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	log := agent.NewLogWriter(e.stderr) // a log that cannot be written must not stop the agent

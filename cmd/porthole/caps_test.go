@@ -3,13 +3,11 @@ package main
 import (
 	"bufio"
 	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -36,9 +34,7 @@ func TestMain(m *testing.M) {
 		if err := json.Unmarshal([]byte(text), &args); err != nil {
 			panic(err)
 		}
-		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-		defer stop()
-		os.Exit(run(ctx, &env{stdout: os.Stdout, stderr: os.Stderr, alone: true}, args))
+		os.Exit(runAlone(args))
 	}
 	if name := os.Getenv(hostileEnv); name != "" {
 		if err := hostileMain(name); err != nil {

@@ -10,12 +10,14 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"golang.org/x/term"
 
+	"github.com/porthole-dev/porthole/internal/agent"
 	"github.com/porthole-dev/porthole/internal/render"
 	"github.com/porthole-dev/porthole/tracer"
 )
@@ -35,7 +37,8 @@ const (
 type env struct {
 	stdout, stderr io.Writer
 	style          render.Style
-	alone          bool // the process is for this one command: it may give up what the command has no use for
+	alone          bool         // the process is for this one command: it may give up what the command has no use for
+	gentle         *atomic.Bool // see untilSignal; nil: no signal is waited for
 }
 
 // errNo ends a command whose answer is no: it has been printed already.
@@ -50,14 +53,16 @@ func (e usageError) Unwrap() error { return e.err }
 func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
 func main() {
+	os.Exit(runAlone(os.Args[1:]))
+}
+
+// runAlone is run in a process of its own.
+func runAlone(args []string) int {
 	// A reader that goes away is seen as an error of the write, not a signal.
 	signal.Ignore(syscall.SIGPIPE)
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	e := &env{stdout: os.Stdout, stderr: os.Stderr, alone: true}
+	e := &env{stdout: os.Stdout, stderr: os.Stderr, alone: true, gentle: new(atomic.Bool)}
 	e.style.Color = os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" && term.IsTerminal(int(os.Stdout.Fd()))
-	code := run(ctx, e, os.Args[1:])
-	stop()
-	os.Exit(code)
+	return run(untilSignal(e.gentle), e, args)
 }
 
 // run executes one command line and returns the exit code.
@@ -97,6 +102,11 @@ func hints(err error) []string {
 		return []string{"let it open more files: ulimit -n, or LimitNOFILE= of the systemd unit"}
 	case errors.Is(err, syscall.ENOMEM):
 		return []string{"let it use more memory, MemoryMax= of the systemd unit: an agent takes some 100 MB"}
+	case errors.Is(err, agent.ErrSilent):
+		return []string{
+			"see whether it is stopped (STAT T): ps -C porthole -o pid,stat,args; then kill -CONT its pid, or restart it",
+			"as root the kernel can be asked instead: leave out --agent",
+		}
 	case errors.Is(err, tracer.ErrNotSupported):
 		return []string{"porthole doctor tells what this machine lacks"}
 	}

@@ -2,11 +2,13 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -37,7 +39,7 @@ func newTail(e *env) *cobra.Command {
 		Short: "Follow binds, listens, connects, accepts and closes as they happen",
 		Long: "Follow binds, listens, connects, accepts and closes as they happen, in every\n" +
 			"network namespace. Filters can be repeated or comma-separated; all must match.\n" +
-			"Stop it with Ctrl-C.",
+			"Stop it with Ctrl-C. Exits with 1 when it ends before --count events.",
 		Example: "  porthole tail\n" +
 			"  porthole tail --event bind --port 8080\n" +
 			"  porthole tail --comm nginx --json --duration 10s",
@@ -89,9 +91,11 @@ func tail(cmd *cobra.Command, e *env, o *tailOptions) error {
 }
 
 func tailOwn(ctx context.Context, e *env, o *tailOptions, t *tracer.Tracer, f *filter.Filter) error {
-	ctx, stop := context.WithCancel(ctx)
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := func() { cancel(nil) }
 	defer stop()
-	stopWhenUnread(ctx, e.stdout, stop)
+	stopWhenUnread(ctx, e.stdout, cancel)
+	e = e.letGo(ctx)
 	names := newNames(e)
 	defer names.Cgroups.Close()
 	p := &ownTail{eventPrinter: newEventPrinter(e, o, names), t: t, sub: t.Subscribe(tailQueue), f: f}
@@ -102,6 +106,7 @@ func tailOwn(ctx context.Context, e *env, o *tailOptions, t *tracer.Tracer, f *f
 	var err error
 	select {
 	case snap := <-ready:
+		e.endsItself()
 		err = p.start(snap)
 	case err = <-ended:
 		return err
@@ -117,7 +122,7 @@ func tailOwn(ctx context.Context, e *env, o *tailOptions, t *tracer.Tracer, f *f
 	err = errors.Join(err, <-ended)
 	lost, statsErr := p.lostNow()
 	p.end(lost)
-	return errors.Join(err, statsErr)
+	return cmp.Or(errors.Join(err, statsErr), p.short(ctx))
 }
 
 // eventPrinter writes events until it has written enough.
@@ -163,6 +168,14 @@ func (p *eventPrinter) raw(line []byte) (enough bool, err error) {
 		return true, p.out.Flush()
 	}
 	return false, nil
+}
+
+// short is the error of a tail that ended, with ctx, before it had --count events.
+func (p *eventPrinter) short(ctx context.Context) error {
+	if p.written < p.o.count && !errors.Is(context.Cause(ctx), syscall.EPIPE) {
+		return errNo
+	}
+	return nil
 }
 
 // end tells how much was written and how much was lost.
@@ -269,9 +282,9 @@ func (p *ownTail) lostNow() (uint64, error) {
 	return stats.Lost() + stats.Bad + p.sub.Lost(), err
 }
 
-// stopWhenUnread calls stop when stdout is a pipe whose reader has gone, also
-// while there is nothing to write.
-func stopWhenUnread(ctx context.Context, stdout io.Writer, stop func()) {
+// stopWhenUnread calls stop with EPIPE when stdout is a pipe whose reader has gone,
+// also while there is nothing to write.
+func stopWhenUnread(ctx context.Context, stdout io.Writer, stop func(error)) {
 	f, ok := stdout.(*os.File)
 	if !ok {
 		return
@@ -283,7 +296,7 @@ func stopWhenUnread(ctx context.Context, stdout io.Writer, stop func()) {
 		for ctx.Err() == nil {
 			fds := []unix.PollFd{{Fd: int32(f.Fd())}} // no events asked for: only POLLERR ends the wait
 			if n, err := unix.Poll(fds, -1); n > 0 || err != nil && !errors.Is(err, unix.EINTR) {
-				stop()
+				stop(syscall.EPIPE)
 				return
 			}
 		}

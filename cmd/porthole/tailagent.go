@@ -3,11 +3,13 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/porthole-dev/porthole/internal/agent"
 	"github.com/porthole-dev/porthole/internal/render"
@@ -28,9 +30,10 @@ func tailAgent(ctx context.Context, e *env, o *tailOptions, c *agent.Client, val
 // followAgent writes the agent's events until ctx ends or there are enough, and
 // calls attached before the first.
 func followAgent(ctx context.Context, e *env, o *tailOptions, c *agent.Client, values map[string][]string, attached func()) error {
-	ctx, stop := context.WithCancel(ctx)
-	defer stop()
-	stopWhenUnread(ctx, e.stdout, stop)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	stopWhenUnread(ctx, e.stdout, cancel)
+	e = e.letGo(ctx)
 	if o.verbose {
 		values["verbose"] = []string{"true"}
 	}
@@ -39,12 +42,11 @@ func followAgent(ctx context.Context, e *env, o *tailOptions, c *agent.Client, v
 		return err
 	}
 	defer body.Close()
+	e.endsItself()
 	attached()
 	if o.duration > 0 {
-		var cancel func()
-		ctx, cancel = context.WithTimeout(ctx, o.duration)
-		defer cancel()
-		context.AfterFunc(ctx, stop)
+		timer := time.AfterFunc(o.duration, func() { cancel(nil) })
+		defer timer.Stop()
 	}
 	names := render.LoadNames()
 	defer names.Cgroups.Close()
@@ -56,7 +58,7 @@ func followAgent(ctx context.Context, e *env, o *tailOptions, c *agent.Client, v
 		err = p.out.Flush() // this end was asked for; what could not be written still cannot
 	}
 	p.end(p.lost)
-	return err
+	return cmp.Or(err, p.short(ctx))
 }
 
 // agentTail follows the events of the agent.

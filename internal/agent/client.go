@@ -3,11 +3,15 @@ package agent
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"strconv"
+	"syscall"
+	"time"
 
 	"github.com/porthole-dev/porthole/internal/filter"
 )
@@ -33,30 +37,89 @@ type Error struct {
 
 func (e *Error) Error() string { return e.Text }
 
-// Dial returns a client for an agent that answers on the socket.
+const (
+	// aliveWithin is how long an agent may take to accept a connection and to say that
+	// it lives; firstByteWithin how long for the beginning of an answer, which may wait
+	// for its turn (turnWithin). What follows has no limit.
+	aliveWithin     = 5 * time.Second
+	firstByteWithin = 30 * time.Second
+)
+
+// ErrSilent is an agent that has the socket, and does not answer on it.
+var ErrSilent = errors.New("it does not answer")
+
+// Dial returns a client for an agent that answers on the socket. The error wraps
+// ErrSilent where there is one that does not within 5 s.
 func Dial(socket string) (*Client, error) {
-	conn, err := net.Dial("unix", socket)
+	c := newClient(socket)
+	ctx, cancel := context.WithTimeout(context.Background(), aliveWithin)
+	defer cancel()
+	resp, err := c.do(ctx, "/healthz")
+	if err != nil && ctx.Err() != nil {
+		return nil, fmt.Errorf("ask the agent on %s: %w within %v", socket, ErrSilent, aliveWithin)
+	} else if err != nil {
+		return nil, err
+	}
+	// Read to its end the connection serves the next request.
+	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, 1<<10))
+	resp.Body.Close()
+	return c, nil
+}
+
+func newClient(socket string) *Client {
+	return &Client{socket: socket, http: http.Client{Transport: &http.Transport{
+		DialContext:           func(ctx context.Context, _, _ string) (net.Conn, error) { return connect(ctx, socket) },
+		DisableCompression:    true,
+		ResponseHeaderTimeout: firstByteWithin,
+	}}}
+}
+
+// connect waits while the queue of the socket is full: the kernel refuses that with
+// EAGAIN.
+func connect(ctx context.Context, socket string) (net.Conn, error) {
+	for {
+		var d net.Dialer
+		conn, err := d.DialContext(ctx, "unix", socket)
+		if !errors.Is(err, syscall.EAGAIN) {
+			return conn, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// do sends a request: what is path and query.
+func (c *Client) do(ctx context.Context, what string) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://porthole"+what, nil)
 	if err != nil {
 		return nil, fmt.Errorf("ask the agent: %w", err)
 	}
-	conn.Close()
-	var d net.Dialer
-	return &Client{socket: socket, http: http.Client{Transport: &http.Transport{
-		DialContext:        func(ctx context.Context, _, _ string) (net.Conn, error) { return d.DialContext(ctx, "unix", socket) },
-		DisableCompression: true,
-	}}}, nil
+	resp, err := c.http.Do(req)
+	var failed *url.Error
+	if errors.As(err, &failed) { // its text has an address that means nothing
+		err = failed.Err
+	}
+	var names *net.OpError
+	switch {
+	case err == nil:
+		return resp, nil
+	case errors.As(err, &names): // the socket
+		return nil, fmt.Errorf("ask the agent: %w", err)
+	}
+	return nil, fmt.Errorf("ask the agent on %s: %w", c.socket, err)
 }
 
 // Get asks for a path with the parameters of filters. The error wraps an *Error
 // where the agent refused.
 func (c *Client) Get(ctx context.Context, path string, values map[string][]string) (*Answer, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://porthole"+path+"?"+filter.Query(values).Encode(), nil)
-	if err != nil {
-		return nil, fmt.Errorf("ask the agent: %w", err)
-	}
-	resp, err := c.http.Do(req)
-	if err != nil {
-		return nil, fmt.Errorf("ask the agent on %s: %w", c.socket, err)
+	resp, err := c.do(ctx, path+"?"+filter.Query(values).Encode())
+	if timeout := net.Error(nil); errors.As(err, &timeout) && timeout.Timeout() && ctx.Err() == nil {
+		return nil, fmt.Errorf("ask the agent on %s: %w within %v", c.socket, ErrSilent, firstByteWithin)
+	} else if err != nil {
+		return nil, err
 	}
 	if resp.StatusCode != http.StatusOK {
 		defer resp.Body.Close()
