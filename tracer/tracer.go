@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -15,7 +16,7 @@ import (
 	"github.com/cilium/ebpf/ringbuf"
 )
 
-// DefaultRingBytes is the size of the ring buffer: room for some 70,000 events.
+// DefaultRingBytes is the size of the ring buffer: room for some 100,000 events.
 const DefaultRingBytes = 8 << 20
 
 // Config says how to trace. The zero value is good.
@@ -443,7 +444,11 @@ func (t *Tracer) Run(ctx context.Context, ready func(*Snapshot)) error {
 	if ready != nil {
 		ready(snap)
 	}
-	stop := context.AfterFunc(ctx, func() { _ = t.reader.Flush() }) // fails only on a closed reader
+	var last atomic.Uint64 // CLOCK_BOOTTIME when ctx ended: events go on, maybe as fast as they are read
+	stop := context.AfterFunc(ctx, func() {
+		last.Store(boottime())
+		_ = t.reader.Flush() // fails only on a closed reader
+	})
 	defer stop()
 	var rec ringbuf.Record
 	var idleFrom time.Time // when the last event was handed on
@@ -472,6 +477,9 @@ func (t *Tracer) Run(ctx context.Context, ready func(*Snapshot)) error {
 			continue
 		}
 		t.handOn()
+		if end := last.Load(); end != 0 && t.newest > end {
+			return nil
+		}
 		idleFrom = time.Now()
 		t.reader.SetDeadline(idleFrom.Add(readerIdle))
 		if idleFrom.Sub(t.checked) > checkEvery {
