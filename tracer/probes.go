@@ -174,17 +174,16 @@ func createMaps(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
 	return maps, nil
 }
 
-// loadOptions are for programs that one goroutine loads, with the object's maps. The types
-// that they are relocated against are its own, and those of the kernel alone: the types of
-// every loaded module would be looked through too, for all that porthole reads is built in,
-// and a decoder of a module's types adds to that of the kernel's without its lock.
+// loadOptions are for the programs that share maps, for one goroutine: a decoder of types is
+// never two goroutines'. They are relocated against the types of the kernel alone. Those of
+// every loaded module would be looked through too, for nothing: all that porthole reads is built in.
 func loadOptions(maps map[string]*ebpf.Map, types *btf.Cache) (ebpf.CollectionOptions, error) {
 	kernel, err := types.Kernel()
 	if err != nil {
 		return ebpf.CollectionOptions{}, explain("read the kernel's BTF", err)
 	}
 	return ebpf.CollectionOptions{
-		MapReplacements: maps, Cache: types, Programs: ebpf.ProgramOptions{KernelTypes: kernel.Copy()},
+		MapReplacements: maps, Cache: types, Programs: ebpf.ProgramOptions{KernelTypes: kernel},
 	}, nil
 }
 

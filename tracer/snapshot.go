@@ -113,28 +113,21 @@ func (s *Snapshotter) prepare(load func() (*ebpf.CollectionSpec, error)) (*ebpf.
 	return spec, err
 }
 
-func (s *Snapshotter) load(spec *ebpf.CollectionSpec, reads Reads, oldKernel bool) (err error) {
-	var opts [3]ebpf.CollectionOptions // of each goroutine its own
-	for i := range opts {
-		if opts[i], err = loadOptions(s.maps.Maps, s.kernel); err != nil {
-			return err
-		}
+func (s *Snapshotter) load(spec *ebpf.CollectionSpec, reads Reads, oldKernel bool) error {
+	opts, err := loadOptions(s.maps.Maps, s.kernel)
+	if err != nil {
+		return err
 	}
-	s.devices.load = func() (*link.Iter, error) { return loadIter(spec, snapshotProgPhDevices, opts[0]) }
+	s.devices.load = func() (*link.Iter, error) { return loadIter(spec, snapshotProgPhDevices, opts) }
+	// One after the other: see loadOptions. At once it takes as long.
 	var errs [3]error
-	var all sync.WaitGroup
-	all.Go(func() { s.files, errs[0] = loadIter(spec, snapshotProgPhFiles, opts[0]) })
+	s.files, errs[0] = loadIter(spec, snapshotProgPhFiles, opts)
 	if reads&ReadsSockets != 0 {
-		all.Go(func() {
-			errs[1] = s.sockWalk.load(spec, snapshotProgPhWalk, snapshotOldProgPhWalkBurst, opts[1], oldKernel)
-		})
+		errs[1] = s.sockWalk.load(spec, snapshotProgPhWalk, snapshotOldProgPhWalkBurst, opts, oldKernel)
 	}
 	if reads&ReadsPorts != 0 {
-		all.Go(func() {
-			errs[2] = s.portWalk.load(spec, snapshotProgPhPorts, snapshotOldProgPhPortsBurst, opts[2], oldKernel)
-		})
+		errs[2] = s.portWalk.load(spec, snapshotProgPhPorts, snapshotOldProgPhPortsBurst, opts, oldKernel)
 	}
-	all.Wait()
 	if err := errors.Join(errs[:]...); err != nil {
 		return explain("load snapshot programs", err)
 	}

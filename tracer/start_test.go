@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// Programs are loaded side by side, and what decodes the kernel's types for one goroutine must
-// not be another's: where modules are loaded that bring types, Go ended the program.
+// What decodes the kernel's types for one goroutine must not be another's: where modules are
+// loaded that bring types, Go ended the program.
 func TestKernelStartsAtOnce(t *testing.T) {
 	var all sync.WaitGroup
 	errs := make([]error, 4)
