@@ -166,6 +166,7 @@ type Event struct {
 	sock  uint64 // address of the kernel's struct sock
 	tw    uint64 // close, down: address of the timewait sock that keeps the port
 	flags uint8  // bpfEventFlag
+	asks  bool   // HeldBy is what the table knows: see completer
 }
 
 // Origin says how porthole learnt of a socket.

@@ -218,13 +218,22 @@ func (s *Snapshotter) Take(port uint16) (*Snapshot, error) {
 func (s *Snapshotter) Rows(port uint16) (*Rows, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.rowsOf(s.dec, port)
+}
+
+// rowsOf is Rows of several ports, for who does not wait for others, and has a decoder of
+// its own.
+func (s *Snapshotter) rowsOf(dec *decoder, ports ...uint16) (*Rows, error) {
 	r := &Rows{start: boottime(), from: newCollection()}
 	var w bpfWalk
 	var adding sync.WaitGroup
 	// Not the walk's own work: the sockets of a busy port are one chain, which one processor follows.
-	err := s.readTables(&w, port, nil, func(rows []bpfRow) {
-		adding.Go(func() { r.from.add(rows) })
-	})
+	var err error
+	for _, port := range ports {
+		err = errors.Join(err, s.readTables(&w, port, nil, func(rows []bpfRow) {
+			adding.Go(func() { r.from.add(rows) })
+		}))
+	}
 	sorted := make(chan struct{})
 	go func() {
 		adding.Wait()
@@ -233,7 +242,7 @@ func (s *Snapshotter) Rows(port uint16) (*Rows, error) {
 	}()
 	joinErr := s.eachFds(func(tables []bpfFds) {
 		adding.Wait()
-		r.from.join(s.dec, tables)
+		r.from.join(dec, tables)
 	})
 	<-sorted
 	if err := errors.Join(err, joinErr); err != nil {

@@ -18,6 +18,7 @@ type Table struct {
 	rows   slab[row]          // the first is none: its index means that there is no row
 	byID   map[uint64]uint32  // by address of the kernel's struct sock
 	byPort [1 << 16]uint32    // first row of each local port, linked by next
+	byPeer [1 << 16]uint32    // the same of rows that had a peer when they were added
 	free   uint32             // first row to use again, linked by next
 	procs  processes          // owners and holders
 	more   map[uint64][]owned // holders after the first, by id
@@ -27,6 +28,8 @@ type Table struct {
 	closed map[uint64]uint64
 	// doubt: a snapshot and the events before it contradict each other.
 	doubt bool
+	// changes counts what the writer has done, so that it can tell whether that was anything.
+	changes uint64
 }
 
 // left is who left a socket in TIME_WAIT.
@@ -68,6 +71,7 @@ type row struct {
 	initial   bool // from the first snapshot, no event since
 	missing   bool // the last snapshot did not have it, and no event since
 	shared    bool // there are more holders
+	peered    bool // linked by Table.byPeer
 	told      told
 }
 
@@ -112,6 +116,9 @@ func (t *Table) Apply(ev *Event) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	r := t.row(ev.sock)
+	if ev.Errno == 0 || isShort(ev.Type) {
+		t.changes++
+	}
 	if t.closed != nil && ev.Type == EventClose {
 		t.closed[ev.sock] = ev.boot
 	}
@@ -333,6 +340,7 @@ func (t *Table) Reconcile(snap *Snapshot) {
 // merge takes what a snapshot tells of one socket, but not who holds it. As for hold and
 // finish, which go on from there, the caller has locked the table.
 func (t *Table) merge(s *Socket) {
+	t.changes++
 	flow := s.flow()
 	if s.Role == RoleTimeWait {
 		if l, ok := t.left[s.id]; ok && l.port == flow.LocalPort && l.addr == flow.LocalIp {
@@ -443,6 +451,7 @@ func (t *Table) finish(start uint64) {
 func (t *Table) Settle() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.changes++
 	for r := range t.all() {
 		if r.missing {
 			t.remove(r)
@@ -490,8 +499,9 @@ func (t *Table) add(id uint64, flow *bpfFlow) *row {
 		t.free = t.rows.at(i).next
 	}
 	r := t.rows.at(i)
-	first := &t.byPort[flow.LocalPort]
-	*r = row{id: id, flow: *flow, next: *first}
+	*r = row{id: id, flow: *flow, peered: flow.RemotePort != 0}
+	first := t.head(r)
+	r.next = *first
 	if r.next != 0 {
 		t.rows.at(r.next).prev = i
 	}
@@ -504,7 +514,7 @@ func (t *Table) remove(r *row) {
 	t.procs.drop(r.owner)
 	t.dropHolders(r)
 	delete(t.byID, r.id)
-	link := &t.byPort[r.flow.LocalPort] // what links to the row
+	link := t.head(r) // what links to the row
 	if r.prev != 0 {
 		link = &t.rows.at(r.prev).next
 	}
@@ -528,12 +538,23 @@ func (t *Table) all() iter.Seq[*row] {
 	}
 }
 
-// onPort ranges over the rows of a local port.
+// head is the first row of those that a row is linked with.
+func (t *Table) head(r *row) *uint32 {
+	if r.peered {
+		return &t.byPeer[r.flow.LocalPort]
+	}
+	return &t.byPort[r.flow.LocalPort]
+}
+
+// onPort ranges over the rows of a local port, first those that had no peer when they were
+// added: a listener's connections may be very many.
 func (t *Table) onPort(port uint16) iter.Seq[*row] {
 	return func(yield func(*row) bool) {
-		for i := t.byPort[port]; i != 0; i = t.rows.at(i).next {
-			if !yield(t.rows.at(i)) {
-				return
+		for _, first := range []uint32{t.byPort[port], t.byPeer[port]} {
+			for i := first; i != 0; i = t.rows.at(i).next {
+				if !yield(t.rows.at(i)) {
+					return
+				}
 			}
 		}
 	}
@@ -600,26 +621,28 @@ func (t *Table) Port(port uint16) []Socket {
 	return t.sockets(n, t.onPort(port))
 }
 
-// inTheWay looks at some sockets on the port of a refused bind and returns the first
-// that are in its way, at most max, and how many more. Of their holders it tells no
-// more than maxHeldBy.
-func (t *Table) inTheWay(ev *Event, look, max int) (out []Socket, more int) {
+// mostLooks bounds how many sockets on the port of a refused bind are looked at: those
+// without a peer come first, and all are in the way of most.
+const mostLooks = 256
+
+// inTheWay returns the first sockets on the port of a refused bind that are in its way, at
+// most max, and how many more were seen; but for who holds them.
+func (t *Table) inTheWay(ev *Event, max int) (out []Socket, more int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	look := mostLooks
 	for r := range t.onPort(ev.Local.Port()) {
 		if look--; look < 0 {
 			break
 		}
 		s := t.socket(r)
-		if !conflict(ev, &s) {
-			continue
-		}
-		if len(out) == max {
+		switch {
+		case !conflict(ev, &s):
+		case len(out) == max:
 			more++
-			continue
+		default:
+			out = append(out, s)
 		}
-		s.Holders = t.holders(r, nil, maxHeldBy)
-		out = append(out, s)
 	}
 	return out, more
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -57,6 +56,7 @@ type Tracer struct {
 	table          *Table
 	history        *History
 	out            fanout
+	completer      *completer
 
 	mu    sync.Mutex
 	stats Stats
@@ -67,8 +67,8 @@ type Tracer struct {
 	clock    wallClock
 	batch    []Event
 	decoded  uint64        // events since the last handOn
-	lookedAt time.Time     // last look at who is in the way of a bind
-	lookCost time.Duration // what it took
+	asks     bool          // of batch: the completer has to
+	inWay    knownInWay    // of the last refused bind
 	checked  time.Time     // last look at the counters
 	resynced uint64        // losses the table has been rebuilt after
 	every    time.Duration // Config.Reconcile
@@ -122,6 +122,8 @@ func Open(cfg Config) (*Tracer, error) {
 	if cfg.Reconcile > 0 {
 		t.table.left = make(map[uint64]left) // reconciling is what keeps it small
 	}
+	dec := newDecoder()
+	t.completer = newCompleter(&t.out, t.table, func(ports ...uint16) (*Rows, error) { return t.snap.rowsOf(dec, ports...) })
 	if err := t.open(cfg); err != nil {
 		return nil, errors.Join(err, t.Close())
 	}
@@ -444,6 +446,7 @@ func (t *Tracer) Run(ctx context.Context, ready func(*Snapshot)) error {
 	if ready != nil {
 		ready(snap)
 	}
+	defer t.complete()()
 	var last atomic.Uint64 // CLOCK_BOOTTIME when ctx ended: events go on, maybe as fast as they are read
 	stop := context.AfterFunc(ctx, func() {
 		last.Store(boottime())
@@ -490,6 +493,21 @@ func (t *Tracer) Run(ctx context.Context, ready func(*Snapshot)) error {
 	}
 }
 
+// complete starts the completer, and returns what ends it.
+func (t *Tracer) complete() (end func()) {
+	ending, ended := make(chan struct{}), make(chan struct{})
+	t.completer.running.Store(true)
+	go func() {
+		defer close(ended)
+		t.completer.run(ending)
+	}()
+	return func() {
+		close(ending)
+		<-ended
+		t.completer.running.Store(false)
+	}
+}
+
 // quiet is how long to sleep, unless an event wakes the reader; zero: no limit.
 func (t *Tracer) quiet() time.Time {
 	until := t.next
@@ -522,7 +540,8 @@ func (t *Tracer) take(record []byte) {
 	if !t.table.Apply(ev) {
 		t.batch = t.batch[:len(t.batch)-1]
 	} else if ev.Type == EventBind && ev.Errno == syscall.EADDRINUSE && ev.RequestedPort != 0 {
-		ev.HeldBy, ev.HeldByMore = t.heldBy(ev)
+		t.knownInTheWay(ev)
+		t.asks = true
 	}
 	t.decoded++
 }
@@ -541,7 +560,8 @@ func (t *Tracer) handOn() {
 			t.history.add(&t.batch[i])
 		}
 	}
-	t.out.publish(t.batch)
+	t.completer.publish(t.batch, t.asks)
+	t.asks = false
 	clear(t.batch) // who was in the way of a bind is the subscribers'
 	t.batch = t.batch[:0]
 	t.decoded = 0
@@ -552,60 +572,6 @@ func (t *Tracer) count(to *uint64, n uint64) {
 	t.mu.Lock()
 	*to += n
 	t.mu.Unlock()
-}
-
-// maxHeldBy bounds what an event says of the sockets in its way, and of the holders
-// of each: any user can have very many on one port, and be refused very often.
-const (
-	maxHeldBy = 16
-	fewHeldBy = 4 // when there is no time to look
-)
-
-// few keeps the first of the sockets; more is how many that leaves out.
-func few(in []Socket) (out []Socket, more int) {
-	return slices.Clone(in[:min(len(in), maxHeldBy)]), max(len(in)-maxHeldBy, 0)
-}
-
-// fewHolders keeps the first holders of each, in memory of their own.
-func fewHolders(sockets []Socket) {
-	for i := range sockets {
-		h := sockets[i].Holders
-		sockets[i].Holders = slices.Clone(h[:min(len(h), maxHeldBy)])
-	}
-}
-
-// heldBy tells which sockets were in the way of a refused bind. The table knows
-// them as they were then; the kernel is asked who holds them, and for those in
-// TIME_WAIT, unless asking would take more than a tenth of the reader's time. Then
-// some of the table's are all that is looked at.
-func (t *Tracer) heldBy(ev *Event) (by []Socket, more int) {
-	defer func() { fewHolders(by) }()
-	start := time.Now()
-	if start.Sub(t.lookedAt) < 10*t.lookCost {
-		return t.table.inTheWay(ev, 4*maxHeldBy, fewHeldBy)
-	}
-	known := t.table.Port(ev.Local.Port())
-	snap, err := t.snap.Take(ev.Local.Port())
-	t.lookedAt = time.Now()
-	t.lookCost = t.lookedAt.Sub(start)
-	if err != nil {
-		return few(inTheWay(ev, known))
-	}
-	now := snap.Sockets
-	at := make(map[uint64]int, len(now))
-	for i := range now {
-		at[now[i].id] = i
-	}
-	for _, s := range known {
-		if i, ok := at[s.id]; ok {
-			now[i].Owner, now[i].Since, now[i].Origin = s.Owner, s.Since, s.Origin
-		} else {
-			now = append(now, s) // closed since
-		}
-	}
-	found := inTheWay(ev, now)
-	SortSockets(found)
-	return few(found)
 }
 
 // check rebuilds the table when events were lost since the last time, or its time
