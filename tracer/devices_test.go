@@ -148,9 +148,7 @@ func TestKernelSnapshotDevices(t *testing.T) {
 		r.bind(fd, "[fe80::1%"+dev+"]:7001")
 		r.listen(fd)
 		udp := r.socket(unix.AF_INET, unix.SOCK_DGRAM)
-		if err := unix.SetsockoptString(udp, unix.SOL_SOCKET, unix.SO_BINDTODEVICE, dev); err != nil {
-			t.Fatal(err)
-		}
+		r.device(udp, dev)
 		r.bind(udp, fmt.Sprintf("0.0.0.0:%d", 7002+i))
 		out := r.socket(unix.AF_INET6, unix.SOCK_STREAM|unix.SOCK_NONBLOCK)
 		r.fails(unix.Connect(out, sockaddr(unix.AF_INET6, fmt.Sprintf("[fe80::2%%%s]:%d", dev, 7004+i))), unix.EINPROGRESS)

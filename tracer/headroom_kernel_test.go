@@ -399,12 +399,6 @@ func (s *scenario) tryBind(kind int, port int) (fd int, what string) {
 	return fd, fmt.Sprintf("bind %s = %s%s", to, s.local(fd), what)
 }
 
-func (s *scenario) device(fd int, name string) {
-	if err := unix.SetsockoptString(fd, unix.SOL_SOCKET, unix.SO_BINDTODEVICE, name); err != nil {
-		s.Fatalf("bind to device: %v", err)
-	}
-}
-
 func (s *scenario) bindAny() string {
 	_, what := s.tryBind(unix.SOCK_STREAM, 0)
 	return what

@@ -429,6 +429,14 @@ func (r *recorder) setsockopt(fd, level, opt, value int) {
 	}
 }
 
+// device binds a socket to a device.
+func (r *recorder) device(fd int, name string) {
+	r.Helper()
+	if err := unix.SetsockoptString(fd, unix.SOL_SOCKET, unix.SO_BINDTODEVICE, name); err != nil {
+		r.Fatalf("bind to device: %v", err)
+	}
+}
+
 // resetOnClose makes close() send a reset.
 func (r *recorder) resetOnClose(fd int) {
 	r.Helper()

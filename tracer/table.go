@@ -692,7 +692,9 @@ func inTheWay(ev *Event, sockets []Socket) []Socket {
 func conflict(ev *Event, s *Socket) bool {
 	flag := func(f bpfEventFlag) bool { return ev.flags&uint8(f) != 0 }
 	switch {
-	case s.id == ev.sock || s.Proto != ev.Proto || s.NetNS != ev.NetNS || s.Local.Port() != ev.Local.Port():
+	case s.id == ev.sock || s.Proto != ev.Proto || s.NetNS != ev.NetNS || s.NetNSCookie != ev.NetNSCookie || s.Local.Port() != ev.Local.Port():
+		return false
+	case !sameDevice(ev.Device, s.Device):
 		return false
 	case flag(bpfEventFlagEVENT_REUSEADDR) && s.ReuseAddr && (s.State != StateListen || s.Proto == UDP):
 		return false
@@ -701,6 +703,10 @@ func conflict(ev *Event, s *Socket) bool {
 	}
 	return addrConflict(ev.Local.Addr(), flag(bpfEventFlagEVENT_V6ONLY), s.Local.Addr(), s.V6Only)
 }
+
+// sameDevice: may sockets that are bound to these devices meet? One that is bound to none
+// meets all.
+func sameDevice(a, b uint32) bool { return a == b || a == 0 || b == 0 }
 
 // addrConflict: may a socket not be bound to a because another is bound to b?
 // The flags are IPV6_V6ONLY of each. A connected socket's b is its own address.
