@@ -117,6 +117,7 @@ func (d *decoder) event(record []byte, booted time.Time, ev *Event) error {
 		RequestedPort: raw.RequestedPort,
 		Implicit:      raw.Flags&uint8(bpfEventFlagEVENT_IMPLICIT) != 0,
 		MPTCP:         raw.Flags&uint8(bpfEventFlagEVENT_MPTCP) != 0,
+		V6Only:        raw.Flags&uint8(bpfEventFlagEVENT_V6ONLY) != 0,
 		Errno:         syscall.Errno(raw.Error),
 		boot:          raw.TimeNs,
 		sock:          raw.Sock,

@@ -158,6 +158,7 @@ type Event struct {
 	NetNSCookie   uint64         // its cookie (SO_NETNS_COOKIE), which no other ever has; 0 before Linux 5.12
 	Device        uint32         // index of the device the socket is bound to (SO_BINDTODEVICE, or a link-local scope); 0: none
 	MPTCP         bool           // the TCP subflow of an MPTCP socket
+	V6Only        bool           // bind, listen, close: IPV6_V6ONLY is set, as of Socket
 	Duration      time.Duration  // close: how long the port was held; established: of the handshake
 	TimeWait      bool           // close: the port stays taken in TIME_WAIT
 	Search        time.Duration  // connect of TCP: how long the kernel looked for a port; TierFentry only
@@ -206,9 +207,9 @@ type Socket struct {
 	Inode       uint64 // as in /proc/PID/fd; 0: no file refers to it, or not known
 	UID         uint32 // owner of the socket
 	MPTCP       bool
-	V6Only      bool
-	ReuseAddr   bool
-	ReusePort   bool
+	V6Only      bool      // IPV6_V6ONLY, which bind() to one IPv6 address sets too
+	ReuseAddr   bool      // SO_REUSEADDR
+	ReusePort   bool      // SO_REUSEPORT
 	Owner       Process   // who bound, connected or accepted it, where observed
 	Holders     []Holder  // every descriptor that refers to it, at the last snapshot
 	Since       time.Time // when it took its port, where observed

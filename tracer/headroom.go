@@ -35,11 +35,13 @@ type PortUser struct {
 
 // PortSpace is the ephemeral ports of one network namespace for one protocol.
 type PortSpace struct {
-	NetNS     uint32
-	Proto     Proto
-	Low, High uint16 // net.ipv4.ip_local_port_range, both ends included
-	Reserved  int    // ports of the range that are in ip_local_reserved_ports
-	Capacity  int    // ports of the range that are not
+	NetNS uint32
+	// NetNSCookie is the namespace's cookie (SO_NETNS_COOKIE), which no other ever has; 0 before Linux 5.12.
+	NetNSCookie uint64
+	Proto       Proto
+	Low, High   uint16 // net.ipv4.ip_local_port_range, both ends included
+	Reserved    int    // ports of the range that are in ip_local_reserved_ports
+	Capacity    int    // ports of the range that are not
 	// ReservedPorts is all of ip_local_reserved_ports, as that shows it.
 	ReservedPorts string
 	// Blocked ports no connect() may use, towards whatever destination, for a socket
@@ -57,6 +59,7 @@ type Headroom struct {
 	Op       PortOp
 	Local    netip.Addr     // the address of this side; of OpBind what is bound to
 	Remote   netip.AddrPort // OpConnect: the destination; not valid: any without a connection
+	Device   uint32         // index of the device of sockets that are bound to one; 0: of those that are not
 	Used     int            // taken, for this way; TIME_WAIT that cannot be reused included
 	TimeWait int            // how many of Used are in TIME_WAIT and have no other user
 	Free     int            // how many calls in a row would succeed now
@@ -79,15 +82,19 @@ func (h *Headroom) Utilization() float64 {
 	return 1 - float64(h.Free)/float64(h.Capacity)
 }
 
+// DeviceID is Device; Index 0: it is of sockets that are bound to none.
+func (h *Headroom) DeviceID() DeviceID { return DeviceID{h.NetNS, h.NetNSCookie, h.Device} }
+
 // ErrNoNetNS tells that there is no network namespace with this inode number.
 var ErrNoNetNS = errors.New("no such network namespace")
 
 // Ports is every use of an ephemeral port of the machine at one moment, and the
 // settings of every network namespace. What it computes from them is what the
 // kernel's __inet_hash_connect(), inet_csk_find_open_port() and udp_lib_get_port()
-// would find, for sockets without options and bound to no device.
+// would find, for sockets without options, bound to no device or to one that is in no VRF.
 type Ports struct {
 	spaces map[uint32]*space
+	names  func() (Devices, error)
 	procs  []Process // what users of the spaces point to; the first is nobody
 	procOf map[processID]int
 }
@@ -95,6 +102,7 @@ type Ports struct {
 // space is one namespace.
 type space struct {
 	netns     uint32
+	cookie    uint64
 	low, high uint16
 	reserved  [1024]uint64
 	twReuse   uint32
@@ -105,6 +113,7 @@ type space struct {
 	blockedBy []holding
 	listening []holding
 	owners    map[Proto]map[boundTo]*taken
+	devices   []uint32 // those of owners, none (0) among them
 }
 
 // destination is both addresses as the kernel's rows have them, and the remote port.
@@ -113,11 +122,22 @@ type destination struct {
 	port          uint16
 }
 
-// dest is the ports in use towards a destination.
+// dest is the ports in use towards a destination, by sockets that are bound to no device:
+// nobody else may use them.
 type dest struct {
 	used, timeWait, reclaimable int
 	lowUsed, highUsed           bool
 	users                       []PortUser
+	ports                       []uint16 // used
+	// bound are the ports of sockets that are bound to a device. They are in use for
+	// others of that device alone, who may not have those above either.
+	bound map[uint32][]boundUse
+}
+
+// boundUse is a port of a socket that is bound to a device.
+type boundUse struct {
+	row   bpfRow
+	procs []int
 }
 
 // holding is a port of a process: the port, and in the lower half an index into
@@ -132,6 +152,7 @@ func (h holding) proc() int                   { return int(uint32(h)) }
 type boundTo struct {
 	addr   [16]byte // as the kernel's rows have it
 	v6only bool
+	device uint32
 }
 
 // taken is the ports that sockets with the same boundTo have.
@@ -175,9 +196,10 @@ func (p *Ports) addSpace(row *bpfNetnsRow) {
 		return // being set up
 	}
 	p.spaces[row.Netns] = &space{
-		netns: row.Netns, low: row.Low, high: row.High, reserved: row.Reserved, twReuse: row.TwReuse,
+		netns: row.Netns, cookie: row.Cookie, low: row.Low, high: row.High, reserved: row.Reserved, twReuse: row.TwReuse,
 		words: (int(row.High)-int(row.Low))/64 + 1,
 		dests: make(map[destination]*dest), owners: map[Proto]map[boundTo]*taken{TCP: {}, UDP: {}},
+		devices: []uint32{0},
 	}
 }
 
@@ -229,7 +251,18 @@ func (p *Ports) addOwner(row *bpfRow, by []Process) {
 		d = new(dest)
 		s.dests[key] = d
 	}
-	if connected && row.Flow.Dev == 0 && !s.reusable(row) {
+	inUse := connected && !s.reusable(row)
+	switch dev := row.Flow.Dev; {
+	case dev != 0:
+		if d.bound == nil {
+			d.bound = make(map[uint32][]boundUse)
+		}
+		uses := d.bound[dev]
+		if inUse {
+			uses = append(uses, boundUse{*row, procs})
+		}
+		d.bound[dev] = uses
+	case inUse:
 		p.use(d, s, row, procs)
 	}
 }
@@ -237,6 +270,7 @@ func (p *Ports) addOwner(row *bpfRow, by []Process) {
 // use counts a port that connect() finds in use towards its destination.
 func (p *Ports) use(d *dest, s *space, row *bpfRow, procs []int) {
 	d.used++
+	d.ports = append(d.ports, row.Flow.LocalPort)
 	if has(row, bpfRowFlagROW_TIMEWAIT) {
 		d.timeWait++
 		if aged(row) {
@@ -248,6 +282,27 @@ func (p *Ports) use(d *dest, s *space, row *bpfRow, procs []int) {
 	for _, i := range procs {
 		d.users = addUser(d.users, p.procs[i])
 	}
+}
+
+// seenFrom is what a socket that is bound to a device finds in use towards a destination,
+// as inet_sk_bound_dev_eq() of the kernel decides: the ports of its device's sockets, and
+// those of sockets that are bound to none.
+func (p *Ports) seenFrom(s *space, d *dest, dev uint32) *dest {
+	if d == nil || dev == 0 || len(d.bound[dev]) == 0 {
+		return d
+	}
+	out := *d
+	out.users, out.ports = slices.Clone(d.users), nil
+	seen := make(map[uint16]bool, len(d.ports)) // an unbound socket may share a port with one of a device, if that was first
+	for _, port := range d.ports {
+		seen[port] = true
+	}
+	for i := range d.bound[dev] {
+		if b := &d.bound[dev][i]; !seen[b.row.Flow.LocalPort] {
+			p.use(&out, s, &b.row, b.procs)
+		}
+	}
+	return &out
 }
 
 func addUser(users []PortUser, process Process) []PortUser {
@@ -285,9 +340,12 @@ func aged(row *bpfRow) bool {
 // take marks the port as one that bind() to what conflicts with row would not get.
 func (s *space) take(row *bpfRow, procs []int) {
 	owners := s.owners[Proto(row.Proto)]
-	key := boundTo{row.Flow.LocalIp, has(row, bpfRowFlagROW_V6ONLY)}
+	key := boundTo{row.Flow.LocalIp, has(row, bpfRowFlagROW_V6ONLY), row.Flow.Dev}
 	t := owners[key]
 	if t == nil {
+		if !slices.Contains(s.devices, key.device) {
+			s.devices = append(s.devices, key.device)
+		}
 		t = &taken{all: make(portSet, s.words), live: make(portSet, s.words)}
 		owners[key] = t
 	}
@@ -327,6 +385,9 @@ next:
 	return to
 }
 
+// Devices reads the names of the network devices there are now: see Snapshotter.Devices.
+func (p *Ports) Devices() (Devices, error) { return p.names() }
+
 // Has tells whether there is a network namespace of this inode number.
 func (p *Ports) Has(netns uint32) bool { return p.spaces[netns] != nil }
 
@@ -350,7 +411,7 @@ func (p *Ports) sorted() []*space {
 }
 
 func (p *Ports) space(s *space, proto Proto) PortSpace {
-	out := PortSpace{NetNS: s.netns, Proto: proto, Low: s.low, High: s.high}
+	out := PortSpace{NetNS: s.netns, NetNSCookie: s.cookie, Proto: proto, Low: s.low, High: s.high}
 	out.Reserved, out.ReservedPorts = s.reservedPorts()
 	out.Capacity = s.size() - out.Reserved
 	if proto == TCP {
@@ -427,70 +488,106 @@ func sortUsers(users []PortUser) {
 
 // All returns the headroom towards every destination that has a connection, and
 // towards any other (OpConnect), of every local address that has a socket (OpBind) and of any address,
-// and of UDP (OpImplicitBind), the fullest first.
+// and of UDP (OpImplicitBind), the fullest first. A destination is there once for sockets
+// that are bound to no device, unless it is link-local, and once for each device that has
+// connections to it.
 func (p *Ports) All() []Headroom {
 	var out []Headroom
 	for _, s := range p.sorted() {
 		tcp, udp := p.space(s, TCP), p.space(s, UDP)
 		out = append(out, p.connect(s, tcp, nil))
 		for key, d := range s.dests {
-			h := p.connect(s, tcp, d)
-			h.Local, h.Remote = addrPort(key.local, 0).Addr(), addrPort(key.remote, key.port)
-			out = append(out, h)
+			for _, dev := range key.devices(d) {
+				h := p.connect(s, tcp, p.seenFrom(s, d, dev))
+				h.Local, h.Remote, h.Device = addrPort(key.local, 0).Addr(), addrPort(key.remote, key.port), dev
+				out = append(out, h)
+			}
 		}
 		for _, space := range []PortSpace{tcp, udp} {
-			for _, local := range s.locals(space.Proto) {
-				out = append(out, p.bind(s, space, OpBind, local))
+			for _, at := range s.locals(space.Proto) {
+				out = append(out, p.bind(s, space, OpBind, at.addr, at.device))
 			}
 		}
 		for _, local := range anyAddress() {
-			out = append(out, p.bind(s, udp, OpImplicitBind, local))
+			out = append(out, p.bind(s, udp, OpImplicitBind, local, 0))
 		}
 	}
 	slices.SortFunc(out, compareHeadroom)
 	return out
 }
 
+// devices are those from which a destination is told of; 0 is none.
+func (key destination) devices(d *dest) []uint32 {
+	var out []uint32
+	if !IsScoped(addrPort(key.local, 0).Addr()) && !IsScoped(addrPort(key.remote, 0).Addr()) {
+		out = append(out, 0)
+	}
+	for dev := range d.bound {
+		out = append(out, dev)
+	}
+	return out
+}
+
+// IsScoped tells whether an address counts on one device alone: the kernel binds who uses
+// it to that device.
+func IsScoped(addr netip.Addr) bool { return addr.Is6() && addr.IsLinkLocalUnicast() }
+
 func anyAddress() []netip.Addr { return []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} }
 
 func compareHeadroom(a, b Headroom) int {
 	return cmp.Or(
 		cmp.Compare(b.Utilization(), a.Utilization()), cmp.Compare(b.Used, a.Used), cmp.Compare(a.NetNS, b.NetNS),
-		cmp.Compare(a.Op, b.Op), cmp.Compare(a.Proto, b.Proto), a.Local.Compare(b.Local), a.Remote.Compare(b.Remote))
+		cmp.Compare(a.Op, b.Op), cmp.Compare(a.Proto, b.Proto), a.Local.Compare(b.Local), a.Remote.Compare(b.Remote),
+		cmp.Compare(a.Device, b.Device))
+}
+
+// place is an address, and if that is link-local its device.
+type place struct {
+	addr   netip.Addr
+	device uint32
 }
 
 // locals are the addresses that have a socket, and any address.
-func (s *space) locals(proto Proto) []netip.Addr {
-	out := anyAddress()
+func (s *space) locals(proto Proto) []place {
+	var out []place
+	for _, addr := range anyAddress() {
+		out = append(out, place{addr, 0})
+	}
 	for key := range s.owners[proto] {
-		if addr := addrPort(key.addr, 0).Addr(); !slices.Contains(out, addr) {
-			out = append(out, addr)
+		at := place{addrPort(key.addr, 0).Addr(), 0}
+		if IsScoped(at.addr) {
+			at.device = key.device
+		}
+		if !slices.Contains(out, at) {
+			out = append(out, at)
 		}
 	}
 	return out
 }
 
 // Connect returns the headroom from a local address to one destination, which need
-// not have a connection. The error wraps ErrNoNetNS.
-func (p *Ports) Connect(netns uint32, local netip.Addr, remote netip.AddrPort) (Headroom, error) {
+// not have a connection, for sockets that are bound to a device, as those with a link-local
+// address always are; 0: to none. The error wraps ErrNoNetNS.
+func (p *Ports) Connect(netns uint32, local netip.Addr, remote netip.AddrPort, device uint32) (Headroom, error) {
 	s := p.spaces[netns]
 	if s == nil {
 		return Headroom{}, fmt.Errorf("%w: inode number %d", ErrNoNetNS, netns)
 	}
-	h := p.connect(s, p.space(s, TCP), s.dests[destination{local.As16(), remote.Addr().As16(), remote.Port()}])
-	h.Local, h.Remote = local, remote
+	d := s.dests[destination{local.As16(), remote.Addr().As16(), remote.Port()}]
+	h := p.connect(s, p.space(s, TCP), p.seenFrom(s, d, device))
+	h.Local, h.Remote, h.Device = local.WithZone(""), netip.AddrPortFrom(remote.Addr().WithZone(""), remote.Port()), device
 	return h, nil
 }
 
 // Bind returns the headroom of bind(addr, 0), or with OpImplicitBind of the port that a
-// UDP socket gets by itself, which ignores other addresses than any. The error wraps
-// ErrNoNetNS.
-func (p *Ports) Bind(netns uint32, proto Proto, op PortOp, local netip.Addr) (Headroom, error) {
+// UDP socket gets by itself, which ignores other addresses than any, for sockets that are
+// bound to a device; 0: to none. The error wraps ErrNoNetNS.
+func (p *Ports) Bind(netns uint32, proto Proto, op PortOp, local netip.Addr, device uint32) (Headroom, error) {
 	s := p.spaces[netns]
 	if s == nil {
 		return Headroom{}, fmt.Errorf("%w: inode number %d", ErrNoNetNS, netns)
 	}
-	return p.bind(s, p.space(s, proto), op, local.Unmap()), nil
+	return p.bind(s, p.space(s, proto), op, local.Unmap().WithZone(""), device), nil
 }
 
 // connect is the headroom towards a destination, nil: one without a connection.
@@ -514,10 +611,10 @@ func (p *Ports) connect(s *space, space PortSpace, d *dest) Headroom {
 // last.
 func (s *space) odd() bool { return s.size()%2 == 1 && s.size() > 1 }
 
-func (p *Ports) bind(s *space, space PortSpace, op PortOp, local netip.Addr) Headroom {
+func (p *Ports) bind(s *space, space PortSpace, op PortOp, local netip.Addr, device uint32) Headroom {
 	all, live := make(portSet, s.words), make(portSet, s.words)
 	var users []holding
-	found := s.conflicts(space.Proto, local)
+	found := s.conflicts(space.Proto, local, device)
 	for _, key := range found {
 		t := s.owners[space.Proto][key]
 		all.or(t.all)
@@ -529,7 +626,7 @@ func (p *Ports) bind(s *space, space PortSpace, op PortOp, local netip.Addr) Hea
 		slices.Sort(users)
 		users = slices.Compact(users)
 	}
-	h := Headroom{PortSpace: space, Op: op, Local: local, Used: all.len(), Holders: p.users(users)}
+	h := Headroom{PortSpace: space, Op: op, Local: local, Device: device, Used: all.len(), Holders: p.users(users)}
 	h.TimeWait = h.Used - live.len()
 	h.Blocked, h.BlockedBy = 0, nil // those are among Used
 	h.Free = h.Capacity - h.Used
@@ -540,13 +637,13 @@ func (p *Ports) bind(s *space, space PortSpace, op PortOp, local netip.Addr) Hea
 	return h
 }
 
-// conflicts returns what a socket bound to local may not share a port with.
-func (s *space) conflicts(proto Proto, local netip.Addr) []boundTo {
+// conflicts returns what a socket bound to local, and to a device, may not share a port with.
+func (s *space) conflicts(proto Proto, local netip.Addr, device uint32) []boundTo {
 	owners := s.owners[proto]
 	var out []boundTo
 	if local.IsUnspecified() {
 		for key := range owners {
-			if addrConflict(local, false, addrPort(key.addr, 0).Addr(), key.v6only) {
+			if sameDevice(device, key.device) && addrConflict(local, false, addrPort(key.addr, 0).Addr(), key.v6only) {
 				out = append(out, key)
 			}
 		}
@@ -554,8 +651,13 @@ func (s *space) conflicts(proto Proto, local netip.Addr) []boundTo {
 	}
 	for _, addr := range append(anyAddress(), local) {
 		for _, v6only := range []bool{false, true} {
-			if key := (boundTo{addr.As16(), v6only}); owners[key] != nil && addrConflict(local, false, addr, v6only) {
-				out = append(out, key)
+			if !addrConflict(local, false, addr, v6only) {
+				continue
+			}
+			for _, dev := range s.devices {
+				if key := (boundTo{addr.As16(), v6only, dev}); owners[key] != nil && sameDevice(device, dev) {
+					out = append(out, key)
+				}
 			}
 		}
 	}

@@ -1,12 +1,13 @@
 package tracer
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -71,11 +72,17 @@ type scenario struct {
 	servers   map[netip.AddrPort]int
 }
 
-// target is a destination, and the address the kernel takes to reach it.
+// target is a destination, and the address the kernel takes to reach it; the device of a
+// link-local one is its zone.
 type target struct {
 	family int
 	to     netip.AddrPort
 	from   netip.Addr
+}
+
+// silent tells that nobody answers.
+func (d target) silent() bool {
+	return d.to.Addr() == netip.MustParseAddr("10.9.9.2") || d.to.Addr().WithZone("") == netip.MustParseAddr("fe80::2")
 }
 
 func newScenario(t *testing.T, seed uint64) *scenario {
@@ -94,7 +101,7 @@ func newScenario(t *testing.T, seed uint64) *scenario {
 		s.sysctl("ipv4/ip_local_reserved_ports", strings.Join(reserved, ","))
 	}
 	s.timeWaitRules()
-	if s.chance(4) {
+	if s.chance(2) {
 		s.addLink()
 	}
 	s.addDestinations()
@@ -133,17 +140,9 @@ func (s *scenario) timeWaitRules() {
 
 func (s *scenario) addLink() {
 	s.link = true
-	cmd := exec.Command("ip", "-batch", "-")
-	cmd.Stdin = strings.NewReader(`addr add 10.9.0.1/32 dev lo
-link add left type veth peer name right
-addr add 10.9.9.1/24 dev left
-link set left up
-link set right up
-neigh add 10.9.9.2 lladdr 02:00:00:00:00:02 dev left nud permanent
-`)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		s.Fatalf("ip: %v: %s", err, out)
-	}
+	twoLinks(s)
+	ip(s, "addr add 10.9.0.1/32 dev lo", "addr add 10.9.9.1/24 dev left",
+		"neigh add 10.9.9.2 lladdr 02:00:00:00:00:02 dev left nud permanent")
 }
 
 func (s *scenario) addDestinations() {
@@ -162,10 +161,14 @@ func (s *scenario) addDestinations() {
 		if s.link {
 			add(unix.AF_INET, "10.9.0.1", port, "10.9.0.1")
 			add(unix.AF_INET, "10.9.9.2", port, "10.9.9.1") // nobody answers
+			for _, dev := range []string{"left", "right"} {
+				add(unix.AF_INET6, "fe80::1%"+dev, port, "fe80::1")
+				add(unix.AF_INET6, "fe80::2%"+dev, port, "fe80::1") // nobody answers
+			}
 		}
 	}
 	for _, d := range append(s.dests, s.deviceTarget()) {
-		if _, ok := s.servers[d.to]; !ok && d.to.Addr() != addr("10.9.9.2") {
+		if _, ok := s.servers[d.to]; !ok && !d.silent() {
 			family := unix.AF_INET
 			if !d.to.Addr().Is4() {
 				family = unix.AF_INET6
@@ -373,6 +376,10 @@ func (s *scenario) tcpAddress() (family int, addr string) {
 	}{
 		{unix.AF_INET, "127.0.0.1"}, {unix.AF_INET, "127.0.0.2"}, {unix.AF_INET, "0.0.0.0"},
 		{unix.AF_INET6, "[::1]"}, {unix.AF_INET6, "[::]"}, {unix.AF_INET6, "[::ffff:127.0.0.1]"},
+		{unix.AF_INET6, "[fe80::1%left]"}, {unix.AF_INET6, "[fe80::1%right]"},
+	}
+	if !s.link {
+		all = all[:len(all)-2]
 	}
 	a := all[s.rnd.IntN(len(all))]
 	return a.family, a.addr
@@ -388,8 +395,9 @@ func (s *scenario) tryBind(kind int, port int) (fd int, what string) {
 		what += " v6only"
 	}
 	if s.chance(6) {
-		s.device(fd, "lo")
-		what += " dev lo"
+		dev := s.anyDevice()
+		s.device(fd, dev)
+		what += " dev " + dev
 	}
 	to := fmt.Sprintf("%s:%d", addr, port)
 	if err := unix.Bind(fd, sockaddr(family, to)); err != nil {
@@ -397,6 +405,14 @@ func (s *scenario) tryBind(kind int, port int) (fd int, what string) {
 		return -1, ""
 	}
 	return fd, fmt.Sprintf("bind %s = %s%s", to, s.local(fd), what)
+}
+
+// anyDevice is one of the namespace's.
+func (s *scenario) anyDevice() string {
+	if s.link && s.chance(2) {
+		return "left"
+	}
+	return "lo"
 }
 
 func (s *scenario) bindAny() string {
@@ -533,7 +549,12 @@ func (s *scenario) toDevice() string {
 	}
 	fd := s.socket(d.family, unix.SOCK_STREAM)
 	s.device(fd, dev)
-	what := s.try(fd, d)
+	what := ""
+	if dev == "lo" && s.chance(3) {
+		what = s.timeWait(fd, d)
+	} else {
+		what = s.try(fd, d)
+	}
 	if what == "" {
 		return ""
 	}
@@ -634,44 +655,76 @@ func (s *scenario) question() question {
 	case 0, 1, 2:
 		return s.connectQuestion()
 	case 3, 4:
-		family, addr := s.tcpAddress()
-		call := func() error { return s.callBind(family, unix.SOCK_STREAM, addr) }
-		return question{call, unix.EADDRINUSE, s.askBind(TCP, OpBind, addr), "TCP bind " + addr}
+		return s.bindQuestion(TCP, unix.SOCK_STREAM)
 	case 5:
-		family, addr := s.tcpAddress()
-		call := func() error { return s.callBind(family, unix.SOCK_DGRAM, addr) }
-		return question{call, unix.EADDRINUSE, s.askBind(UDP, OpBind, addr), "UDP bind " + addr}
+		return s.bindQuestion(UDP, unix.SOCK_DGRAM)
 	case 6:
 		d := s.v4()
 		call := func() error {
 			fd := s.socket(unix.AF_INET, unix.SOCK_DGRAM)
 			return unix.Connect(fd, sockaddr(unix.AF_INET, d.to.String()))
 		}
-		return question{call, unix.EAGAIN, s.askBind(UDP, OpImplicitBind, "0.0.0.0"), "UDP implicit IPv4, connect"}
+		return question{call, unix.EAGAIN, s.askBind(UDP, OpImplicitBind, "0.0.0.0", ""), "UDP implicit IPv4, connect"}
 	}
 	call := func() error {
 		fd := s.socket(unix.AF_INET6, unix.SOCK_DGRAM)
 		return unix.Sendto(fd, []byte("x"), 0, sockaddr(unix.AF_INET6, "[::1]:9"))
 	}
-	return question{call, unix.EAGAIN, s.askBind(UDP, OpImplicitBind, "[::]"), "UDP implicit IPv6, sendto"}
+	return question{call, unix.EAGAIN, s.askBind(UDP, OpImplicitBind, "[::]", ""), "UDP implicit IPv6, sendto"}
+}
+
+// bindQuestion is about a socket of a device one time in three; one with a link-local address
+// always is of one.
+func (s *scenario) bindQuestion(proto Proto, kind int) question {
+	family, addr := s.tcpAddress()
+	name, dev := fmt.Sprintf("%s bind %s", strings.ToUpper(proto.String()), addr), ""
+	if at := netip.MustParseAddr(strings.Trim(addr, "[]")); at.Zone() == "" && s.chance(3) {
+		if dev = s.anyDevice(); at == netip.IPv6Loopback() {
+			dev = "lo" // the kernel looks for an IPv6 address on the device
+		}
+		name += ", of a device"
+	}
+	call := func() error { return s.callBind(family, kind, addr, dev) }
+	return question{call, unix.EADDRINUSE, s.askBind(proto, OpBind, addr, dev), name}
 }
 
 func (s *scenario) connectQuestion() question {
 	d := s.target()
-	from, name := d.from, "connect "+familyOf(d)
+	from, name, dev := d.from, "connect "+familyOf(d), ""
 	bound := d.family == unix.AF_INET && d.to.Addr().IsLoopback() && s.chance(3)
 	if bound {
 		from, name = netip.MustParseAddr("127.0.0.2"), "connect IPv4, address bound"
 	}
 	switch {
 	case d.to.Addr() == netip.MustParseAddr("10.9.9.2"):
-		name = "connect through a link"
-	case s.chance(6):
+		if name = "connect through a link"; s.chance(3) {
+			name, dev = "connect through a link, of its device", "left"
+		}
+	case s.chance(5):
 		d, bound = s.deviceTarget(), false
 		from, name = d.from, "connect IPv4, beside a device's"
+		if s.chance(2) {
+			name, dev = "connect IPv4, of a device", "lo"
+		}
 	}
-	call := func() error { return s.callConnect(d, bound) }
-	return question{call, unix.EADDRNOTAVAIL, func(p *Ports) (Headroom, error) { return p.Connect(s.netns, from, d.to) }, name}
+	call := func() error { return s.callConnect(d, bound, dev) }
+	ask := func(p *Ports) (Headroom, error) {
+		return p.Connect(s.netns, from, d.to, s.index(cmp.Or(d.to.Addr().Zone(), dev)))
+	}
+	return question{call, unix.EADDRNOTAVAIL, ask, name}
+}
+
+// index is that of a device; "" is none.
+func (s *scenario) index(dev string) uint32 {
+	s.Helper()
+	if dev == "" {
+		return 0
+	}
+	i, err := net.InterfaceByName(dev)
+	if err != nil {
+		s.Fatal(err)
+	}
+	return uint32(i.Index)
 }
 
 func familyOf(d target) string {
@@ -680,18 +733,25 @@ func familyOf(d target) string {
 		return "IPv4"
 	case d.to.Addr().Is4():
 		return "IPv4-mapped"
+	case d.to.Addr().Zone() != "":
+		return "IPv6 link-local"
 	}
 	return "IPv6"
 }
 
-func (s *scenario) askBind(proto Proto, op PortOp, addr string) func(*Ports) (Headroom, error) {
+func (s *scenario) askBind(proto Proto, op PortOp, addr, dev string) func(*Ports) (Headroom, error) {
 	local := netip.MustParseAddr(strings.Trim(addr, "[]"))
-	return func(p *Ports) (Headroom, error) { return p.Bind(s.netns, proto, op, local) }
+	return func(p *Ports) (Headroom, error) {
+		return p.Bind(s.netns, proto, op, local, s.index(cmp.Or(local.Zone(), dev)))
+	}
 }
 
-func (s *scenario) callConnect(d target, bound bool) error {
+func (s *scenario) callConnect(d target, bound bool, dev string) error {
 	fd := s.socket(d.family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK)
 	s.options(fd)
+	if dev != "" {
+		s.device(fd, dev)
+	}
 	if bound {
 		s.noPort(fd, "127.0.0.2")
 	}
@@ -702,8 +762,11 @@ func (s *scenario) callConnect(d target, bound bool) error {
 	return err
 }
 
-func (s *scenario) callBind(family, kind int, addr string) error {
+func (s *scenario) callBind(family, kind int, addr, dev string) error {
 	fd := s.socket(family, kind)
+	if dev != "" {
+		s.device(fd, dev)
+	}
 	if kind == unix.SOCK_STREAM {
 		s.options(fd) // ignored by bind(0)
 	}

@@ -529,6 +529,7 @@ func (s *Snapshotter) ports(known *Table, withHolders bool) (*Ports, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p := newPorts()
+	p.names = s.Devices
 	var w bpfWalk
 	if err := s.readSpaces(&w, p); err != nil {
 		return nil, err

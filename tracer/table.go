@@ -272,7 +272,7 @@ func (t *Table) applyClose(r *row, ev *Event) bool {
 	}
 	ev.Process = t.owner(r)
 	ev.Local, ev.MPTCP = addrPort(r.flow.LocalIp, r.flow.LocalPort), r.mptcp
-	ev.NetNS, ev.NetNSCookie, ev.Device = r.flow.Netns, r.flow.NetnsCookie, r.flow.Dev
+	ev.NetNS, ev.NetNSCookie, ev.Device, ev.V6Only = r.flow.Netns, r.flow.NetnsCookie, r.flow.Dev, r.v6Only
 	if remote := peer(r.flow.RemoteIp, r.flow.RemotePort); remote.IsValid() {
 		ev.Remote = remote
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"runtime/debug"
+	"slices"
 	"strconv"
 
 	"github.com/spf13/cobra"
@@ -45,7 +46,7 @@ func newHeadroom(e *env) *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error { return runHeadroom(cmd, e, &o) },
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&o.to, "to", "", "only this destination, as 192.0.2.1:443")
+	flags.StringVar(&o.to, "to", "", "only this destination, as 192.0.2.1:443 or [fe80::1%eth0]:443")
 	flags.StringVar(&o.from, "from", "", "with --to: from this local address, not the one that the route has")
 	flags.IntVar(&o.top, "top", 20, "lines to show of each network namespace; 0: all")
 	flags.BoolVar(&o.jsonRows, "json", false, "one JSON object a line")
@@ -101,13 +102,26 @@ func readHeadroom(q *headroom.Question) ([]render.Headroom, error) {
 		return nil, err
 	}
 	found, err := q.Answer(ports)
-	if errors.Is(err, netns.ErrNone) || errors.Is(err, tracer.ErrNoNetNS) || errors.Is(err, netns.ErrUnreachable) {
+	if errors.Is(err, headroom.ErrNoDevice) || errors.Is(err, netns.ErrNone) || errors.Is(err, tracer.ErrNoNetNS) || errors.Is(err, netns.ErrUnreachable) {
 		return nil, usageError{err}
 	}
 	if errors.Is(err, netns.ErrNotPermitted) {
 		return nil, fmt.Errorf("look up the route: %w; with --from there is no need to", err)
 	}
-	return render.Headrooms(found), err
+	names, namesErr := deviceNames(found, ports)
+	return names.Headrooms(found), errors.Join(err, namesErr)
+}
+
+// deviceNames are names of the devices of headrooms alone.
+func deviceNames(found []tracer.Headroom, ports *tracer.Ports) (names render.Names, err error) {
+	if slices.ContainsFunc(found, func(h tracer.Headroom) bool { return h.Device != 0 }) {
+		devices, err := ports.Devices()
+		if err != nil {
+			return names, err
+		}
+		names.Device = devices.Name
+	}
+	return names, nil
 }
 
 // askHeadroom asks the agent. A destination is meant to be seen from the namespace of

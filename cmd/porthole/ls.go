@@ -62,6 +62,7 @@ func ls(e *env, o *lsOptions, f *filter.Filter) error {
 	}
 	names := newNames(e)
 	defer names.Cgroups.Close()
+	names.Device = rows.Devices.Name
 	sockets := render.SocketsOfRows(rows, func(s *tracer.Socket) bool { return f.Socket(names.Cgroups, s) })
 	out := bufio.NewWriterSize(e.stdout, 1<<16)
 	if o.jsonRows {

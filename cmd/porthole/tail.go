@@ -98,6 +98,7 @@ func tailOwn(ctx context.Context, e *env, o *tailOptions, t *tracer.Tracer, f *f
 	e = e.letGo(ctx)
 	names := newNames(e)
 	defer names.Cgroups.Close()
+	names.Device = t.DeviceName
 	p := &ownTail{eventPrinter: newEventPrinter(e, o, names), t: t, sub: t.Subscribe(tailQueue), f: f}
 
 	ready := make(chan *tracer.Snapshot, 1)

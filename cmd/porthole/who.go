@@ -82,6 +82,7 @@ func who(e *env, q render.Question, jsonRow bool) error {
 	}
 	names := newNames(e)
 	defer names.Cgroups.Close()
+	names.Device = rows.Devices.Name
 	var answer *render.Port
 	out := bufio.NewWriter(e.stdout)
 	if jsonRow {

@@ -112,6 +112,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, a.tracer.Close()) }()
+	a.names.Device = a.tracer.DeviceName
 	a.feed = &feed{tracer: a.tracer, names: a.names}
 	if cfg.Confine {
 		if err := confine(); err != nil {

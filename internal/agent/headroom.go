@@ -27,7 +27,7 @@ func (a *agent) headroom(w http.ResponseWriter, r *http.Request) error {
 	}
 	found, err := q.Answer(ports)
 	switch {
-	case errors.Is(err, netns.ErrNone), errors.Is(err, tracer.ErrNoNetNS), errors.Is(err, netns.ErrUnreachable):
+	case errors.Is(err, headroom.ErrNoDevice), errors.Is(err, netns.ErrNone), errors.Is(err, tracer.ErrNoNetNS), errors.Is(err, netns.ErrUnreachable):
 		return badRequest(err)
 	case errors.Is(err, netns.ErrNotPermitted):
 		return &httpError{http.StatusForbidden, fmt.Errorf("%w: an agent has given up what that takes; give it from, the local address", err)}
@@ -35,7 +35,7 @@ func (a *agent) headroom(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	w.Header().Set("Content-Type", lines)
-	for _, row := range render.Headrooms(found) {
+	for _, row := range a.names.Headrooms(found) {
 		if err := render.WriteJSON(w, row); err != nil {
 			return sentError{err}
 		}

@@ -175,6 +175,7 @@ func (r *sampler) read() *sample {
 func (r *sampler) ports(s *sample, spaces []tracer.PortSpace, all []tracer.Headroom, now time.Time) {
 	s.fill(spaces, all, r.netns.name)
 	s.listening = r.listeners.sum(listening(spaces, r.netns.name), byListener, func(k listenerKey) listenerKey { return listenerKey{k.netns, other} }, now)
+	nameScopes(all, r.names)
 	s.destinations = destinations(all, &r.destinations, r.netns.name, now)
 }
 
@@ -238,8 +239,20 @@ func (s *sample) fill(spaces []tracer.PortSpace, all []tracer.Headroom, name fun
 	}
 }
 
-// isDestination: All has what is left towards any other as well.
-func isDestination(h *tracer.Headroom) bool { return h.Op == tracer.OpConnect && h.Remote.IsValid() }
+// isDestination: All has what is left towards any other as well, and of one that is not
+// link-local also what is left for sockets of a device, who share its ports with the others.
+func isDestination(h *tracer.Headroom) bool {
+	return h.Op == tracer.OpConnect && h.Remote.IsValid() && (h.Device == 0 || tracer.IsScoped(h.Local) || tracer.IsScoped(h.Remote.Addr()))
+}
+
+// nameScopes adds the device to link-local destinations, which else would be one.
+func nameScopes(all []tracer.Headroom, names *render.Names) {
+	for i := range all {
+		if h := &all[i]; h.Device != 0 && h.Remote.Addr().Is6() && isDestination(h) {
+			h.Remote = netip.AddrPortFrom(h.Remote.Addr().WithZone(names.DeviceName(h.DeviceID())), h.Remote.Port())
+		}
+	}
+}
 
 // destinations are the ports of each destination that has a series of its own, and
 // of the rest of each namespace.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"sync"
@@ -122,6 +123,28 @@ func destinationTo(i, used, free int) tracer.Headroom {
 	return tracer.Headroom{
 		PortSpace: tracer.PortSpace{NetNS: 1, Proto: tracer.TCP, Capacity: used + free}, Op: tracer.OpConnect, Used: used, Free: free,
 		Local: netip.MustParseAddr("192.0.2.1"), Remote: netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, byte(i >> 8), byte(i)}), 443),
+	}
+}
+
+// Link-local destinations are those of a device each; of others the ports are counted once.
+func TestDestinationsOfDevices(t *testing.T) {
+	names := &render.Names{Device: func(id tracer.DeviceID) string { return map[uint32]string{2: "eth0"}[id.Index] }}
+	scoped := func(device uint32, used int) tracer.Headroom {
+		h := destinationTo(1, used, 10)
+		h.Local, h.Remote, h.Device = netip.MustParseAddr("fe80::1"), netip.MustParseAddrPort("[fe80::2]:443"), device
+		return h
+	}
+	sub := destinationTo(1, 5, 5)
+	sub.Device = 2
+	all := []tracer.Headroom{scoped(2, 3), scoped(3, 4), destinationTo(1, 2, 8), sub}
+	nameScopes(all, names)
+	got := destinations(all, new(top[destination]), func(uint32) string { return "host" }, time.Time{})
+	want := map[destinationKey]usage{
+		{"host", "fe80::1", "[fe80::2%eth0]:443"}: {used: 3, free: 10}, {"host", "fe80::1", "[fe80::2%3]:443"}: {used: 4, free: 10},
+		{"host", "192.0.2.1", "198.51.0.1:443"}: {used: 2, free: 8},
+	}
+	if !maps.Equal(got, want) {
+		t.Errorf("%+v, want %+v", got, want)
 	}
 }
 

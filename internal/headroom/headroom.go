@@ -19,20 +19,28 @@ type Question struct {
 	netns  uint32
 	to     netip.AddrPort // not valid: all
 	from   netip.Addr     // not valid: the address the route has
+	device string         // of the sockets that connect, by name or index; "": they are bound to none
 }
+
+// ErrNoDevice tells that a namespace has no device of that name.
+var ErrNoDevice = errors.New("no such network device")
 
 // Parse reads the parameters: filters, to and from. The error names the value and
 // what is accepted; it wraps netns.ErrNone where there is no such namespace.
 func Parse(values map[string][]string) (*Question, error) {
 	filters := make(map[string][]string)
 	q := &Question{}
+	var from scoped
 	var err error
 	for name, given := range values {
 		switch name {
 		case "to":
-			q.to, err = one(given, parseTo)
+			var to scoped
+			to, err = one(given, parseTo)
+			q.to, q.device = to.end, to.device
 		case "from":
-			q.from, err = one(given, parseFrom)
+			from, err = one(given, parseFrom)
+			q.from = from.end.Addr()
 		default:
 			filters[name] = given
 		}
@@ -49,6 +57,12 @@ func Parse(values map[string][]string) (*Question, error) {
 		}
 		return q, nil
 	}
+	if q.device == "" {
+		q.device = from.device
+	}
+	if from.device != "" && from.device != q.device {
+		return nil, fmt.Errorf("from: device %q: the destination is on %q", from.device, q.device)
+	}
 	return q, q.about(filters)
 }
 
@@ -61,6 +75,9 @@ func (q *Question) about(filters map[string][]string) error {
 	}
 	if q.from.IsValid() && q.from.Is4() != q.to.Addr().Is4() {
 		return fmt.Errorf("from: %s: want an address of the family of %s", q.from, q.to.Addr())
+	}
+	if q.device == "" && (tracer.IsScoped(q.to.Addr()) || q.from.IsValid() && tracer.IsScoped(q.from)) {
+		return fmt.Errorf("to: %s: want the device of a link-local address too, as [fe80::1%%eth0]:443", q.to)
 	}
 	if len(filters["netns"]) > 1 {
 		return fmt.Errorf("netns: %q: want one", filters["netns"])
@@ -82,24 +99,31 @@ func one[T any](given []string, parse func(string) (T, error)) (T, error) {
 	return parse(given[0])
 }
 
-func parseTo(s string) (netip.AddrPort, error) {
-	to, err := netip.ParseAddrPort(s)
-	if err != nil || to.Port() == 0 || to.Addr().Zone() != "" || to.Addr().IsUnspecified() {
-		return to, fmt.Errorf("%q: want an address and a port, as 192.0.2.1:443 or [2001:db8::1]:443", s)
-	}
-	return netip.AddrPortFrom(to.Addr().Unmap(), to.Port()), nil
+// scoped is an end, or one without a port, and a device.
+type scoped struct {
+	end    netip.AddrPort
+	device string
 }
 
-func parseFrom(s string) (netip.Addr, error) {
-	from, err := netip.ParseAddr(s)
-	if err != nil || from.Zone() != "" || from.IsUnspecified() {
-		return from, fmt.Errorf("%q: want an address, as 192.0.2.1 or 2001:db8::1", s)
+func parseTo(s string) (scoped, error) {
+	to, device, err := filter.ParseEnd(s)
+	if err != nil || to.Port() == 0 || to.Addr().IsUnspecified() {
+		return scoped{}, fmt.Errorf("%q: want an address and a port, as 192.0.2.1:443, [2001:db8::1]:443 or [fe80::1%%eth0]:443", s)
 	}
-	return from.Unmap(), nil
+	return scoped{to, device}, nil
+}
+
+func parseFrom(s string) (scoped, error) {
+	from, device, err := filter.ParseAddr(s)
+	if err != nil || from.IsUnspecified() {
+		return scoped{}, fmt.Errorf("%q: want an address, as 192.0.2.1, 2001:db8::1 or fe80::1%%eth0", s)
+	}
+	return scoped{netip.AddrPortFrom(from, 0), device}, nil
 }
 
 // Answer picks what was asked for; the fullest comes first. The error wraps
-// tracer.ErrNoNetNS, netns.ErrNone, netns.ErrUnreachable or netns.ErrNotPermitted.
+// tracer.ErrNoNetNS, ErrNoDevice, netns.ErrNone, netns.ErrUnreachable or
+// netns.ErrNotPermitted.
 func (q *Question) Answer(ports *tracer.Ports) ([]tracer.Headroom, error) {
 	for _, netns := range append(q.filter.NetNS(), q.netns) {
 		if netns != 0 && !ports.Has(netns) {
@@ -110,16 +134,35 @@ func (q *Question) Answer(ports *tracer.Ports) ([]tracer.Headroom, error) {
 		all := ports.All()
 		return slices.DeleteFunc(all, func(h tracer.Headroom) bool { return !q.filter.Headroom(&h) }), nil
 	}
-	from, err := netns.RouteSource(q.netns, q.to.Addr(), q.from)
+	device, err := q.index(ports)
+	if err != nil {
+		return nil, err
+	}
+	from, err := netns.RouteSource(q.netns, q.to.Addr(), q.from, int(device))
 	if err != nil && !(q.from.IsValid() && errors.Is(err, netns.ErrNotPermitted)) {
 		return nil, err
 	}
 	if q.from.IsValid() {
 		from = q.from
 	}
-	h, err := ports.Connect(q.netns, from, q.to)
+	h, err := ports.Connect(q.netns, from, q.to, device)
 	if err != nil {
 		return nil, err
 	}
 	return []tracer.Headroom{h}, nil
+}
+
+// index is that of the device asked about, 0: none is.
+func (q *Question) index(ports *tracer.Ports) (uint32, error) {
+	if q.device == "" {
+		return 0, nil
+	}
+	devices, err := ports.Devices()
+	if err != nil {
+		return 0, err
+	}
+	if i := devices.Index(q.netns, q.device); i != 0 {
+		return i, nil
+	}
+	return 0, fmt.Errorf("%w: %q in network namespace %d", ErrNoDevice, q.device, q.netns)
 }

@@ -16,6 +16,7 @@ func TestParse(t *testing.T) {
 		{}, {"netns": {"host", "5"}, "proto": {"tcp"}, "op": {"bind", "connect"}, "rport": {"443"}, "comm": {"x"}, "pid": {"1"}},
 		{"to": {"192.0.2.1:443"}}, {"to": {"[2001:db8::1]:443"}, "from": {"2001:db8::2"}, "netns": {"5"}},
 		{"to": {"[::ffff:192.0.2.1]:443"}, "from": {"192.0.2.2"}},
+		{"to": {"[fe80::1%eth0]:443"}}, {"to": {"[fe80::1]:443"}, "from": {"fe80::2%eth0"}}, {"to": {"192.0.2.1%eth0:443"}},
 	} {
 		if _, err := Parse(v); err != nil {
 			t.Errorf("%v: %v", v, err)
@@ -32,7 +33,10 @@ func TestParseRefuses(t *testing.T) {
 		{params{"to": {"192.0.2.1:0"}}, `to: "192.0.2.1:0": want an address and a port`},
 		{params{"to": {"192.0.2.1:70000"}}, `to: "192.0.2.1:70000": want an address and a port`},
 		{params{"to": {"0.0.0.0:80"}}, `to: "0.0.0.0:80": want an address and a port`},
-		{params{"to": {"[fe80::1%eth0]:80"}}, `to: "[fe80::1%eth0]:80": want an address and a port`},
+		{params{"to": {"[fe80::1%]:80"}}, `to: "[fe80::1%]:80": want an address and a port`},
+		{params{"to": {"[fe80::1]:80"}}, `to: [fe80::1]:80: want the device of a link-local address too`},
+		{params{"to": {"[2001:db8::1]:80"}, "from": {"fe80::1"}}, `want the device of a link-local address too`},
+		{params{"to": {"[fe80::2%a]:80"}, "from": {"fe80::1%b"}}, `from: device "b": the destination is on "a"`},
 		{params{"to": {"host:80"}}, `to: "host:80": want an address and a port`},
 		{params{"to": {"192.0.2.1:1", "192.0.2.1:2"}}, "want one"},
 		{params{"to": {"192.0.2.1:1"}, "from": {"::1"}}, "want an address of the family of 192.0.2.1"},

@@ -27,16 +27,17 @@ var (
 
 // RouteSource returns the local address that a connection to a destination has in a
 // namespace, as the kernel's routes are now. If from is valid it must be an address of
-// the namespace that the destination can be reached from, and is the answer.
-func RouteSource(inode uint32, to, from netip.Addr) (netip.Addr, error) {
+// the namespace that the destination can be reached from, and is the answer. device is the
+// index of the device that it goes through; 0: any.
+func RouteSource(inode uint32, to, from netip.Addr, device int) (netip.Addr, error) {
 	h, err := routes(inode)
 	if err != nil {
 		return netip.Addr{}, err
 	}
 	defer h.Close()
-	var opts *netlink.RouteGetOptions
+	opts := &netlink.RouteGetOptions{OifIndex: device}
 	if from.IsValid() {
-		opts = &netlink.RouteGetOptions{SrcAddr: net.IP(from.AsSlice())}
+		opts.SrcAddr = net.IP(from.AsSlice())
 	}
 	found, err := h.RouteGetWithOptions(net.IP(to.AsSlice()), opts)
 	switch {

@@ -29,6 +29,9 @@ type Headroom struct {
 	LocalIP       netip.Addr `json:"local_ip,omitzero"`
 	RemoteIP      netip.Addr `json:"remote_ip,omitzero"`
 	RemotePort    uint16     `json:"remote_port,omitempty"`
+	Device        string     `json:"device,omitempty"`
+	Index         uint32     `json:"device_index,omitempty"` // where the device's name is not known
+	Scope         string     `json:"scope,omitempty"`
 	RangeLow      uint16     `json:"range_low"`
 	RangeHigh     uint16     `json:"range_high"`
 	Reserved      int        `json:"reserved"`
@@ -47,7 +50,7 @@ type Headroom struct {
 }
 
 // Headrooms makes rows, in the same order.
-func Headrooms(all []tracer.Headroom) []Headroom {
+func (n *Names) Headrooms(all []tracer.Headroom) []Headroom {
 	out := make([]Headroom, len(all))
 	for i := range all {
 		h := &all[i]
@@ -59,6 +62,8 @@ func Headrooms(all []tracer.Headroom) []Headroom {
 			MaybeOneLess: h.MaybeOneLess, Utilization: math.Round(h.Utilization()*1e4) / 1e4,
 			Holders: portUsers(h.Holders), BlockedBy: portUsers(h.BlockedBy), Reclaimable: h.Reclaimable, ListenOn: h.ListenOn,
 		}
+		out[i].Device, out[i].Index = n.device(h.DeviceID())
+		out[i].Scope = scope(out[i].Device, h.Local, h.Remote.Addr())
 	}
 	return out
 }
@@ -197,7 +202,7 @@ func (t *spaceText) table() {
 			}
 		}
 		lines = append(lines, []string{
-			"  " + h.Proto, h.LocalIP.String(), h.to(), strconv.Itoa(h.Used), strconv.Itoa(h.TimeWait), t.free(&h), t.full(&h), process,
+			"  " + h.Proto, h.from(), h.to(), strconv.Itoa(h.Used), strconv.Itoa(h.TimeWait), t.free(&h), t.full(&h), process,
 		})
 	}
 	if len(lines) > 1 && t.err == nil {
@@ -208,12 +213,22 @@ func (t *spaceText) table() {
 	}
 }
 
+// from has the device of bind(), to that of connect(): as --to takes it.
+func (h *Headroom) from() string {
+	if h.Op == "bind" {
+		return end{zone: h.end().zone}.host(h.LocalIP)
+	}
+	return h.LocalIP.String()
+}
+
 func (h *Headroom) to() string {
 	if h.Op == "bind" {
 		return "bind(port 0)"
 	}
-	return AddrPort(netip.AddrPortFrom(h.RemoteIP, h.RemotePort))
+	return string(appendEnd(nil, netip.AddrPortFrom(h.RemoteIP, h.RemotePort), end{zone: h.end().zone}))
 }
+
+func (h *Headroom) end() end { return endOf(h.Device, h.Index, true) }
 
 // full is the utilization, on a terminal with a bar.
 func (t *spaceText) full(h *Headroom) string {

@@ -40,7 +40,7 @@ func implicitUDP(s tracer.PortSpace, used int) tracer.Headroom {
 func headroomText(t *testing.T, n *Names, style Style, top int, all ...tracer.Headroom) string {
 	t.Helper()
 	var out bytes.Buffer
-	if err := n.HeadroomText(&out, style, Headrooms(all), top); err != nil {
+	if err := n.HeadroomText(&out, style, n.Headrooms(all), top); err != nil {
 		t.Fatal(err)
 	}
 	for line := range strings.Lines(out.String()) {
@@ -120,7 +120,7 @@ func TestHeadroomAdvice(t *testing.T) {
 		"few bound":   {towards(space(1, 100), "10.0.0.9:1", 1, 0), ""},
 		"reclaimable": {waiting, "tcp_tw_reuse=1 would free 150 ports"},
 	} {
-		got := strings.Join(advice(Headrooms([]tracer.Headroom{tc.h})), "\n")
+		got := strings.Join(advice(new(Names).Headrooms([]tracer.Headroom{tc.h})), "\n")
 		if got != "" && tc.want == "" || !strings.Contains(got, tc.want) {
 			t.Errorf("%s: advice %q, want %q", name, got, tc.want)
 		}
@@ -141,7 +141,7 @@ func TestHeadroomBar(t *testing.T) {
 	for used, want := range map[int]string{
 		0: "  0%         ", 28230: "100% \u2588\u2588\u2588\u2588\u2588\u2588\u2588\u2588", 14115: " 50% \u2588\u2588\u2588\u2588    ", 500: "  1% \u258f       ", 3500: " 12% \u2589       ",
 	} {
-		row := Headrooms([]tracer.Headroom{towards(space(1, 0), "10.0.0.9:1", used, 0)})[0]
+		row := new(Names).Headrooms([]tracer.Headroom{towards(space(1, 0), "10.0.0.9:1", used, 0)})[0]
 		if got := s.full(&row); got != want {
 			t.Errorf("%d used: %q, want %q", used, got, want)
 		}
@@ -152,7 +152,7 @@ func TestHeadroomBar(t *testing.T) {
 func TestHeadroomJSON(t *testing.T) {
 	h := towards(space(1, 3), "10.0.0.9:443", 10, 4, portUser("nginx", 22, 10))
 	h.BlockedBy = []tracer.PortUser{portUser("sshd", 12, 3)}
-	row := Headrooms([]tracer.Headroom{h})[0]
+	row := new(Names).Headrooms([]tracer.Headroom{h})[0]
 	got, err := json.Marshal(row)
 	if err != nil {
 		t.Fatal(err)

@@ -161,12 +161,16 @@ func (e *Encoder) AppendSocket(b []byte, s *Socket) []byte {
 	e.local.put(&o, s.LocalIP, (*object).addr)
 	o.uint(`,"local_port":`, uint64(s.LocalPort))
 	e.peer(&o, s.RemoteIP, s.RemotePort)
+	o.device(s.Device, s.Index, s.Scope)
 	e.netns.put(&o, netNS{s.NetNS, s.Cookie}, (*object).netNS)
 	o.optUint(`,"inode":`, s.Inode)
 	if s.UID != nil {
 		o.uint(`,"uid":`, uint64(*s.UID))
 	}
 	o.optTrue(`,"mptcp":`, s.MPTCP)
+	o.optTrue(`,"v6_only":`, s.V6Only)
+	o.optTrue(`,"reuse_addr":`, s.ReuseAddr)
+	o.optTrue(`,"reuse_port":`, s.ReusePort)
 	o.key(`,"holders":[`)
 	for i := range s.Holders {
 		h := &s.Holders[i]
@@ -218,6 +222,7 @@ func (e *Encoder) AppendEvent(b []byte, ev *Event) []byte {
 	}
 	o.optUint(`,"local_port":`, uint64(ev.LocalPort))
 	e.peer(&o, ev.RemoteIP, ev.RemotePort)
+	o.device(ev.Device, ev.Index, ev.Scope)
 	if ev.RequestedPort != nil {
 		o.uint(`,"requested_port":`, uint64(*ev.RequestedPort))
 	}
@@ -242,6 +247,7 @@ func (e *Encoder) AppendEvent(b []byte, ev *Event) []byte {
 	}
 	e.actor.put(&o, by, (*object).actor)
 	o.optTrue(`,"mptcp":`, ev.MPTCP)
+	o.optTrue(`,"v6_only":`, ev.V6Only)
 	if ev.DurationNS != 0 {
 		o.key(`,"duration_ns":`)
 		o.b = strconv.AppendInt(o.b, ev.DurationNS, 10)
@@ -252,6 +258,12 @@ func (e *Encoder) AppendEvent(b []byte, ev *Event) []byte {
 		o.b = strconv.AppendInt(o.b, ev.SearchNS, 10)
 	}
 	return append(o.b, '}')
+}
+
+func (o *object) device(name string, index uint32, scope string) {
+	o.optStr(`,"device":`, name)
+	o.optUint(`,"device_index":`, uint64(index))
+	o.optStr(`,"scope":`, scope)
 }
 
 func (o *object) netNS(v netNS) {

@@ -28,6 +28,9 @@ func testNames() *Names {
 		Cgroups:  container.NewResolver(""),
 		NetNS:    map[uint32]string{hostNS: "host", 7: "blue"},
 		HostNS:   hostNS,
+		Device: func(id tracer.DeviceID) string {
+			return map[tracer.DeviceID]string{{NetNS: hostNS, Index: 4}: "eth0"}[id]
+		},
 	}
 }
 
@@ -81,7 +84,8 @@ func fullSocket() Socket {
 		Proto: "tcp", State: "ESTAB", Role: "client",
 		LocalIP: netip.MustParseAddr("2001:db8::1"), LocalPort: math.MaxUint16,
 		RemoteIP: netip.MustParseAddr("::ffff:10.0.0.1"), RemotePort: 1,
-		NetNS: math.MaxUint32, Inode: math.MaxUint64, UID: ptr[uint32](math.MaxUint32), MPTCP: true,
+		Device: "<eth0>", Index: 7, Scope: "\x1beth0", V6Only: true, ReuseAddr: true, ReusePort: true,
+		NetNS: math.MaxUint32, Cookie: math.MaxUint64, Inode: math.MaxUint64, UID: ptr[uint32](math.MaxUint32), MPTCP: true,
 		Holders: []Holder{{PID: 1, Comm: "init", FD: 0}, {PID: math.MaxUint32, Comm: "<&>", FD: 3, UID: ptr[uint32](0), Container: &container.Container{ID: "0123"}}},
 		Owner:   &Owner{PID: 2, Comm: "a\"b", Status: "gone"},
 		Since:   Stamp{time.Date(2026, 1, 2, 3, 4, 5, 6, time.FixedZone("", 3600))}, Origin: "observed", Service: "my-<http>",
@@ -98,6 +102,7 @@ func fullEvent() Event {
 		RemoteIP: netip.MustParseAddr("fe80::1"), RemotePort: 54,
 		RequestedPort: ptr[uint16](0), Implicit: true, Error: "EADDRINUSE", HeldBy: []Socket{fullSocket(), emptySocket()}, HeldByMore: 7,
 		PID: 1, Comm: "<init>", UID: ptr[uint32](0), NetNS: 1, Cgroup: "/a&b/\x01", MPTCP: true,
+		Device: "<eth0>", Index: 7, Scope: "\x1beth0", V6Only: true,
 		Container:  &container.Container{ID: "0123"},
 		DurationNS: math.MaxInt64, TimeWait: true,
 	}
@@ -123,6 +128,12 @@ func TestSocketJSON(t *testing.T) {
 		func(s *Socket) { s.Inode = 0 },
 		func(s *Socket) { s.UID = nil },
 		func(s *Socket) { s.MPTCP = false },
+		func(s *Socket) { s.V6Only = false },
+		func(s *Socket) { s.ReuseAddr = false },
+		func(s *Socket) { s.ReusePort = false },
+		func(s *Socket) { s.Device = "" },
+		func(s *Socket) { s.Index = 0 },
+		func(s *Socket) { s.Scope = "" },
 		func(s *Socket) { s.Holders = []Holder{} },
 		func(s *Socket) { s.Owner = nil },
 		func(s *Socket) { s.Since = Stamp{} },
@@ -163,6 +174,10 @@ func TestEventJSON(t *testing.T) {
 		func(e *Event) { e.Cgroup = "" },
 		func(e *Event) { e.Container = nil },
 		func(e *Event) { e.MPTCP = false },
+		func(e *Event) { e.V6Only = false },
+		func(e *Event) { e.Device = "" },
+		func(e *Event) { e.Index = 0 },
+		func(e *Event) { e.Scope = "" },
 		func(e *Event) { e.DurationNS = -1 },
 		func(e *Event) { e.TimeWait = false },
 	} {

@@ -1,6 +1,9 @@
 package render
 
 import (
+	"net/netip"
+	"strconv"
+
 	"github.com/porthole-dev/porthole/internal/container"
 	"github.com/porthole-dev/porthole/internal/netns"
 	"github.com/porthole-dev/porthole/internal/services"
@@ -13,6 +16,41 @@ type Names struct {
 	Cgroups  *container.Resolver
 	NetNS    map[uint32]string
 	HostNS   uint32 // namespace that text output does not name
+	// Device names network devices, "" where it does not know; nil: it never does. It may be
+	// called by several goroutines at once.
+	Device func(tracer.DeviceID) string
+}
+
+// device is the name of a device, or where that is not known its index.
+func (n *Names) device(id tracer.DeviceID) (name string, index uint32) {
+	if id.Index == 0 {
+		return "", 0
+	}
+	if n.Device != nil {
+		name = n.Device(id)
+	}
+	if name != "" {
+		return name, 0
+	}
+	return "", id.Index
+}
+
+// DeviceName is the name of a device, or where that is not known its index, so that it can
+// be shown on a terminal.
+func (n *Names) DeviceName(id tracer.DeviceID) string {
+	name, index := n.device(id)
+	if name != "" {
+		return Safe(name)
+	}
+	return strconv.FormatUint(uint64(index), 10)
+}
+
+// scope is the name of a device where it is the scope of an address.
+func scope(device string, local, remote netip.Addr) string {
+	if tracer.IsScoped(local) || tracer.IsScoped(remote) {
+		return device
+	}
+	return ""
 }
 
 // LoadNames reads them from this machine. What cannot be read has no name; whether

@@ -120,7 +120,7 @@ func TestPortText(t *testing.T) {
 			"8080/tcp is held by nginx (pid 10, user 4000000001), listening on 0.0.0.0\n" +
 				"8080/tcp is held by nginx (pid 10, user 4000000001), listening on 0.0.0.0 (MPTCP) in network namespace blue since 2026-01-02 03:04:05\n" + about8080},
 		{"the kernel", question(8080), []tracer.Socket{kernels},
-			"8080/udp is held by no process, bound to :: (a socket of the kernel, or one on its way between processes)\n" + about8080},
+			"8080/udp is held by no process, bound to * (IPv4 and IPv6) (a socket of the kernel, or one on its way between processes)\n" + about8080},
 		{"a name with escapes", question(8080, tracer.UDP), []tracer.Socket{hostile},
 			`8080/udp is held by "a\x1b[2J\nb" (pid 13, user 4000000001), bound to 127.0.0.1` + "\n" +
 				"8080: registered (1024-49151); http-alt/udp\n  outside this machine's ephemeral range 32768-60999, and reserved\n"},

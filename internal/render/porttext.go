@@ -111,17 +111,19 @@ func (w *portWriter) proto(proto string, all map[section][]Socket, counted map[s
 	}
 }
 
-// groups puts sockets together that share address, namespace and role, as those
+// groups puts sockets together that share address, device, namespace and role, as those
 // of SO_REUSEPORT do.
 func groups(sockets []Socket) [][]Socket {
 	type key struct {
-		local netip.Addr
-		netns uint32
+		local  netip.Addr
+		end    end
+		netns  uint32
+		cookie uint64
 	}
 	at := make(map[key]int)
 	var out [][]Socket
 	for _, s := range sockets {
-		k := key{s.LocalIP, s.NetNS}
+		k := key{s.LocalIP, endOf(s.Device, s.Index, s.V6Only), s.NetNS, s.Cookie}
 		i, ok := at[k]
 		if !ok {
 			i = len(out)
@@ -140,7 +142,7 @@ func (w *portWriter) group(group []Socket) {
 	if s.Role == tracer.RoleListener.String() {
 		how = "listening on"
 	}
-	where := fmt.Sprintf("%s %s", how, s.LocalIP) + w.where(s.NetNS, s.MPTCP)
+	where := fmt.Sprintf("%s %s", how, address(s)) + w.where(s.NetNS, s.MPTCP)
 	if !s.Since.IsZero() {
 		where += " since " + date(s.Since.Time)
 	}
@@ -168,6 +170,18 @@ func (w *portWriter) group(group []Socket) {
 	default:
 		w.printf("%d/%s is held by %d processes, %s:\n  %s\n", w.port, s.Proto, len(holders), where, strings.Join(holders, "\n  "))
 	}
+}
+
+// address is where a socket listens or is bound, in words where that has a catch.
+func address(s *Socket) string {
+	host := endOf(s.Device, s.Index, s.V6Only).host(s.LocalIP)
+	switch {
+	case s.LocalIP != netip.IPv6Unspecified():
+		return host
+	case s.V6Only:
+		return host + " (IPv6 only)"
+	}
+	return host + " (IPv4 and IPv6)"
 }
 
 // unheld is why a socket may have no holder.

@@ -38,11 +38,17 @@ type Socket struct {
 	LocalPort  uint16               `json:"local_port"`
 	RemoteIP   netip.Addr           `json:"remote_ip,omitzero"`
 	RemotePort uint16               `json:"remote_port,omitempty"`
+	Device     string               `json:"device,omitempty"`
+	Index      uint32               `json:"device_index,omitempty"` // where the device's name is not known
+	Scope      string               `json:"scope,omitempty"`
 	NetNS      uint32               `json:"netns"`
 	Cookie     uint64               `json:"netns_cookie,omitempty"`
 	Inode      uint64               `json:"inode,omitempty"`
 	UID        *uint32              `json:"uid,omitempty"`
 	MPTCP      bool                 `json:"mptcp,omitempty"`
+	V6Only     bool                 `json:"v6_only,omitempty"`
+	ReuseAddr  bool                 `json:"reuse_addr,omitempty"`
+	ReusePort  bool                 `json:"reuse_port,omitempty"`
 	Holders    []Holder             `json:"holders"`
 	Owner      *Owner               `json:"owner,omitempty"` // where observed
 	Since      Stamp                `json:"since,omitzero"`
@@ -60,6 +66,9 @@ type Event struct {
 	LocalPort     uint16               `json:"local_port,omitempty"`
 	RemoteIP      netip.Addr           `json:"remote_ip,omitzero"`
 	RemotePort    uint16               `json:"remote_port,omitempty"`
+	Device        string               `json:"device,omitempty"`
+	Index         uint32               `json:"device_index,omitempty"` // where the device's name is not known
+	Scope         string               `json:"scope,omitempty"`
 	RequestedPort *uint16              `json:"requested_port,omitempty"`
 	Implicit      bool                 `json:"implicit,omitempty"`
 	Error         string               `json:"error,omitempty"`
@@ -73,6 +82,7 @@ type Event struct {
 	Cgroup        string               `json:"cgroup,omitempty"`
 	Container     *container.Container `json:"container,omitempty"`
 	MPTCP         bool                 `json:"mptcp,omitempty"`
+	V6Only        bool                 `json:"v6_only,omitempty"`
 	DurationNS    int64                `json:"duration_ns,omitempty"`
 	TimeWait      bool                 `json:"time_wait,omitempty"`
 	SearchNS      int64                `json:"search_ns,omitempty"`
@@ -155,8 +165,13 @@ func (n *Names) fill(row *Socket, s *tracer.Socket, holders []Holder) {
 		LocalIP: s.Local.Addr(), LocalPort: s.Local.Port(),
 		RemoteIP: s.Remote.Addr(), RemotePort: s.Remote.Port(),
 		NetNS: s.NetNS, Cookie: s.NetNSCookie, Inode: s.Inode, MPTCP: s.MPTCP,
+		V6Only: s.V6Only, ReuseAddr: s.ReuseAddr, ReusePort: s.ReusePort,
 		Holders: holders[:0],
 		Origin:  s.Origin.String(), Service: n.service(s), Since: Stamp{s.Since},
+	}
+	if s.Device != 0 {
+		row.Device, row.Index = n.device(s.DeviceID())
+		row.Scope = scope(row.Device, row.LocalIP, row.RemoteIP)
 	}
 	if s.Role != tracer.RoleTimeWait { // nobody owns these
 		row.UID = &s.UID
@@ -231,11 +246,15 @@ func (n *Names) Event(ev *tracer.Event) Event {
 	row := Event{
 		Time: Stamp{ev.Time}, Event: ev.Type.String(), Proto: ev.Proto.String(),
 		RemoteIP: ev.Remote.Addr(), RemotePort: ev.Remote.Port(),
-		Implicit: ev.Implicit, Error: ev.Error(), NetNS: ev.NetNS, Cookie: ev.NetNSCookie, MPTCP: ev.MPTCP,
+		Implicit: ev.Implicit, Error: ev.Error(), NetNS: ev.NetNS, Cookie: ev.NetNSCookie, MPTCP: ev.MPTCP, V6Only: ev.V6Only,
 		DurationNS: ev.Duration.Nanoseconds(), TimeWait: ev.TimeWait, SearchNS: ev.Search.Nanoseconds(),
 	}
 	if hasLocal(ev) {
 		row.LocalIP, row.LocalPort = ev.Local.Addr(), ev.Local.Port()
+	}
+	if ev.Device != 0 {
+		row.Device, row.Index = n.device(ev.DeviceID())
+		row.Scope = scope(row.Device, row.LocalIP, row.RemoteIP)
 	}
 	if ev.Type == tracer.EventBind && !ev.Implicit {
 		row.RequestedPort = &ev.RequestedPort

@@ -43,16 +43,51 @@ func Safe(s string) string {
 
 // AddrPort is an address and port as ss(8) shows them, with * for any address
 // or port.
-func AddrPort(a netip.AddrPort) string { return string(appendAddrPort(nil, a)) }
+func AddrPort(a netip.AddrPort) string { return string(appendEnd(nil, a, end{})) }
 
-func appendAddrPort(b []byte, a netip.AddrPort) []byte {
+// end is what is special about an end of a socket: zone is the device it is bound to, by
+// name or number; dual, that :: takes IPv4 too.
+type end struct {
+	zone string
+	dual bool
+}
+
+// endOf is special about the local end of a socket.
+func endOf(device string, index uint32, v6only bool) end {
+	if index != 0 {
+		device = strconv.FormatUint(uint64(index), 10)
+	}
+	return end{device, !v6only}
+}
+
+// host is an address as it stands without a port.
+func (e end) host(addr netip.Addr) string { return string(e.appendHost(nil, addr)) }
+
+func (e end) appendHost(b []byte, addr netip.Addr) []byte {
+	if e.isAny(addr) {
+		b = append(b, '*')
+	} else {
+		b = addr.AppendTo(b)
+	}
+	if e.zone != "" {
+		b = append(append(b, '%'), Safe(e.zone)...)
+	}
+	return b
+}
+
+// isAny tells whether an address is any of IPv6 and of IPv4.
+func (e end) isAny(addr netip.Addr) bool { return e.dual && addr == netip.IPv6Unspecified() }
+
+// appendEnd appends what AddrPort is, with % and the device of an end that is bound to one,
+// and * for :: that takes IPv4 too.
+func appendEnd(b []byte, a netip.AddrPort, e end) []byte {
 	if !a.IsValid() {
 		return append(b, "*:*"...)
 	}
-	if a.Addr().Is4() {
-		b = a.Addr().AppendTo(b)
+	if a.Addr().Is4() || e.isAny(a.Addr()) {
+		b = e.appendHost(b, a.Addr())
 	} else {
-		b = append(a.Addr().AppendTo(append(b, '[')), ']')
+		b = append(e.appendHost(append(b, '['), a.Addr()), ']')
 	}
 	if a.Port() == 0 {
 		return append(b, ":*"...)
@@ -134,9 +169,9 @@ func (n *Names) appendCells(g *grid, s *Socket) {
 	}
 	g.cell()
 	g.add(s.State)
-	g.text = appendAddrPort(g.text, netip.AddrPortFrom(s.LocalIP, s.LocalPort))
+	g.text = appendEnd(g.text, netip.AddrPortFrom(s.LocalIP, s.LocalPort), endOf(s.Device, s.Index, s.V6Only))
 	g.cell()
-	g.text = appendAddrPort(g.text, netip.AddrPortFrom(s.RemoteIP, s.RemotePort))
+	g.text = appendEnd(g.text, netip.AddrPortFrom(s.RemoteIP, s.RemotePort), end{})
 	g.cell()
 	g.add(s.Role)
 	pid, comm := holderCells(s.Holders)
@@ -188,11 +223,13 @@ const eventPIDEnd = len(EventHead) - len(" COMM")
 // EventLine is one event as tail shows it, without the newline.
 func (n *Names) EventLine(style Style, ev *Event) string {
 	local, remote := "-", "-"
+	at := endOf(ev.Device, ev.Index, ev.V6Only)
 	if ev.LocalIP.IsValid() {
-		local = AddrPort(netip.AddrPortFrom(ev.LocalIP, ev.LocalPort))
+		local = string(appendEnd(nil, netip.AddrPortFrom(ev.LocalIP, ev.LocalPort), at))
+		at = end{} // told
 	}
 	if ev.RemoteIP.IsValid() {
-		remote = AddrPort(netip.AddrPortFrom(ev.RemoteIP, ev.RemotePort))
+		remote = string(appendEnd(nil, netip.AddrPortFrom(ev.RemoteIP, ev.RemotePort), end{zone: at.zone}))
 	}
 	pid, comm := "-", "-"
 	if ev.PID != 0 {

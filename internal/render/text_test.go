@@ -73,6 +73,32 @@ func TestAddrPort(t *testing.T) {
 	}
 }
 
+// Ends are written as by ss(8), but that a device stands inside the brackets, where other programs
+// accept it too.
+func TestAppendEnd(t *testing.T) {
+	for _, test := range []struct {
+		addr string
+		end  end
+		want string
+	}{
+		{"10.0.0.1:80", end{}, "10.0.0.1:80"},
+		{"127.0.0.53:53", end{zone: "lo", dual: true}, "127.0.0.53%lo:53"},
+		{"0.0.0.0:53", end{zone: "lo", dual: true}, "0.0.0.0%lo:53"},
+		{"[fe80::1]:443", end{zone: "eth0"}, "[fe80::1%eth0]:443"},
+		{"[fe80::1]:443", end{zone: "7"}, "[fe80::1%7]:443"},
+		{"[::1]:443", end{dual: true}, "[::1]:443"},
+		{"[::]:80", end{dual: true}, "*:80"},
+		{"[::]:80", end{}, "[::]:80"},
+		{"[::]:80", end{zone: "eth0", dual: true}, "*%eth0:80"},
+		{"[::]:80", end{zone: "eth0"}, "[::%eth0]:80"},
+		{"[fe80::1]:0", end{zone: "a\x1bb"}, `[fe80::1%"a\x1bb"]:*`},
+	} {
+		if got := string(appendEnd(nil, netip.MustParseAddrPort(test.addr), test.end)); got != test.want {
+			t.Errorf("%s, %+v: %s, want %s", test.addr, test.end, got, test.want)
+		}
+	}
+}
+
 func TestTable(t *testing.T) {
 	var b strings.Builder
 	err := Table(&b, Style{}, [][]string{
@@ -227,6 +253,15 @@ func TestEventLine(t *testing.T) {
 			ev.Local, ev.Errno = netip.MustParseAddrPort("0.0.0.0:0"), syscall.EADDRNOTAVAIL
 		},
 			"03:04:05.006 connect tcp -                 10.0.8.20:5432  48213 fifteen-letters  EADDRNOTAVAIL"},
+		{func(ev *tracer.Event) {
+			ev.Local, ev.Remote, ev.Device, ev.Errno = netip.AddrPort{}, netip.MustParseAddrPort("[fe80::2]:80"), 4, syscall.ENETUNREACH
+		}, "03:04:05.006 connect tcp -                 [fe80::2%eth0]:80 48213 fifteen-letters  ENETUNREACH"},
+		{func(ev *tracer.Event) {
+			ev.Type, ev.Local, ev.Remote, ev.Device, ev.NetNS = tracer.EventBind, netip.MustParseAddrPort("[::]:80"), netip.AddrPort{}, 4, 7
+		}, "03:04:05.006 bind    tcp *%4:80            -               48213 fifteen-letters  netns=blue"},
+		{func(ev *tracer.Event) {
+			ev.Type, ev.Local, ev.Remote, ev.V6Only = tracer.EventListen, netip.MustParseAddrPort("[::]:80"), netip.AddrPort{}, true
+		}, "03:04:05.006 listen  tcp [::]:80           -               48213 fifteen-letters"},
 		{refused(inTheWay), bind + "EADDRINUSE held by nginx (listener, pid 9)"},
 		{refused(leftOver), bind + "EADDRINUSE held by a socket in TIME-WAIT"},
 		{refused(noHolder), bind + `EADDRINUSE held by a listener of "ng\nx" (pid 9)`},
