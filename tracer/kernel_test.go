@@ -107,9 +107,20 @@ func (r *recorder) use(tr *Tracer) {
 		r.sub.Close()
 		stats, err := tr.Stats()
 		if err != nil || stats.Lost() != before.Lost() || stats.Bad != 0 || r.sub.Lost() != 0 || stats.Decoded > stats.Submitted {
-			r.Errorf("stats %+v, subscriber lost %d, error %v: want nothing lost", stats, r.sub.Lost(), err)
+			r.Errorf("stats %+v, skipped %v, subscriber lost %d, error %v: want nothing lost", stats, skipped(tr), r.sub.Lost(), err)
 		}
 	})
+}
+
+// skipped is how often the kernel has not run the program of a hook, for it was running.
+func skipped(tr *Tracer) map[string]uint64 {
+	out := make(map[string]uint64)
+	for _, a := range tr.progs {
+		if stats, err := a.prog.Stats(); err == nil && stats.RecursionMisses > 0 {
+			out[a.hook] = stats.RecursionMisses
+		}
+	}
+	return out
 }
 
 // running is a tracer at work.

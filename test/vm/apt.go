@@ -5,13 +5,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
-// archive is one release of Debian for one architecture, read with apt's own
+// archive is releases of Debian for one architecture, read with apt's own
 // programs but with none of the machine's apt state.
 type archive struct {
 	conf string // file
@@ -20,8 +22,8 @@ type archive struct {
 // keyrings are where Debian has the keys of its archive.
 var keyrings = []string{"/usr/share/keyrings/debian-archive-keyring.gpg", "/usr/share/keyrings/debian-archive-keyring.pgp"}
 
-// openArchive reads the package lists of a release.
-func openArchive(ctx context.Context, dir, release, arch string) (*archive, error) {
+// openArchive reads the package lists of releases.
+func openArchive(ctx context.Context, dir string, releases []string, arch string) (*archive, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, err
@@ -31,12 +33,14 @@ func openArchive(ctx context.Context, dir, release, arch string) (*archive, erro
 			return nil, err
 		}
 	}
-	sources, err := sourcesList(ctx, release)
+	sources, err := sourcesList(ctx, releases)
 	if err != nil {
 		return nil, err
 	}
 	a := &archive{conf: filepath.Join(dir, "apt.conf")}
-	for name, text := range map[string]string{"sources.list": sources, "status": "", "apt.conf": aptConf(dir, arch)} {
+	for name, text := range map[string]string{
+		"sources.list": sources, "preferences": alike, "status": "", "apt.conf": aptConf(dir, arch),
+	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
 			return nil, err
 		}
@@ -46,6 +50,9 @@ func openArchive(ctx context.Context, dir, release, arch string) (*archive, erro
 	}
 	return a, nil
 }
+
+// alike has of every package the newest be taken: backports would only be where nothing else is.
+const alike = "Package: *\nPin: release c=main\nPin-Priority: 500\n"
 
 // aptConf is read after the machine's configuration, whose proxies it keeps and
 // whose hooks it clears.
@@ -57,7 +64,7 @@ Dir::Cache "%[2]s/cache";
 Dir::Cache::Archives "archives";
 Dir::Etc::SourceList "%[2]s/sources.list";
 Dir::Etc::SourceParts "/dev/null";
-Dir::Etc::Preferences "/dev/null";
+Dir::Etc::Preferences "%[2]s/preferences";
 Dir::Etc::PreferencesParts "/dev/null";
 Dir::Etc::Trusted "/dev/null";
 Dir::Etc::TrustedParts "/dev/null";
@@ -77,10 +84,10 @@ Acquire::Languages "none";
 `, dir+"/state", dir, arch)
 }
 
-// sourcesList is the release in the machine's own mirror, or in Debian's. Its
-// signature is always verified. How old it may be is not looked at, for an
-// archived release is past that date: what comes of it runs in a VM only.
-func sourcesList(ctx context.Context, release string) (string, error) {
+// sourcesList is the releases in the machine's own mirror of Debian. Its signature
+// is always verified. How old it may be is not looked at, for an archived release
+// is past that date: what comes of it runs in a VM only.
+func sourcesList(ctx context.Context, releases []string) (string, error) {
 	keyring := ""
 	for _, file := range keyrings {
 		if _, err := os.Stat(file); err == nil {
@@ -91,24 +98,66 @@ func sourcesList(ctx context.Context, release string) (string, error) {
 	if keyring == "" {
 		return "", fmt.Errorf("no %s: install debian-archive-keyring", keyrings[0])
 	}
-	mirror := map[string]string{"Debian": "http://deb.debian.org/debian", "Debian-Security": "http://deb.debian.org/debian-security"}
 	targets, err := output(ctx, "", "apt-get", "indextargets", "--format", "$(LABEL) $(REPO_URI)", "Created-By: Packages", "Origin: Debian")
 	if err != nil {
 		return "", err
 	}
+	return sourcesOf(targets, keyring, releases)
+}
+
+// sourcesOf writes a sources.list from what apt-get indextargets tells of the machine's own:
+// lines of a label and an address.
+func sourcesOf(targets, keyring string, releases []string) (string, error) {
+	mirror := make(map[string]string)
 	for line := range strings.Lines(targets) {
-		if label, uri, ok := strings.Cut(strings.TrimSpace(line), " "); ok && mirror[label] != "" {
+		if label, uri, ok := strings.Cut(strings.TrimSpace(line), " "); ok {
 			mirror[label] = uri
 		}
 	}
-	line := func(uri, suite string) string {
-		return fmt.Sprintf("deb [target=Packages check-valid-until=no signed-by=%s] %s %s main\n", keyring, uri, suite)
+	if mirror["Debian"] == "" {
+		return "", errors.New("apt knows no mirror of Debian here: name one in its sources, and run apt-get update")
 	}
-	sources := line(mirror["Debian"], release)
-	if release != "sid" { // has no updates apart
-		sources += line(mirror["Debian-Security"], release+"-security")
+	var sources strings.Builder
+	for _, release := range releases {
+		suites := map[string]string{"Debian": release}
+		if release != "sid" && !strings.HasSuffix(release, "-backports") { // which have no updates apart
+			suites["Debian-Security"] = release + "-security"
+		}
+		for _, label := range slices.Sorted(maps.Keys(suites)) {
+			if uri := mirror[label]; uri != "" {
+				fmt.Fprintf(&sources, "deb [target=Packages check-valid-until=no signed-by=%s] %s %s main\n", keyring, uri, suites[label])
+			}
+		}
 	}
-	return sources, nil
+	return sources.String(), nil
+}
+
+// image names the package of a kernel.
+func (a *archive) image(ctx context.Context, k kernel) (string, error) {
+	if k.series == "" {
+		return "linux-image-cloud-" + k.arch, nil
+	}
+	prefix, suffix := "linux-image-"+k.series+".", "-cloud-"+k.arch
+	names, err := output(ctx, "", "apt-cache", "-c", a.conf, "pkgnames", prefix)
+	if err != nil {
+		return "", err
+	}
+	return newestImage(names, prefix, suffix)
+}
+
+// newestImage picks the name with the highest number between a prefix and a suffix.
+func newestImage(names, prefix, suffix string) (string, error) {
+	best, at := "", -1
+	for name := range strings.FieldsSeq(names) {
+		var n int
+		if _, err := fmt.Sscanf(strings.TrimPrefix(name, prefix), "%d", &n); err == nil && strings.HasSuffix(name, suffix) && n > at {
+			best, at = name, n
+		}
+	}
+	if best == "" {
+		return "", fmt.Errorf("no package is named %s*%s", prefix, suffix)
+	}
+	return best, nil
 }
 
 // closure is the names of the packages to install for one, with itself.
@@ -156,7 +205,7 @@ func (a *archive) run(ctx context.Context, dir string, args ...string) (string, 
 
 // packages are where the commands are that this one runs.
 var packages = map[string]string{
-	"apt-get": "apt", "dpkg-deb": "dpkg", "xz": "xz-utils",
+	"apt-get": "apt", "apt-cache": "apt", "dpkg-deb": "dpkg", "xz": "xz-utils",
 	"qemu-system-x86_64": "qemu-system-x86", "qemu-system-aarch64": "qemu-system-arm",
 }
 

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -19,7 +20,7 @@ var modules = []string{"virtio_pci", "virtio_console", "inet_diag", "tcp_diag", 
 // for every kernel.
 var tools = []string{"ip", "ss"}
 
-const toolsRelease = "trixie"
+var toolsReleases = trixie
 
 // cache is a directory of what was fetched. What is there is whole, for it gets
 // its name last.
@@ -32,8 +33,12 @@ type cache struct {
 // kernel returns the directory of a kernel: vmlinuz, and the modules in
 // root/modules, named so that those that others need sort first.
 func (c *cache) kernel(ctx context.Context, k kernel) (string, error) {
-	return c.get(ctx, "linux", k.release, k.arch, modules, func(a *archive, tmp, dir string) error {
-		all, err := a.closure(ctx, "linux-image-cloud-"+k.arch)
+	return c.get(ctx, "linux-"+k.name, k.releases, k.arch, modules, func(a *archive, tmp, dir string) error {
+		image, err := a.image(ctx, k)
+		if err != nil {
+			return err
+		}
+		all, err := a.closure(ctx, image)
 		if err != nil {
 			return err
 		}
@@ -50,11 +55,11 @@ func (c *cache) kernel(ctx context.Context, k kernel) (string, error) {
 		if err := a.unpack(ctx, tmp, names); err != nil {
 			return err
 		}
-		image, err := one(filepath.Join(tmp, "boot/vmlinuz-*"), filepath.Join(tmp, "usr/lib/modules/*/vmlinuz"))
+		vmlinuz, err := one(filepath.Join(tmp, "boot/vmlinuz-*"), filepath.Join(tmp, "usr/lib/modules/*/vmlinuz"))
 		if err != nil {
 			return err
 		}
-		if err := os.Rename(image, filepath.Join(dir, "vmlinuz")); err != nil {
+		if err := os.Rename(vmlinuz, filepath.Join(dir, "vmlinuz")); err != nil {
 			return err
 		}
 		return copyModules(ctx, tmp, filepath.Join(dir, "root", "modules"))
@@ -69,7 +74,7 @@ var kernelPackage = regexp.MustCompile(`^linux-(image|binary|modules|base)-\d`)
 // tools returns the directory of the programs that tests run, with the libraries
 // they need in root, which is laid out like the VM.
 func (c *cache) tools(ctx context.Context, arch string) (string, error) {
-	return c.get(ctx, "tools", toolsRelease, arch, tools, func(a *archive, tmp, dir string) error {
+	return c.get(ctx, "tools", toolsReleases, arch, tools, func(a *archive, tmp, dir string) error {
 		names, err := a.closure(ctx, "iproute2")
 		if err != nil {
 			return err
@@ -89,7 +94,7 @@ func (c *cache) bcc(ctx context.Context, k kernel, kernelDir string) (string, er
 	if err != nil {
 		return "", err
 	}
-	return c.get(ctx, "bcc", k.release, k.arch, []string{version}, func(a *archive, _, dir string) error {
+	return c.get(ctx, "bcc-"+k.name, k.releases, k.arch, []string{version}, func(a *archive, _, dir string) error {
 		names, err := a.closure(ctx, "bpfcc-tools")
 		if err != nil {
 			return err
@@ -128,9 +133,9 @@ func kernelVersion(dir string) (string, error) {
 
 // get returns the directory of something in the cache, which fill makes in dir;
 // tmp is for what it needs meanwhile. A change of what is wanted makes another.
-func (c *cache) get(ctx context.Context, what, release, arch string, wanted []string, fill func(a *archive, tmp, dir string) error) (string, error) {
-	name := fmt.Sprintf("%s-%s-%s", what, release, arch)
-	dir, list := filepath.Join(c.dir, name), strings.Join(wanted, "\n")
+func (c *cache) get(ctx context.Context, what string, releases []string, arch string, wanted []string, fill func(a *archive, tmp, dir string) error) (string, error) {
+	name, from := what+"-"+arch, strings.Join(releases, "+")
+	dir, list := filepath.Join(c.dir, name), strings.Join(append(slices.Clone(wanted), releases...), "\n")
 	if have, err := os.ReadFile(filepath.Join(dir, "wanted")); err == nil && string(have) == list && !c.update {
 		return dir, nil
 	}
@@ -146,7 +151,7 @@ func (c *cache) get(ctx context.Context, what, release, arch string, wanted []st
 	if err := os.Mkdir(whole, 0o755); err != nil {
 		return "", err
 	}
-	a, err := openArchive(ctx, filepath.Join(c.dir, "apt", release+"-"+arch), release, arch)
+	a, err := openArchive(ctx, filepath.Join(c.dir, "apt", from+"-"+arch), releases, arch)
 	if err == nil {
 		err = fill(a, filepath.Join(tmp, "unpacked"), whole)
 	}

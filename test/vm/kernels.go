@@ -8,12 +8,13 @@ import (
 
 // kernel is one that Debian builds for virtual machines.
 type kernel struct {
-	name    string // its series, or "edge"
-	arch    string
-	release string // of Debian
-	gating  bool   // run when no kernel is named
-	flags   string // for the kernel's command line
-	bcc     bool   // benchmarked beside the tools of bcc
+	name     string // its series, or "edge"
+	arch     string
+	releases []string // of Debian: where it is looked for, the newest of all is taken
+	series   string   // empty: the kernel that the releases have now
+	gating   bool     // run when no kernel is named
+	flags    string   // for the kernel's command line
+	bcc      bool     // benchmarked beside the tools of bcc
 	// missing tells why the kernel has not got a tier.
 	missing map[tier]string
 	lacks   []lack
@@ -31,25 +32,35 @@ type lack struct {
 	reason string
 }
 
+// Where kernels are looked for.
+var (
+	bullseye, bookworm, trixie = []string{"bullseye"}, []string{"bookworm"}, []string{"trixie"}
+	backports                  = []string{"trixie", "trixie-backports"}
+	newest                     = []string{"sid", "trixie-backports"} // which have it by turns
+)
+
+// noCmpxchg16b is for kernels which without that instruction, which qemu's CPU has not got here,
+// have often no memory for BPF's storage of sockets, but with debugging of its allocator they have.
+const noCmpxchg16b = "slab_debug=F,kmalloc-*"
+
 // kernels are those that are known, in the order they are reported.
 var kernels = []kernel{
-	{name: "5.10", arch: "amd64", release: "bullseye", gating: true, lacks: []lack{
+	{name: "5.10", arch: "amd64", releases: bullseye, gating: true, lacks: []lack{
 		{test: "TestKernelMPTCP", reason: "built without MPTCP"},
 		{test: "TestKernelTiersAgree/MPTCP", reason: "built without MPTCP"},
 	}},
-	{name: "6.1", arch: "amd64", release: "bookworm", gating: true, bcc: true},
-	{name: "6.12", arch: "amd64", release: "trixie", gating: true},
-	{name: "6.1", arch: "arm64", release: "bookworm", gating: true, missing: map[tier]string{
+	{name: "6.1", arch: "amd64", releases: bookworm, gating: true, bcc: true},
+	{name: "6.12", arch: "amd64", releases: trixie, gating: true},
+	{name: "6.1", arch: "arm64", releases: bookworm, gating: true, missing: map[tier]string{
 		"fentry": "Linux 6.1 on arm64 loads fexit programs but does not attach them",
 	}, lacks: []lack{
 		{test: "TestKernelTiersAgree", reason: "there is no fentry tier to compare with"},
 		{test: "TestKernelTiersDiffer", reason: "there is no fentry tier to compare with"},
 	}},
-	{name: "6.12", arch: "arm64", release: "trixie", gating: true},
-	// Without cmpxchg16b, which qemu's CPU has not got here, this kernel has often no
-	// memory for BPF's storage of sockets, but with debugging of its allocator it has.
-	{name: "edge", arch: "amd64", release: "sid", flags: "slab_debug=F,kmalloc-*"},
-	{name: "edge", arch: "arm64", release: "sid"},
+	{name: "6.12", arch: "arm64", releases: trixie, gating: true},
+	{name: "6.18", arch: "amd64", releases: backports, series: "6.18", flags: noCmpxchg16b},
+	{name: "edge", arch: "amd64", releases: newest, flags: noCmpxchg16b},
+	{name: "edge", arch: "arm64", releases: newest},
 }
 
 // String is the name that -kernel takes.

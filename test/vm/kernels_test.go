@@ -47,7 +47,7 @@ func TestChoose(t *testing.T) {
 // What the table says must be complete, for nothing else says it.
 func TestKernels(t *testing.T) {
 	for _, k := range kernels {
-		if _, ok := machines[k.arch]; !ok || k.name == "" || k.release == "" {
+		if _, ok := machines[k.arch]; !ok || k.name == "" || len(k.releases) == 0 {
 			t.Errorf("%+v: want a name, a release and an architecture with a machine", k)
 		}
 		for _, l := range k.lacks {

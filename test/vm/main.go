@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -108,7 +109,7 @@ func parse() (options, error) {
 func printKernels(w io.Writer) error {
 	rows := [][]string{{"KERNEL", "DEBIAN", "GATING"}}
 	for _, k := range kernels {
-		rows = append(rows, []string{k.String(), k.release, map[bool]string{true: "yes", false: "no"}[k.gating]})
+		rows = append(rows, []string{k.String(), strings.Join(k.releases, " "), map[bool]string{true: "yes", false: "no"}[k.gating]})
 	}
 	return writeTable(w, rows)
 }
