@@ -4,14 +4,13 @@ import (
 	"io"
 	"runtime"
 	"sync"
-	"unicode/utf8"
 )
 
 // grid is lines of cells, kept as one text until it is known how wide the columns are.
 type grid struct {
 	text   []byte
 	ends   []int // of each cell in text, line after line
-	widths []int // of each column, in characters
+	widths []int // of each column
 }
 
 func newGrid(columns int) *grid { return &grid{widths: make([]int, columns)} }
@@ -23,7 +22,7 @@ func (g *grid) cell() {
 		start = g.ends[n-1]
 	}
 	column := len(g.ends) % len(g.widths)
-	g.widths[column] = max(g.widths[column], utf8.RuneCount(g.text[start:]))
+	g.widths[column] = max(g.widths[column], columnsOf(g.text[start:]))
 	g.ends = append(g.ends, len(g.text))
 }
 
@@ -61,7 +60,7 @@ func (l *layout) appendLines(b []byte, g *grid) []byte {
 	for i, end := range g.ends {
 		column, cell := i%len(l.widths), g.text[start:end]
 		start = end
-		pad := l.widths[column] - utf8.RuneCount(cell)
+		pad := l.widths[column] - columnsOf(cell)
 		switch {
 		case l.hidden[column]:
 		case l.right[column]:

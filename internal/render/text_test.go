@@ -106,6 +106,7 @@ func TestTable(t *testing.T) {
 		{"a", "1", "ü", "end"},
 		{"longer", "12345", "", ""},
 		{"日本", "", "x", "a longer one"},
+		{"e\u0301te\u0301", "2", "", ""},
 	}, 1)
 	if err != nil {
 		t.Fatal(err)
@@ -114,9 +115,21 @@ func TestTable(t *testing.T) {
 		"NAME     PID X LAST\n" +
 		"a          1 ü end\n" +
 		"longer 12345\n" +
-		"日本           x a longer one\n"
+		"日本         x a longer one\n" +
+		"e\u0301te\u0301        2\n"
 	if d := cmp.Diff(want, b.String()); d != "" {
 		t.Errorf("-want +got:\n%s", d)
+	}
+}
+
+// A character takes no column, one or two.
+func TestColumnsOf(t *testing.T) {
+	for in, want := range map[string]int{
+		"": 0, "nginx": 5, "ü": 1, "监控服务": 8, "ｗ": 2, "e\u0301": 1, "😀": 2, "한글": 4, "ﾊﾝ": 2, "x日": 3,
+	} {
+		if got := columnsOf([]byte(in)); got != want {
+			t.Errorf("%q takes %d columns, want %d", in, got, want)
+		}
 	}
 }
 
