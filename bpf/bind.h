@@ -5,6 +5,23 @@
 
 #include "emit.h"
 
+/* The note of a socket in spare_notes, made when there is none. NULL: no memory. */
+static __noinline struct sock_note *spare_note(const struct sock *sk)
+{
+	const struct socket *socket = READ(sk, sk_socket);
+	struct spare_note new = {}, *spare;
+	__u64 key = (__u64)sk;
+
+	if (socket)
+		new.inode = READ((const struct socket_alloc *)socket, vfs_inode.i_ino);
+	spare = bpf_map_lookup_elem(&spare_notes, &key);
+	if (!spare || spare->inode != new.inode) {
+		bpf_map_update_elem(&spare_notes, &key, &new, BPF_ANY);
+		spare = bpf_map_lookup_elem(&spare_notes, &key);
+	}
+	return spare ? &spare->note : NULL;
+}
+
 static __always_inline bool proto_is_ours(const struct sock *sk)
 {
 	__u16 proto = sock_protocol(sk);
@@ -71,6 +88,23 @@ static __always_inline void event_sockopts(struct event *e, const struct sock *s
 		e->flags |= EVENT_REUSEPORT;
 }
 
+/*
+ * The path manager of MPTCP opens further subflows in a worker of the kernel, or in the
+ * program that configures it: they belong to whoever has the first, whom the reader knows.
+ */
+static __noinline void owner_of_subflow(struct event *e, const struct sock *sk)
+{
+	const struct sock *first;
+
+	if (!(e->flags & EVENT_MPTCP))
+		return;
+	first = sock_first_subflow(sk);
+	if (!first)
+		return;
+	__builtin_memset(&e->process, 0, sizeof(e->process));
+	e->detail = (__u64)first;
+}
+
 /* bind() took a port. */
 static __always_inline void bind_done(struct sock *sk, __u16 requested_port)
 {
@@ -80,13 +114,14 @@ static __always_inline void bind_done(struct sock *sk, __u16 requested_port)
 		return;
 	e->requested_port = requested_port;
 	event_sockopts(e, sk);
+	owner_of_subflow(e, sk);
 	event_submit(e);
 }
 
 /* The same, told by the hook after bind(). note may be NULL. */
 static __always_inline void handle_bind_done(struct sock *sk, struct sock_note *note)
 {
-	if (!proto_is_ours(sk))
+	if (!proto_is_ours(sk) || refused_before())
 		return;
 	if (note)
 		note->known_port = sock_port(sk);
@@ -124,10 +159,25 @@ static __always_inline void handle_send(struct sock *sk, struct sock_note *note)
 		count(STAT_LOST_STATE);
 		return;
 	}
-	if (note->known_port == port || sock_protocol(sk) != IPPROTO_UDP)
+	if (note->known_port == port || !sock_is_udp(sk))
 		return;
 	note->known_port = port;
 	handle_implicit_bind(sk, 0);
+}
+
+/*
+ * A UDP socket could not send. The port for its first datagram is taken before the kernel
+ * looks at the datagram, and what it refuses before it looks for a route passes no other
+ * hook. A socket with a peer has had its port since connect().
+ */
+static __always_inline void handle_send_failed(struct sock *sk, long ret)
+{
+	if (!sock_is_udp(sk) || sock_state(sk) == TCP_ESTABLISHED)
+		return;
+	if (sock_port(sk))
+		handle_send(sk, spare_note(sk));
+	else if (ret == -EAGAIN)
+		handle_implicit_bind(sk, EAGAIN);
 }
 
 /* The address a call was given: user memory as a system call sees it, kernel memory inside. */
@@ -153,6 +203,17 @@ static __always_inline bool read_sockaddr(struct sockaddr_any *sa, struct addres
 	return sa->family == AF_INET;
 }
 
+/* The address of bind(), which takes one of no family as IPv4 if the socket is IPv4. */
+static __always_inline bool read_bind_address(struct sockaddr_any *sa, const struct sock *sk, struct address from)
+{
+	if (read_sockaddr(sa, from))
+		return true;
+	if (sa->family != AF_UNSPEC || READ(sk, __sk_common.skc_family) != AF_INET)
+		return false;
+	sa->family = AF_INET;
+	return read_address(&sa->v4_or_flowinfo, 4, &from, 4) == 0;
+}
+
 static __always_inline void sockaddr_ip(__u8 ip[16], const struct sockaddr_any *sa)
 {
 	if (sa->family == AF_INET6)
@@ -167,7 +228,7 @@ static __always_inline void handle_bind_failed(struct sock *sk, struct address a
 	struct sockaddr_any sa;
 	struct event *e;
 
-	if (!read_sockaddr(&sa, addr))
+	if (!read_bind_address(&sa, sk, addr))
 		return;
 	e = event_by_task(EVENT_BIND, sk);
 	if (!e)
@@ -190,14 +251,14 @@ static __always_inline void handle_bind_exit(struct sock *sk, const void *addres
 		return;
 	if (ret < 0)
 		handle_bind_failed(sk, addr, -ret);
-	else if (sock_port(sk) && read_sockaddr(&sa, addr)) /* no port yet: IP_BIND_ADDRESS_NO_PORT */
+	else if (sock_port(sk) && read_bind_address(&sa, sk, addr)) /* no port yet: IP_BIND_ADDRESS_NO_PORT */
 		bind_done(sk, bpf_ntohs(sa.port));
 }
 
 /* inet_autobind() is done: a UDP socket that never called bind() sends or connects. */
 static __always_inline void handle_autobind(struct sock *sk, int ret)
 {
-	if (sock_protocol(sk) == IPPROTO_UDP)
+	if (sock_is_udp(sk))
 		handle_implicit_bind(sk, -ret);
 }
 

@@ -5,14 +5,14 @@
 
 #include "connect.h"
 
-static __always_inline void emit_close(struct sock *sk, __u8 type, __u64 tw)
+static __always_inline void emit_close(struct sock *sk, __u8 type, __u64 tw, __u16 error)
 {
 	struct event *e = event_short(type, sk);
 
 	if (!e)
 		return;
 	e->detail = tw;
-	e->error = READ_TYPED(sk, sk_err);
+	e->error = error;
 	event_submit(e);
 }
 
@@ -41,7 +41,8 @@ static __always_inline void handle_tcp_closed(struct sock *sk, int old)
 		return; /* close(), which gives the port back in a moment; shutdown() and connect(AF_UNSPEC) do not */
 	if (old == TCP_FIN_WAIT1 || old == TCP_FIN_WAIT2 || old == TCP_CLOSING)
 		tw = sock_timewait(sk, last);
-	emit_close(sk, port ? EVENT_DOWN : EVENT_CLOSE, tw);
+	/* Of a listener the error is an earlier connection's, which connect(AF_UNSPEC) undid. */
+	emit_close(sk, port ? EVENT_DOWN : EVENT_CLOSE, tw, old == TCP_LISTEN ? 0 : READ_TYPED(sk, sk_err));
 }
 
 /* The handshake ended well, often in softirq: current is anyone. */
@@ -77,20 +78,23 @@ static __always_inline void handle_state(struct sock *sk, int old, int now)
 		state_ours(sk, old, now);
 }
 
-/* The kernel's struct sock goes away; a port it still has is given back now. */
+/* The kernel's struct sock goes away; a port it still has is given back now. What ended its connection was told then.
+ */
 static __always_inline void handle_tcp_destroy(struct sock *sk)
 {
 	__u16 port = sock_port(sk);
 
 	if (port && sock_protocol(sk) == IPPROTO_TCP)
-		emit_close(sk, EVENT_CLOSE, 0);
+		emit_close(sk, EVENT_CLOSE, 0, 0);
 }
 
-/* The last file descriptor of a socket was closed, or the socket is destroyed: UDP gives its port back. */
+/*
+ * The last file descriptor of a socket was closed, or the socket is destroyed: UDP gives its
+ * port back. One that has none any more (its hash is that of the last) may have lost it
+ * unseen: the reader knows.
+ */
 static __always_inline void handle_release(struct sock *sk)
 {
-	__u16 port = sock_port(sk);
-
-	if (port && sock_protocol(sk) == IPPROTO_UDP)
-		emit_close(sk, EVENT_CLOSE, 0);
+	if ((sock_port(sk) || READ(sk, __sk_common.skc_hash)) && sock_is_udp(sk))
+		emit_close(sk, EVENT_CLOSE, 0, READ_TYPED(sk, sk_err));
 }

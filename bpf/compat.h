@@ -208,19 +208,41 @@ static __always_inline bool task_is_compat(const struct task_struct *task)
 #endif
 }
 
+/*
+ * Has a program that ran before, of the same call, refused it? Programs of a cgroup run
+ * before those of the root, and since 5.18 one can ask. Never before: then the kernel
+ * does not take the port back either.
+ */
+static __always_inline bool refused_before(void)
+{
+	return bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_get_retval) && bpf_get_retval() < 0;
+}
+
 #if defined(__TARGET_ARCH_x86)
+#define NR_write 1
+#define NR_writev 20
+#define NR_sendfile 40
 #define NR_connect 42
 #define NR_accept 43
 #define NR_sendto 44
 #define NR_sendmsg 46
 #define NR_bind 49
 #define NR_listen 50
+#define NR_splice 275
 #define NR_accept4 288
 #define NR_sendmmsg 307
+#define NR_pwritev2 328
 #define SYS_NR(regs) ((int)(regs)->orig_ax)
 #define SYS_ARG0(regs) ((regs)->di)
 #define SYS_ARG1(regs) ((regs)->si)
+#define SYS_ARG2(regs) ((regs)->dx)
+#define SYS_ARG3(regs) ((regs)->r10)
+#define SYS_ARG4(regs) ((regs)->r8)
 #else
+#define NR_write 64
+#define NR_writev 66
+#define NR_sendfile 71
+#define NR_splice 76
 #define NR_bind 200
 #define NR_listen 201
 #define NR_accept 202
@@ -229,7 +251,11 @@ static __always_inline bool task_is_compat(const struct task_struct *task)
 #define NR_sendmsg 211
 #define NR_accept4 242
 #define NR_sendmmsg 269
+#define NR_pwritev2 287
 #define SYS_NR(regs) ((regs)->syscallno)
 #define SYS_ARG0(regs) ((regs)->orig_x0)
 #define SYS_ARG1(regs) ((regs)->regs[1])
+#define SYS_ARG2(regs) ((regs)->regs[2])
+#define SYS_ARG3(regs) ((regs)->regs[3])
+#define SYS_ARG4(regs) ((regs)->regs[4])
 #endif

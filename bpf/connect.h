@@ -46,6 +46,7 @@ static __always_inline void handle_connect_tcp(struct sock *sk, __u64 search_ns)
 	if (!e)
 		return;
 	e->detail = search_ns;
+	owner_of_subflow(e, sk);
 	event_submit(e);
 }
 
@@ -63,14 +64,20 @@ static __always_inline void handle_connect_no_port(struct sock *sk, __u64 search
 		return;
 	e->error = EADDRNOTAVAIL;
 	e->detail = search_ns;
+	owner_of_subflow(e, sk);
 	event_submit(e);
 }
 
-/* UDP connect() was entered: will the kernel have to choose a port? */
-static __always_inline void handle_connect_udp_enter(struct sock *sk)
+/*
+ * UDP connect() was entered: will the kernel have to choose a port? The next datagram
+ * without a peer is looked at again: the port may be another by then, or the same anew.
+ */
+static __always_inline void handle_connect_udp_enter(struct sock *sk, struct sock_note *note)
 {
-	if (sock_protocol(sk) != IPPROTO_UDP)
+	if (!sock_is_udp(sk))
 		return;
+	if (note)
+		note->known_port = 0;
 	if (!sock_port(sk))
 		pending_set(sk, PENDING_AUTOBIND);
 	else
@@ -93,16 +100,34 @@ static __always_inline void connect_failed(struct sock *sk, struct address addr,
 	event_submit(e);
 }
 
+/* A UDP socket lost its peer, and with EVENT_CLOSE its port; by SOCK_DESTROY if it says ECONNABORTED. */
+static __always_inline void emit_unpeer(struct sock *sk, __u8 type)
+{
+	struct event *e = event_short(type, sk);
+
+	if (!e)
+		return;
+	if (READ(sk, sk_err) == ECONNABORTED)
+		e->error = ECONNABORTED;
+	event_submit(e);
+}
+
 /* connect(AF_UNSPEC) took the peer from a UDP socket, and the port unless it was bound. */
 static __always_inline void handle_udp_disconnect(struct sock *sk)
 {
-	struct event *e;
-
-	if (sock_protocol(sk) != IPPROTO_UDP)
+	if (!sock_is_udp(sk))
 		return;
-	e = event_short(sock_port(sk) ? EVENT_UNPEER : EVENT_CLOSE, sk);
-	if (e)
-		event_submit(e);
+	emit_unpeer(sk, sock_port(sk) ? EVENT_UNPEER : EVENT_CLOSE);
+}
+
+/*
+ * A socket has an error. SOCK_DESTROY (ss -K) says ECONNABORTED before it does to a UDP
+ * socket what connect(AF_UNSPEC) does.
+ */
+static __always_inline void handle_error(struct sock *sk)
+{
+	if (READ_TYPED(sk, sk_err) == ECONNABORTED && sock_is_udp(sk) && sock_port(sk))
+		emit_unpeer(sk, READ(sk, sk_userlocks) & SOCK_BINDPORT_LOCK ? EVENT_UNPEER : EVENT_CLOSE);
 }
 
 /* UDP connect() is done, and the port it may have needed has been reported. */
@@ -110,7 +135,7 @@ static __always_inline void handle_connect_udp(struct sock *sk, struct address a
 {
 	struct event *e;
 
-	if (sock_protocol(sk) != IPPROTO_UDP)
+	if (!sock_is_udp(sk))
 		return;
 	if (ret < 0) {
 		connect_failed(sk, addr, -ret);
@@ -121,24 +146,25 @@ static __always_inline void handle_connect_udp(struct sock *sk, struct address a
 		event_submit(e);
 }
 
-/* Did a UDP socket enter connect() without a port? It has one now, or error. */
-static __always_inline bool autobind_settled(struct sock *sk, __u16 error)
+/*
+ * Did a UDP socket enter connect() without a port? It has one now, or none was left, of
+ * which connect() says EAGAIN; with another error it did not come to that. True: none was left.
+ */
+static __always_inline bool autobind_failed(struct sock *sk, long ret)
 {
-	if (!pending_take(sk, PENDING_AUTOBIND))
+	bool bound = sock_port(sk);
+
+	if (!pending_take(sk, PENDING_AUTOBIND) || (!bound && ret != -EAGAIN))
 		return false;
-	handle_implicit_bind(sk, error);
-	return true;
+	handle_implicit_bind(sk, bound ? 0 : EAGAIN);
+	return !bound;
 }
 
 static __always_inline void connect_exit_udp(struct sock *sk, struct address addr, long ret)
 {
-	bool bound = sock_port(sk);
-
-	if (autobind_settled(sk, bound ? 0 : -ret) && !bound)
+	if (autobind_failed(sk, ret) || !by_tracepoint(PART_PEER))
 		return;
-	if (!by_tracepoint(PART_PEER))
-		return;
-	if (ret >= 0 && !READ(sk, __sk_common.skc_dport))
+	if (ret >= 0 && sock_state(sk) != TCP_ESTABLISHED) /* the peer's port may well be 0 */
 		handle_udp_disconnect(sk);
 	else
 		handle_connect_udp(sk, addr, ret);
@@ -207,12 +233,14 @@ static __always_inline void handle_connect_inner(struct sock *sk, __u16 family, 
 
 	if (READ(sk, __sk_common.skc_family) != family)
 		return;
+	if (READ(sk, sk_type) == SOCK_RAW)
+		return;
 	if (sock_protocol(sk) == IPPROTO_TCP) {
 		handle_connect_refused(sk, addr, ret);
 		return;
 	}
 	if (by_tracepoint(PART_IMPLICIT))
-		autobind_settled(sk, 0);
+		autobind_failed(sk, ret);
 	handle_connect_udp(sk, addr, ret);
 }
 

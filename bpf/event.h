@@ -62,7 +62,9 @@ struct event {
 	__u64 time_ns;
 	__u64 sock;	      /* address of the kernel's struct sock: its identity while it lives */
 	__u64 detail;	      /* close, down: address of the timewait sock that keeps the port;
-			       * connect: nanoseconds the kernel looked for a port */
+			       * connect: nanoseconds the kernel looked for a port; bind and
+			       * connect without a process: address of the first subflow of the
+			       * MPTCP socket that this is a subflow of */
 	__u16 requested_port; /* bind: what was asked for, 0 = any */
 	__u16 error;	      /* errno, positive; 0 = success */
 	__u8 type;	      /* enum event_type */

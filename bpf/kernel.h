@@ -24,6 +24,7 @@
 #define IPPROTO_MPTCP 262
 
 #define SOCK_DGRAM 2
+#define SOCK_RAW 3
 
 #define S_IFMT 0170000
 #define S_IFSOCK 0140000
@@ -32,6 +33,9 @@
 #define EAGAIN 11
 #define EINVAL 22
 #define EPIPE 32
+#define EDESTADDRREQ 89
+#define EMSGSIZE 90
+#define EOPNOTSUPP 95
 #define EADDRNOTAVAIL 99
 #define ECONNABORTED 103
 #define ECONNRESET 104
@@ -48,8 +52,18 @@
 #define SOCK_BINDPORT_LOCK 8
 #define SOCK_CONNECT_BIND 16
 
+#define MSG_FASTOPEN 0x20000000
+
+#define IORING_OP_WRITEV 2
+#define IORING_OP_WRITE_FIXED 5
+#define IORING_OP_SENDMSG 9
 #define IORING_OP_ACCEPT 13
 #define IORING_OP_CONNECT 16
+#define IORING_OP_WRITE 23
+#define IORING_OP_SEND 26
+#define IORING_OP_SPLICE 30
+#define IORING_OP_SEND_ZC 47
+#define IORING_OP_SENDMSG_ZC 48
 #define IORING_CQE_F_BUFFER 1
 #define IORING_CQE_F_MORE 2
 
@@ -221,6 +235,7 @@ struct sock {
 	unsigned char sk_userlocks;
 	unsigned char sk_shutdown;
 	int sk_err;
+	__u16 sk_type;
 	__u16 sk_protocol;
 	kuid_t sk_uid;
 	struct socket *sk_socket;
@@ -258,6 +273,7 @@ struct inet_connection_sock {
 	struct inet_bind_bucket *icsk_bind_hash;
 	struct inet_bind2_bucket *icsk_bind2_hash;
 	const struct tcp_ulp_ops *icsk_ulp_ops;
+	void *icsk_ulp_data;
 };
 
 struct tcp_sock {
@@ -270,6 +286,10 @@ struct tcp_sock {
 	__u32 write_seq;
 	__u32 segs_out;
 	bool is_mptcp;
+};
+
+struct mptcp_subflow_context {
+	struct sock *conn; /* the struct mptcp_sock */
 };
 
 struct mptcp_sock {
@@ -389,6 +409,9 @@ struct pt_regs {
 #if defined(__TARGET_ARCH_x86)
 	unsigned long di;
 	unsigned long si;
+	unsigned long dx;
+	unsigned long r10;
+	unsigned long r8;
 	unsigned long orig_ax;
 #elif defined(__TARGET_ARCH_arm64)
 	__u64 regs[31];

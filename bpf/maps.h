@@ -77,8 +77,8 @@ struct sock_note {
 /*
  * struct sock_note of a socket.
  * Written and read by bind.h and accept.h; the kernel deletes it with
- * the socket, so it is bounded by the sockets there are. An allocation that fails
- * is counted in STAT_LOST_STATE. Tracepoint tier only.
+ * the socket, so it is bounded by the sockets there are. Where the socket has no memory
+ * for it the note is one of spare_notes. Tracepoint tier only.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
@@ -87,8 +87,40 @@ struct {
 	__type(value, struct sock_note);
 } notes SEC(".maps");
 
+/* A note that is not kept with its socket. */
+struct spare_note {
+	struct sock_note note;
+	__u32 inode; /* of the socket that had the address then */
+};
+
+/*
+ * The notes of sockets that have no memory left for one: what a socket's options may
+ * take is limited, and any user can use it up. And of those whose datagram failed, where
+ * the hook cannot reach the socket's own note.
+ * Key: address of the socket. Written and read by bind.h; evicted, least recently used
+ * first: then what was reported is reported again, and the reader knows it.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096); /* Go makes it more where there are many processors */
+	__type(key, __u64);
+	__type(value, struct spare_note);
+} spare_notes SEC(".maps");
+
 /* The note of a socket, made when there is none. NULL: no memory, or no socket. */
-#define note_of(sk) ((sk) ? bpf_sk_storage_get(&notes, sk, 0, BPF_SK_STORAGE_GET_F_CREATE) : NULL)
+#define note_of(sk)                                                                                                    \
+	({                                                                                                             \
+		struct sock_note *__note = NULL;                                                                       \
+		if (sk) {                                                                                              \
+			__note = bpf_sk_storage_get(&notes, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);                       \
+			if (!__note)                                                                                   \
+				__note = spare_note(plain_sock(sk));                                                   \
+		}                                                                                                      \
+		__note;                                                                                                \
+	})
+
+/* The same, NULL where it has none of its own. */
+#define known_note_of(sk) ((sk) ? bpf_sk_storage_get(&notes, sk, 0, 0) : NULL)
 
 enum pending_kind {
 	PENDING_NO_PORT = 1, /* failed connect already reported by the state hook */
@@ -110,7 +142,7 @@ struct pending {
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 4096);
+	__uint(max_entries, 4096); /* Go makes it more where there are many processors */
 	__type(key, __u64);
 	__type(value, struct pending);
 } pendings SEC(".maps");

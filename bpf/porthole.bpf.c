@@ -42,11 +42,12 @@ SEC("cgroup/post_bind4") int ph_bind4_x(struct bpf_sock *ctx) { handle_bind_done
 SEC("cgroup/post_bind6") int ph_bind6_x(struct bpf_sock *ctx) { handle_bind_done(plain_sock(ctx), note_of(ctx)); return 1; }
 SEC("cgroup/sendmsg4") int ph_sendmsg4_e(struct bpf_sock_addr *ctx) { handle_send(plain_sock(ctx->sk), note_of(ctx->sk)); return 1; }
 SEC("cgroup/sendmsg6") int ph_sendmsg6_e(struct bpf_sock_addr *ctx) { handle_send(plain_sock(ctx->sk), note_of(ctx->sk)); return 1; }
-SEC("cgroup/connect4") int ph_connect4_e(struct bpf_sock_addr *ctx) { if (ctx->type == SOCK_DGRAM) handle_connect_udp_enter(plain_sock(ctx->sk)); return 1; }
-SEC("cgroup/connect6") int ph_connect6_e(struct bpf_sock_addr *ctx) { if (ctx->type == SOCK_DGRAM) handle_connect_udp_enter(plain_sock(ctx->sk)); return 1; }
+SEC("cgroup/connect4") int ph_connect4_e(struct bpf_sock_addr *ctx) { if (ctx->type == SOCK_DGRAM) handle_connect_udp_enter(plain_sock(ctx->sk), known_note_of(ctx->sk)); return 1; }
+SEC("cgroup/connect6") int ph_connect6_e(struct bpf_sock_addr *ctx) { if (ctx->type == SOCK_DGRAM) handle_connect_udp_enter(plain_sock(ctx->sk), known_note_of(ctx->sk)); return 1; }
 SEC("cgroup/getpeername4") int ph_peername4_x(struct bpf_sock_addr *ctx) { if (peer_name_wanted()) handle_peer_name(plain_sock(ctx->sk), note_of(ctx->sk)); return 1; }
 SEC("cgroup/getpeername6") int ph_peername6_x(struct bpf_sock_addr *ctx) { if (peer_name_wanted()) handle_peer_name(plain_sock(ctx->sk), note_of(ctx->sk)); return 1; }
 SEC("cgroup/sock_release") int ph_release_e(struct bpf_sock *ctx) { if (ctx->type == SOCK_DGRAM) handle_release(plain_sock(ctx)); return 1; }
+SEC("tp_btf/inet_sk_error_report") int BPF_PROG(ph_error_x, struct sock *sk) { handle_error(sk); return 0; }
 SEC("sockops") int ph_sockops(struct bpf_sock_ops *ctx) { handle_sockops(ctx); return 1; }
 SEC("tp_btf/sys_exit") int BPF_PROG(ph_sys_x, struct pt_regs *regs, long ret) { handle_sys_exit(regs, ret); return 0; }
 SEC("tp_btf/io_uring_complete") int BPF_PROG(ph_uring_x, void *ring, const struct io_kiocb *req, __u64 user_data, int res, __u32 flags) { handle_uring_complete(req, res, flags); return 0; }

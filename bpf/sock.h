@@ -31,6 +31,12 @@ static __always_inline __u16 sock_protocol(const struct sock *sk)
 	return READ_TYPED(sk, sk_protocol);
 }
 
+/* A UDP socket: a raw socket of protocol UDP has 17 where others have their port. */
+static __always_inline bool sock_is_udp(const struct sock *sk)
+{
+	return sock_protocol(sk) == IPPROTO_UDP && READ_TYPED(sk, sk_type) == SOCK_DGRAM;
+}
+
 /* The local port, 0 when the socket has none (any more). */
 static __always_inline __u16 sock_port(const struct sock *sk)
 {
@@ -74,6 +80,22 @@ static __always_inline struct sock *sock_tcp(struct sock *sk)
 	return READ((struct mptcp_sock *)sk, first);
 }
 
+/*
+ * Of a subflow that an MPTCP connection has opened after its first: the first one, which
+ * is the socket that the program has. NULL of every other socket.
+ */
+static __always_inline struct sock *sock_first_subflow(const struct sock *sk)
+{
+	const struct mptcp_subflow_context *subflow = NULL;
+	struct sock *first;
+
+	if (!bpf_core_field_exists(subflow->conn))
+		return NULL;
+	subflow = READ((const struct inet_connection_sock *)sk, icsk_ulp_data);
+	first = READ((const struct mptcp_sock *)READ(subflow, conn), first);
+	return first == sk ? NULL : first;
+}
+
 /* The TCP or UDP socket behind a file, for MPTCP the subflow that has the port; NULL if it is none. */
 static __always_inline struct sock *sock_of_file(const struct file *file)
 {
@@ -89,7 +111,7 @@ static __always_inline struct sock *sock_of_file(const struct file *file)
 		return NULL;
 	family = READ_TYPED(sk, __sk_common.skc_family);
 	proto = sock_protocol(sk);
-	if ((family != AF_INET && family != AF_INET6) ||
+	if ((family != AF_INET && family != AF_INET6) || READ_TYPED(sk, sk_type) == SOCK_RAW ||
 	    (proto != IPPROTO_TCP && proto != IPPROTO_UDP && proto != IPPROTO_MPTCP))
 		return NULL;
 	return sock_tcp(sk);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
 #pragma once
 
-/* What only the end of an io_uring request tells: who accepted, and connects of UDP. */
+/* What only the end of an io_uring request tells: who accepted, connects of UDP, and datagrams that failed. */
 
 #include "accept.h"
 
@@ -33,11 +33,27 @@ static __noinline void uring_ours(const struct io_kiocb *req, __s32 res)
 
 	if (req && READ(req, opcode) == IORING_OP_CONNECT) {
 		sk = sock_of_file(READ(req, file));
-		if (sk && sock_protocol(sk) == IPPROTO_UDP)
-			connect_exit_udp(sk, (struct address){}, 0);
+		if (sk && sock_is_udp(sk))
+			connect_exit_udp(sk, (struct address){}, res);
 	} else if (!req || !READ((const struct io_accept *)req, file_slot)) { /* a slot: of the ring's own table */
 		uring_accepted(req, res);
 	}
+}
+
+static __always_inline bool opcode_is_send(__u8 opcode)
+{
+	return opcode == IORING_OP_SEND || opcode == IORING_OP_SENDMSG || opcode == IORING_OP_WRITE ||
+	       opcode == IORING_OP_WRITEV || opcode == IORING_OP_WRITE_FIXED || opcode == IORING_OP_SEND_ZC ||
+	       opcode == IORING_OP_SENDMSG_ZC || opcode == IORING_OP_SPLICE;
+}
+
+/* A request that sends has failed; not inline, see handle_sockops. */
+static __noinline void uring_send_failed(const struct io_kiocb *req, __s32 res)
+{
+	struct sock *sk = sock_of_file(READ(req, file));
+
+	if (sk)
+		handle_send_failed(sk, res);
 }
 
 /*
@@ -49,7 +65,15 @@ static __always_inline void handle_uring_complete(const struct io_kiocb *req, __
 {
 	__u8 opcode = req ? READ(req, opcode) : IORING_OP_ACCEPT;
 
-	if (res < 0 || (!req && (!(flags & IORING_CQE_F_MORE) || flags & IORING_CQE_F_BUFFER)))
+	if (res < 0) {
+		if (!req)
+			return;
+		if (opcode_is_send(opcode) && by_tracepoint(PART_IMPLICIT))
+			uring_send_failed(req, res);
+		if (opcode != IORING_OP_CONNECT)
+			return; /* a connect() of UDP may have taken a port before it failed */
+	}
+	if (!req && (!(flags & IORING_CQE_F_MORE) || flags & IORING_CQE_F_BUFFER))
 		return;
 	if ((opcode == IORING_OP_ACCEPT && by_tracepoint(PART_ACCEPT)) ||
 	    (opcode == IORING_OP_CONNECT && by_tracepoint(PART_PEER | PART_IMPLICIT)))

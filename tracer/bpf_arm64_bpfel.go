@@ -179,6 +179,13 @@ type bpfSockNote struct {
 	_             [1]byte
 }
 
+type bpfSpareNote struct {
+	_     structs.HostLayout
+	Note  bpfSockNote
+	_     [2]byte
+	Inode uint32
+}
+
 type bpfStat uint32
 
 const (
@@ -259,6 +266,7 @@ const (
 	bpfMapEvents          = "events"
 	bpfMapNotes           = "notes"
 	bpfMapPendings        = "pendings"
+	bpfMapSpareNotes      = "spare_notes"
 	bpfMapStats           = "stats"
 	bpfProgPhAcceptFe     = "ph_accept_fe"
 	bpfProgPhAutobindFx   = "ph_autobind_fx"
@@ -273,6 +281,7 @@ const (
 	bpfProgPhConnect4E    = "ph_connect4_e"
 	bpfProgPhConnect6E    = "ph_connect6_e"
 	bpfProgPhDestroy      = "ph_destroy"
+	bpfProgPhErrorX       = "ph_error_x"
 	bpfProgPhHash4Fx      = "ph_hash4_fx"
 	bpfProgPhHash6Fx      = "ph_hash6_fx"
 	bpfProgPhListenFx     = "ph_listen_fx"
@@ -356,6 +365,7 @@ type bpfProgramSpecs struct {
 	PhConnect4E  *ebpf.ProgramSpec `ebpf:"ph_connect4_e"`
 	PhConnect6E  *ebpf.ProgramSpec `ebpf:"ph_connect6_e"`
 	PhDestroy    *ebpf.ProgramSpec `ebpf:"ph_destroy"`
+	PhErrorX     *ebpf.ProgramSpec `ebpf:"ph_error_x"`
 	PhHash4Fx    *ebpf.ProgramSpec `ebpf:"ph_hash4_fx"`
 	PhHash6Fx    *ebpf.ProgramSpec `ebpf:"ph_hash6_fx"`
 	PhListenFx   *ebpf.ProgramSpec `ebpf:"ph_listen_fx"`
@@ -382,10 +392,11 @@ type bpfProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfMapSpecs struct {
-	Events   *ebpf.MapSpec `ebpf:"events"`
-	Notes    *ebpf.MapSpec `ebpf:"notes"`
-	Pendings *ebpf.MapSpec `ebpf:"pendings"`
-	Stats    *ebpf.MapSpec `ebpf:"stats"`
+	Events     *ebpf.MapSpec `ebpf:"events"`
+	Notes      *ebpf.MapSpec `ebpf:"notes"`
+	Pendings   *ebpf.MapSpec `ebpf:"pendings"`
+	SpareNotes *ebpf.MapSpec `ebpf:"spare_notes"`
+	Stats      *ebpf.MapSpec `ebpf:"stats"`
 }
 
 // bpfVariableSpecs contains global variables before they are loaded into the kernel.
@@ -420,10 +431,11 @@ func (o *bpfObjects) Close() error {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfMaps struct {
-	Events   *ebpf.Map `ebpf:"events"`
-	Notes    *ebpf.Map `ebpf:"notes"`
-	Pendings *ebpf.Map `ebpf:"pendings"`
-	Stats    *ebpf.Map `ebpf:"stats"`
+	Events     *ebpf.Map `ebpf:"events"`
+	Notes      *ebpf.Map `ebpf:"notes"`
+	Pendings   *ebpf.Map `ebpf:"pendings"`
+	SpareNotes *ebpf.Map `ebpf:"spare_notes"`
+	Stats      *ebpf.Map `ebpf:"stats"`
 }
 
 func (m *bpfMaps) Close() error {
@@ -431,6 +443,7 @@ func (m *bpfMaps) Close() error {
 		m.Events,
 		m.Notes,
 		m.Pendings,
+		m.SpareNotes,
 		m.Stats,
 	)
 }
@@ -464,6 +477,7 @@ type bpfPrograms struct {
 	PhConnect4E  *ebpf.Program `ebpf:"ph_connect4_e"`
 	PhConnect6E  *ebpf.Program `ebpf:"ph_connect6_e"`
 	PhDestroy    *ebpf.Program `ebpf:"ph_destroy"`
+	PhErrorX     *ebpf.Program `ebpf:"ph_error_x"`
 	PhHash4Fx    *ebpf.Program `ebpf:"ph_hash4_fx"`
 	PhHash6Fx    *ebpf.Program `ebpf:"ph_hash6_fx"`
 	PhListenFx   *ebpf.Program `ebpf:"ph_listen_fx"`
@@ -501,6 +515,7 @@ func (p *bpfPrograms) Close() error {
 		p.PhConnect4E,
 		p.PhConnect6E,
 		p.PhDestroy,
+		p.PhErrorX,
 		p.PhHash4Fx,
 		p.PhHash6Fx,
 		p.PhListenFx,

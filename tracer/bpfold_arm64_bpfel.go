@@ -19,6 +19,7 @@ const (
 	bpfOldMapEvents          = "events"
 	bpfOldMapNotes           = "notes"
 	bpfOldMapPendings        = "pendings"
+	bpfOldMapSpareNotes      = "spare_notes"
 	bpfOldMapStats           = "stats"
 	bpfOldProgPhAcceptFe     = "ph_accept_fe"
 	bpfOldProgPhAutobindFx   = "ph_autobind_fx"
@@ -33,6 +34,7 @@ const (
 	bpfOldProgPhConnect4E    = "ph_connect4_e"
 	bpfOldProgPhConnect6E    = "ph_connect6_e"
 	bpfOldProgPhDestroy      = "ph_destroy"
+	bpfOldProgPhErrorX       = "ph_error_x"
 	bpfOldProgPhHash4Fx      = "ph_hash4_fx"
 	bpfOldProgPhHash6Fx      = "ph_hash6_fx"
 	bpfOldProgPhListenFx     = "ph_listen_fx"
@@ -116,6 +118,7 @@ type bpfOldProgramSpecs struct {
 	PhConnect4E  *ebpf.ProgramSpec `ebpf:"ph_connect4_e"`
 	PhConnect6E  *ebpf.ProgramSpec `ebpf:"ph_connect6_e"`
 	PhDestroy    *ebpf.ProgramSpec `ebpf:"ph_destroy"`
+	PhErrorX     *ebpf.ProgramSpec `ebpf:"ph_error_x"`
 	PhHash4Fx    *ebpf.ProgramSpec `ebpf:"ph_hash4_fx"`
 	PhHash6Fx    *ebpf.ProgramSpec `ebpf:"ph_hash6_fx"`
 	PhListenFx   *ebpf.ProgramSpec `ebpf:"ph_listen_fx"`
@@ -142,10 +145,11 @@ type bpfOldProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfOldMapSpecs struct {
-	Events   *ebpf.MapSpec `ebpf:"events"`
-	Notes    *ebpf.MapSpec `ebpf:"notes"`
-	Pendings *ebpf.MapSpec `ebpf:"pendings"`
-	Stats    *ebpf.MapSpec `ebpf:"stats"`
+	Events     *ebpf.MapSpec `ebpf:"events"`
+	Notes      *ebpf.MapSpec `ebpf:"notes"`
+	Pendings   *ebpf.MapSpec `ebpf:"pendings"`
+	SpareNotes *ebpf.MapSpec `ebpf:"spare_notes"`
+	Stats      *ebpf.MapSpec `ebpf:"stats"`
 }
 
 // bpfOldVariableSpecs contains global variables before they are loaded into the kernel.
@@ -180,10 +184,11 @@ func (o *bpfOldObjects) Close() error {
 //
 // It can be passed to loadBpfOldObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfOldMaps struct {
-	Events   *ebpf.Map `ebpf:"events"`
-	Notes    *ebpf.Map `ebpf:"notes"`
-	Pendings *ebpf.Map `ebpf:"pendings"`
-	Stats    *ebpf.Map `ebpf:"stats"`
+	Events     *ebpf.Map `ebpf:"events"`
+	Notes      *ebpf.Map `ebpf:"notes"`
+	Pendings   *ebpf.Map `ebpf:"pendings"`
+	SpareNotes *ebpf.Map `ebpf:"spare_notes"`
+	Stats      *ebpf.Map `ebpf:"stats"`
 }
 
 func (m *bpfOldMaps) Close() error {
@@ -191,6 +196,7 @@ func (m *bpfOldMaps) Close() error {
 		m.Events,
 		m.Notes,
 		m.Pendings,
+		m.SpareNotes,
 		m.Stats,
 	)
 }
@@ -224,6 +230,7 @@ type bpfOldPrograms struct {
 	PhConnect4E  *ebpf.Program `ebpf:"ph_connect4_e"`
 	PhConnect6E  *ebpf.Program `ebpf:"ph_connect6_e"`
 	PhDestroy    *ebpf.Program `ebpf:"ph_destroy"`
+	PhErrorX     *ebpf.Program `ebpf:"ph_error_x"`
 	PhHash4Fx    *ebpf.Program `ebpf:"ph_hash4_fx"`
 	PhHash6Fx    *ebpf.Program `ebpf:"ph_hash6_fx"`
 	PhListenFx   *ebpf.Program `ebpf:"ph_listen_fx"`
@@ -261,6 +268,7 @@ func (p *bpfOldPrograms) Close() error {
 		p.PhConnect4E,
 		p.PhConnect6E,
 		p.PhDestroy,
+		p.PhErrorX,
 		p.PhHash4Fx,
 		p.PhHash6Fx,
 		p.PhListenFx,

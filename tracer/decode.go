@@ -42,9 +42,10 @@ func addrPort(ip [16]byte, port uint16) netip.AddrPort {
 	return netip.AddrPortFrom(netip.AddrFrom16(ip).Unmap(), port)
 }
 
-// peer is addrPort, but not valid where there is no peer.
+// peer is addrPort, but not valid where there is no peer: all zero, for a peer's port may
+// be 0.
 func peer(ip [16]byte, port uint16) netip.AddrPort {
-	if port == 0 {
+	if port == 0 && ip == [16]byte{} {
 		return netip.AddrPort{}
 	}
 	return addrPort(ip, port)
@@ -123,9 +124,12 @@ func (d *decoder) event(record []byte, booted time.Time, ev *Event) error {
 		sock:          raw.Sock,
 		flags:         raw.Flags,
 	}
-	if ev.Type == EventConnect {
+	switch {
+	case (ev.Type == EventConnect || ev.Type == EventBind) && raw.Process.Pid == 0:
+		ev.first = raw.Detail
+	case ev.Type == EventConnect:
 		ev.Search = time.Duration(raw.Detail)
-	} else {
+	default:
 		ev.tw, ev.TimeWait = raw.Detail, raw.Detail != 0
 	}
 	if short := len(record) == shortEvent; short != isShort(ev.Type) {
@@ -134,7 +138,9 @@ func (d *decoder) event(record []byte, booted time.Time, ev *Event) error {
 		return nil
 	}
 	ev.Local = addrPort(raw.Flow.LocalIp, raw.Flow.LocalPort)
-	ev.Remote = peer(raw.Flow.RemoteIp, raw.Flow.RemotePort)
+	if hasPeer := ev.Type != EventBind && ev.Type != EventListen; hasPeer || raw.Flow.RemotePort != 0 {
+		ev.Remote = addrPort(raw.Flow.RemoteIp, raw.Flow.RemotePort)
+	}
 	ev.NetNS, ev.NetNSCookie, ev.Device = raw.Flow.Netns, raw.Flow.NetnsCookie, raw.Flow.Dev
 	ev.Process = d.process(&raw.Process)
 	return nil
@@ -196,5 +202,5 @@ func remoteOf(raw *bpfRow) netip.AddrPort {
 	if state := stateOf(raw); state == StateUnconn || state == StateListen {
 		return netip.AddrPort{}
 	}
-	return peer(raw.Flow.RemoteIp, raw.Flow.RemotePort)
+	return addrPort(raw.Flow.RemoteIp, raw.Flow.RemotePort)
 }

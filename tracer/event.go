@@ -166,6 +166,7 @@ type Event struct {
 	boot  uint64 // CLOCK_BOOTTIME, nanoseconds: orders events and snapshot rows
 	sock  uint64 // address of the kernel's struct sock
 	tw    uint64 // close, down: address of the timewait sock that keeps the port
+	first uint64 // bind, connect of a further subflow of MPTCP: address of the first one's struct sock
 	flags uint8  // bpfEventFlag
 	asks  bool   // HeldBy is what the table knows: see completer
 }

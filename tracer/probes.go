@@ -30,11 +30,13 @@ type probe struct {
 	// progs are the program's generated names: one, or one for each form the kernel's
 	// function has had, see pick.
 	progs   []string
+	params  int     // how many the function has, in its first form; 0: not a function
 	hook    string  // what the kernel calls the hook
 	tier    Tier    // "" belongs to every tier
 	parts   bpfPart // what it reports, in its tier
 	syscall bool    // at every system call or io_uring request, off with Config.NoSyscallHooks
 	uring   bool    // sees io_uring where hookUring is not attached, else is not needed
+	new     string  // the Linux that has the tracepoint first; "": all have it
 	lost    string  // what is not seen without it
 }
 
@@ -58,21 +60,21 @@ var probes = []probe{
 	{progs: []string{bpfProgPhState}, hook: "tp_btf/inet_sock_set_state", lost: "TCP closes, failed connects"},
 	{progs: []string{bpfProgPhDestroy}, hook: "tp_btf/tcp_destroy_sock", lost: "closes of bound TCP sockets"},
 
-	fentry(partBind, "fexit/__inet_bind", "IPv4 binds", bpfProgPhBind4Fx),
-	fentry(partBind, "fexit/__inet6_bind", "IPv6 binds", bpfProgPhBind6Fx),
-	fentry(partListen, "fexit/inet_csk_listen_start", "listens", bpfProgPhListenFx1, bpfProgPhListenFx2),
-	fentry(partListen, "fexit/inet_listen", "listens of sockets that cannot", bpfProgPhListenFx),
-	fentry(partConnect, "fexit/inet_hash_connect", "IPv4 TCP connects", bpfProgPhHash4Fx),
-	fentry(partConnect, "fexit/inet6_hash_connect", "IPv6 TCP connects", bpfProgPhHash6Fx),
-	fentry(partConnect, "fexit/tcp_v4_connect", "IPv4 TCP connects refused for want of a route", bpfProgPhTcp4Fx),
-	fentry(partConnect, "fexit/tcp_v6_connect", "IPv6 TCP connects refused for want of a route", bpfProgPhTcp6Fx),
-	fentry(partAccept, "fentry/security_sock_graft", "accepts", bpfProgPhAcceptFe),
-	fentry(partImplicit, "fexit/inet_autobind", "implicit binds by UDP", bpfProgPhAutobindFx),
-	fentry(partPeer, "fexit/__ip4_datagram_connect", "IPv4 UDP connects", bpfProgPhUdp4Fx),
-	fentry(partPeer, "fexit/__ip6_datagram_connect", "IPv6 UDP connects", bpfProgPhUdp6Fx),
-	fentry(partPeer, "fexit/__udp_disconnect", "UDP sockets that leave their peer", bpfProgPhUnpeerFx),
-	fentry(partUDPClose, "fentry/udp_destroy_sock", "closes of IPv4 UDP sockets", bpfProgPhClose4Fe),
-	fentry(partUDPClose, "fentry/udpv6_destroy_sock", "closes of IPv6 UDP sockets", bpfProgPhClose6Fe),
+	fentry(partBind, "fexit/__inet_bind", 4, "IPv4 binds", bpfProgPhBind4Fx),
+	fentry(partBind, "fexit/__inet6_bind", 4, "IPv6 binds", bpfProgPhBind6Fx),
+	fentry(partListen, "fexit/inet_csk_listen_start", 1, "listens", bpfProgPhListenFx1, bpfProgPhListenFx2),
+	fentry(partListen, "fexit/inet_listen", 2, "listens of sockets that cannot", bpfProgPhListenFx),
+	fentry(partConnect, "fexit/inet_hash_connect", 2, "IPv4 TCP connects", bpfProgPhHash4Fx),
+	fentry(partConnect, "fexit/inet6_hash_connect", 2, "IPv6 TCP connects", bpfProgPhHash6Fx),
+	fentry(partConnect, "fexit/tcp_v4_connect", 3, "IPv4 TCP connects refused for want of a route", bpfProgPhTcp4Fx),
+	fentry(partConnect, "fexit/tcp_v6_connect", 3, "IPv6 TCP connects refused for want of a route", bpfProgPhTcp6Fx),
+	fentry(partAccept, "fentry/security_sock_graft", 2, "accepts", bpfProgPhAcceptFe),
+	fentry(partImplicit, "fexit/inet_autobind", 1, "implicit binds by UDP", bpfProgPhAutobindFx),
+	fentry(partPeer, "fexit/__ip4_datagram_connect", 3, "IPv4 UDP connects", bpfProgPhUdp4Fx),
+	fentry(partPeer, "fexit/__ip6_datagram_connect", 3, "IPv6 UDP connects", bpfProgPhUdp6Fx),
+	fentry(partPeer, "fexit/__udp_disconnect", 2, "UDP sockets that leave their peer", bpfProgPhUnpeerFx),
+	fentry(partUDPClose, "fentry/udp_destroy_sock", 1, "closes of IPv4 UDP sockets", bpfProgPhClose4Fe),
+	fentry(partUDPClose, "fentry/udpv6_destroy_sock", 1, "closes of IPv6 UDP sockets", bpfProgPhClose6Fe),
 
 	tracepoint(partUDPClose, "cgroup/sock_release", "UDP closes", bpfProgPhReleaseE),
 	tracepoint(partBind, "cgroup/bind4", "requested port of an IPv4 bind", bpfProgPhBind4E),
@@ -87,22 +89,27 @@ var probes = []probe{
 	tracepoint(partImplicit, "cgroup/sendmsg4", "implicit binds by IPv4 datagrams", bpfProgPhSendmsg4E),
 	tracepoint(partImplicit, "cgroup/sendmsg6", "implicit binds by IPv6 datagrams", bpfProgPhSendmsg6E),
 	{
+		progs: []string{bpfProgPhErrorX}, hook: "tp_btf/inet_sk_error_report", tier: TierTracepoint, parts: partPeer,
+		new: "5.15", lost: "that SOCK_DESTROY (ss -K) took the port from a UDP socket, before the socket is closed",
+	},
+	{
 		progs: []string{bpfProgPhSysX}, hook: "tp_btf/sys_exit", tier: TierTracepoint, syscall: true,
 		parts: partBind | partListen | partConnect | partAccept | partImplicit | partPeer,
-		lost:  "accepts without an address, refused binds and listens, UDP connects, TCP connects refused before a SYN",
+		lost: "accepts without an address, refused binds and listens, UDP connects, TCP connects refused before a SYN, " +
+			"implicit binds by datagrams that cannot be sent",
 	},
 	{
 		progs: []string{bpfProgPhUringX, bpfProgPhUringCqeX}, hook: hookUring, tier: TierTracepoint, syscall: true,
 		parts: partAccept | partImplicit | partPeer,
-		lost:  "accepts by io_uring without an address, UDP connects by it",
+		lost:  "accepts by io_uring without an address, UDP connects by it, implicit binds by datagrams it cannot send",
 	},
 }
 
 // hookUring is at the end of every io_uring request.
 const hookUring = "tp_btf/io_uring_complete"
 
-func fentry(part bpfPart, hook, lost string, progs ...string) probe {
-	return probe{progs: progs, hook: hook, tier: TierFentry, parts: part, lost: lost}
+func fentry(part bpfPart, hook string, params int, lost string, progs ...string) probe {
+	return probe{progs: progs, params: params, hook: hook, tier: TierFentry, parts: part, lost: lost}
 }
 
 func tracepoint(parts bpfPart, hook, lost, prog string) probe {
@@ -121,7 +128,11 @@ var blindSpots = []struct {
 	{TierTracepoint, partBind | partListen | partConnect | partPeer, "binds, listens and UDP connects refused to io_uring, its TCP connects that find no route, its UDP connects with IOSQE_CQE_SKIP_SUCCESS"},
 	{TierTracepoint, partBind | partListen | partPeer | partAccept, "the same calls, and accepts, of 32-bit programs on a 64-bit kernel"},
 	{TierTracepoint, partUDPClose, "closes of UDP sockets the kernel itself owns"},
+	{TierTracepoint, partBind | partListen | partConnect | partPeer, "binds, listens and connects refused to the kernel itself (NFS, for one), and its UDP connects"},
+	{TierTracepoint, partImplicit, "the port of a UDP socket whose first datagram cannot be sent by io_submit(2) or by a 32-bit program on a 64-bit kernel (the socket shows at the next snapshot)"},
+	{TierTracepoint, partBind, "that a bind was refused by another program of post_bind4 or post_bind6 that is attached to the root cgroup after porthole's, before Linux 5.18 to any: it is reported as done, then as refused"},
 	{TierTracepoint, partConnect, "a TCP connect that fails for want of memory, or of a route for the port it got, is reported as EADDRNOTAVAIL"},
+	{"", 0, "paths that the peer of an MPTCP connection opens after the first (they show at the next snapshot)"},
 	{"", 0, "holders that are outside the pid namespace porthole runs in"},
 }
 
@@ -281,9 +292,11 @@ func (p *probe) load(spec *ebpf.CollectionSpec, opts ebpf.CollectionOptions) (*e
 }
 
 // pick names the program for the form that the function has in this kernel: the
-// number of its arguments, from the least, or of hookUring, what they are.
+// number of its parameters, from the least, or of hookUring, what they are. Where a
+// program looks for its function's result depends on that number: for another than is
+// known there is no program.
 func (p *probe) pick(types *btf.Cache) (string, error) {
-	if len(p.progs) == 1 {
+	if p.params == 0 && p.hook != hookUring {
 		return p.progs[0], nil
 	}
 	kernel, err := types.Kernel()
@@ -298,10 +311,16 @@ func (p *probe) pick(types *btf.Cache) (string, error) {
 		return "", fmt.Errorf("%w: %w", ErrNotSupported, err)
 	}
 	proto, ok := fn.Type.(*btf.FuncProto)
-	if !ok || len(proto.Params) == 0 || len(proto.Params) > len(p.progs) {
+	if !ok || len(proto.Params) < p.params || len(proto.Params) >= p.params+len(p.progs) {
 		return "", fmt.Errorf("%w: %s has an unknown signature", ErrNotSupported, p.hook)
 	}
-	return p.progs[len(proto.Params)-1], nil
+	return p.progs[len(proto.Params)-p.params], nil
+}
+
+// hasTracepoint tells whether the kernel has the tracepoint of a tp_btf hook.
+func hasTracepoint(kernel *btf.Spec, hook string) bool {
+	var def *btf.Typedef
+	return kernel.TypeByName("btf_trace_"+path.Base(hook), &def) == nil
 }
 
 // attach attaches a loaded program; the link keeps it.

@@ -13,13 +13,15 @@ import (
 // helpers are what a child of the tests can do; see TestMain. Sockets are from
 // descriptor 3 on.
 var helpers = map[string]func() error{
-	"bind-privileged": helperBindPrivileged,
-	"accept":          helperAccept,
-	"exit":            helperExit,
-	"hang":            helperHang,
-	"churn":           helperChurn,
-	"connect-refused": helperConnectRefused,
-	"worker":          helperWorker,
+	"bind-privileged":     helperBindPrivileged,
+	"accept":              helperAccept,
+	"exit":                helperExit,
+	"hang":                helperHang,
+	"churn":               helperChurn,
+	"connect-refused":     helperConnectRefused,
+	"bind-refused":        helperBindRefused,
+	"udp-connect-refused": helperUDPConnectRefused,
+	"worker":              helperWorker,
 }
 
 // helperAccept takes one connection from the listener it inherited.

@@ -131,6 +131,9 @@ func (t *Table) Apply(ev *Event) bool {
 		}
 		return false // the snapshot has told it already
 	}
+	if first := t.row(ev.first); ev.first != 0 && first != nil {
+		ev.Process = t.owner(first)
+	}
 	switch ev.Type {
 	case EventClose:
 		return t.applyClose(r, ev)
@@ -223,6 +226,13 @@ func (r *row) sameLocal(flow *bpfFlow) bool {
 	return r.flow.LocalPort == flow.LocalPort && r.flow.LocalIp == flow.LocalIp
 }
 
+// waits tells whether the socket is a connection in an accept queue: no process has or
+// had it. One that a process closed is past these states.
+func (r *row) waits() bool {
+	return r.role == RoleOrphan && r.owner == 0 && r.first.proc == 0 &&
+		(r.state == StateEstablished || r.state == StateCloseWait || r.state == StateSynRecv)
+}
+
 // unpeer: the socket keeps its port and nothing else.
 func (r *row) unpeer(stamp uint64) {
 	r.state, r.role, r.stamp = StateUnconn, RoleBound, stamp
@@ -269,6 +279,10 @@ func (t *Table) applyEstablished(r *row, ev *Event) bool {
 func (t *Table) applyClose(r *row, ev *Event) bool {
 	if r == nil || r.stamp > ev.boot {
 		return false // never accepted, reported already, or the address is a newer socket's
+	}
+	if r.waits() {
+		t.remove(r)
+		return false
 	}
 	ev.Process = t.owner(r)
 	ev.Local, ev.MPTCP = addrPort(r.flow.LocalIp, r.flow.LocalPort), r.mptcp
@@ -621,11 +635,11 @@ func (t *Table) Port(port uint16) []Socket {
 	return t.sockets(n, t.onPort(port))
 }
 
-// mostLooks bounds how many sockets on the port of a refused bind are looked at: those
+// mostLooks bounds how many sockets on the port of a contested call are looked at: those
 // without a peer come first, and all are in the way of most.
 const mostLooks = 256
 
-// inTheWay returns the first sockets on the port of a refused bind that are in its way, at
+// inTheWay returns the first sockets on the port of a contested call that are in its way, at
 // most max, and how many more were seen; but for who holds them.
 func (t *Table) inTheWay(ev *Event, max int) (out []Socket, more int) {
 	t.mu.Lock()
@@ -676,8 +690,28 @@ func (t *Table) Len() int {
 	return len(t.byID)
 }
 
-// inTheWay returns those of sockets that made a bind fail with EADDRINUSE:
-// inet_bind_conflict() and inet_rcv_saddr_equal() of the kernel.
+// contested tells whether other sockets are what a call was refused for, so that conflict
+// knows them: a bind to a certain port, a listen of a bound socket, a TCP connect from a
+// port of the socket's own.
+func (ev *Event) contested() bool {
+	switch ev.Type {
+	case EventBind:
+		return ev.Errno == syscall.EADDRINUSE && ev.RequestedPort != 0
+	case EventListen:
+		return ev.Errno == syscall.EADDRINUSE && ev.Local.Port() != 0
+	case EventConnect:
+		return ev.pairTaken()
+	}
+	return false
+}
+
+// pairTaken tells whether a TCP connect found the pair of its ends taken: its socket had
+// a port, so that it looked for none.
+func (ev *Event) pairTaken() bool {
+	return ev.Type == EventConnect && ev.Proto == TCP && ev.Errno == syscall.EADDRNOTAVAIL && ev.Local.Port() != 0
+}
+
+// inTheWay returns those of sockets that were in the way of a contested call.
 func inTheWay(ev *Event, sockets []Socket) []Socket {
 	var out []Socket
 	for i := range sockets {
@@ -688,7 +722,9 @@ func inTheWay(ev *Event, sockets []Socket) []Socket {
 	return out
 }
 
-// conflict tells whether a socket is in the way of a refused bind.
+// conflict tells whether a socket is in the way of a contested call. Of a bind or listen:
+// inet_bind_conflict(), inet_rcv_saddr_equal() and udp_lib_lport_inuse() of the kernel; of
+// a connect: __inet_check_established().
 func conflict(ev *Event, s *Socket) bool {
 	flag := func(f bpfEventFlag) bool { return ev.flags&uint8(f) != 0 }
 	switch {
@@ -696,6 +732,8 @@ func conflict(ev *Event, s *Socket) bool {
 		return false
 	case !sameDevice(ev.Device, s.Device):
 		return false
+	case ev.Type == EventConnect:
+		return s.Local == ev.Local && s.Remote == ev.Remote && (s.Device == 0 || s.Device == ev.Device)
 	case flag(bpfEventFlagEVENT_REUSEADDR) && s.ReuseAddr && (s.State != StateListen || s.Proto == UDP):
 		return false
 	case flag(bpfEventFlagEVENT_REUSEPORT) && s.ReusePort && (s.UID == ev.Process.UID || s.Role == RoleTimeWait):

@@ -7,10 +7,10 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/ringbuf"
 )
@@ -88,6 +88,8 @@ type attached struct {
 }
 
 const (
+	// lruPerCPU is how many entries the tables that forget have at least, for each processor.
+	lruPerCPU = 512
 	// readerIdle is how long the reader waits for unannounced events before it
 	// sleeps until the kernel wakes it; see emit.h.
 	readerIdle = 50 * time.Millisecond
@@ -161,6 +163,15 @@ func (t *Tracer) open(cfg Config) error {
 
 func (t *Tracer) openMaps(spec *ebpf.CollectionSpec, cfg Config) error {
 	spec.Maps[bpfMapEvents].MaxEntries = uint32(cfg.RingBytes)
+	cpus, err := ebpf.PossibleCPU()
+	if err != nil {
+		return fmt.Errorf("count processors: %w", err)
+	}
+	// Each processor keeps up to 128 free entries to itself: a table that is small for
+	// that forgets what was just written.
+	for _, name := range []string{bpfMapPendings, bpfMapSpareNotes} {
+		spec.Maps[name].MaxEntries = max(spec.Maps[name].MaxEntries, uint32(lruPerCPU*cpus))
+	}
 	for name, value := range map[string]any{
 		bpfVarSyscallHooks: !cfg.NoSyscallHooks,
 		bpfVarWakeBytes:    uint32(cfg.RingBytes / 8),
@@ -188,7 +199,7 @@ func (t *Tracer) attach(spec *ebpf.CollectionSpec, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	l := loader{t: t, spec: spec, opts: opts, uring: !cfg.NoSyscallHooks && pickUring(kernel) != ""}
+	l := loader{t: t, spec: spec, opts: opts, kernel: kernel, uring: !cfg.NoSyscallHooks && pickUring(kernel) != ""}
 	if err := l.attach(hooksOf(func(p *probe) bool { return p.tier == "" })); err != nil {
 		return err
 	}
@@ -233,9 +244,10 @@ func hooksOf(want func(*probe) bool) []*probe {
 
 // loader puts programs into the kernel for a Tracer.
 type loader struct {
-	t    *Tracer
-	spec *ebpf.CollectionSpec
-	opts ebpf.CollectionOptions
+	t      *Tracer
+	spec   *ebpf.CollectionSpec
+	opts   ebpf.CollectionOptions
+	kernel *btf.Spec
 	// uring: hookUring is wanted, and this kernel has what it needs.
 	uring bool
 }
@@ -252,6 +264,8 @@ func (l *loader) needed(cfg Config, want func(*probe) bool) []*probe {
 			left.Reason = "switched off"
 		case p.hook == hookUring && !l.uring:
 			left.Reason = "tells no request in this kernel (new in 5.18)"
+		case p.new != "" && !hasTracepoint(l.kernel, p.hook):
+			left.Reason = "not in this kernel (new in " + p.new + ")"
 		case p.uring && l.uring:
 			left.Reason, left.Lost = "not needed with "+hookUring, ""
 		default:
@@ -539,7 +553,7 @@ func (t *Tracer) take(record []byte) {
 	t.newest = ev.boot
 	if !t.table.Apply(ev) {
 		t.batch = t.batch[:len(t.batch)-1]
-	} else if ev.Type == EventBind && ev.Errno == syscall.EADDRINUSE && ev.RequestedPort != 0 {
+	} else if ev.contested() {
 		t.knownInTheWay(ev)
 		t.asks = true
 	}
