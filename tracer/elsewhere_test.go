@@ -754,6 +754,34 @@ func TestKernelMPTCPSecondPath(t *testing.T) {
 	}
 }
 
+// A connect from a port of the socket's own is refused because of one other socket: the
+// event has it, and it is no exhaustion.
+func TestKernelConnectPairTaken(t *testing.T) {
+	r := record(t, Config{})
+	_, to := r.listener(unix.AF_INET, "127.0.0.1:9000")
+	var fds [2]int
+	for i := range fds {
+		fds[i] = r.socket(unix.AF_INET, unix.SOCK_STREAM)
+		r.setsockopt(fds[i], unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+		r.bind(fds[i], "127.0.0.1:3001")
+	}
+	r.connect(fds[0], to)
+	r.events(5)
+	before := r.tracer.Counts().Failures
+	r.fails(unix.Connect(fds[1], sockaddr(unix.AF_INET, to.String())), unix.EADDRNOTAVAIL)
+	ev := r.expect(os.Getpid(), fmt.Sprintf("connect tcp 127.0.0.1:3001 > %s EADDRNOTAVAIL", to))[0]
+	if len(ev.HeldBy) != 1 || ev.HeldBy[0].Remote != to || ev.HeldBy[0].Role != RoleClient {
+		t.Errorf("held by %+v, want the connection", ev.HeldBy)
+	}
+	after := r.tracer.Counts().Failures
+	for op, want := range map[PortOp]uint64{OpConnect: 0, OpConnectBound: 1} {
+		f := Failure{op, TCP, unix.EADDRNOTAVAIL}
+		if got := after[f] - before[f]; got != want {
+			t.Errorf("%s: %d failures more, want %d", op, got, want)
+		}
+	}
+}
+
 // Of two sockets that may be bound to a port one may listen; the other's listen() says who.
 func TestKernelListenRefused(t *testing.T) {
 	r := record(t, Config{})

@@ -19,9 +19,10 @@ const (
 	OpBind                           // bind() to port 0
 	OpImplicitBind                   // the first datagram or connect() of a UDP socket without a port
 	OpListen                         // listen(), only in Failure
+	OpConnectBound                   // TCP connect() of a socket with a port whose pair of ends is taken, only in Failure
 )
 
-var opNames = [...]string{OpConnect: "connect", OpBind: "bind", OpImplicitBind: "implicit_bind", OpListen: "listen"}
+var opNames = [...]string{OpConnect: "connect", OpBind: "bind", OpImplicitBind: "implicit_bind", OpListen: "listen", OpConnectBound: "connect_bound"}
 
 // String returns the name the JSON contract gives the way.
 func (o PortOp) String() string { return nameOf(opNames[:], int(o)) }

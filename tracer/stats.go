@@ -123,6 +123,8 @@ func opOf(ev *Event) PortOp {
 		return OpBind
 	case ev.Type == EventListen:
 		return OpListen
+	case ev.pairTaken():
+		return OpConnectBound
 	case ev.Type == EventConnect:
 		return OpConnect
 	}

@@ -42,7 +42,8 @@ var labels = []label{
 	{"reason", "of a loss: `ring` (the ring buffer was full), `state` (the kernel had no memory to remember a socket's state), " +
 		"`nested` (a hook fired while its program ran on the same processor); of a resync: `loss`, `interval`"},
 	{"role", "`listener`, `client`, `server`, `bound`, `orphan`; sockets in TIME-WAIT are not followed, and not counted"},
-	{"op", "`connect` (TCP), `bind`, `listen`, `implicit_bind` (the first datagram or connect() of a UDP socket without a port)"},
+	{"op", "`connect` (TCP), `bind`, `listen`, `implicit_bind` (the first datagram or connect() of a UDP socket without a port), " +
+		"`connect_bound` (TCP, with EADDRNOTAVAIL alone: the socket had its port, and a connection with the same two ends exists)"},
 	{"error", "the name of the errno, as `EADDRNOTAVAIL`"},
 	{"netns", "a network namespace: `host`, its name in /run/netns, else the container first seen in it, else its inode number. " +
 		"At most 256 namespaces have one, `other` is the rest"},
