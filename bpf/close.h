@@ -95,6 +95,13 @@ static __always_inline void handle_tcp_destroy(struct sock *sk)
  */
 static __always_inline void handle_release(struct sock *sk)
 {
-	if ((sock_port(sk) || READ(sk, __sk_common.skc_hash)) && sock_is_udp(sk))
-		emit_close(sk, EVENT_CLOSE, 0, READ_TYPED(sk, sk_err));
+	int error;
+
+	if ((!sock_port(sk) && !READ(sk, __sk_common.skc_hash)) || !sock_is_udp(sk))
+		return;
+	error = READ_TYPED(sk, sk_err);
+	/* Without a peer it is a former peer's, or of one datagram of many; but for SOCK_DESTROY. */
+	if (error != ECONNABORTED && sock_state(sk) != TCP_ESTABLISHED)
+		error = 0;
+	emit_close(sk, EVENT_CLOSE, 0, error);
 }

@@ -232,6 +232,28 @@ func TestKernelUDPSendsAgain(t *testing.T) {
 	r.expect(os.Getpid(), want...)
 }
 
+// What a UDP socket heard of a peer is not the end of what it is after that peer.
+func TestKernelUDPErrorOfPeer(t *testing.T) {
+	r := record(t, Config{})
+	for _, leaves := range []bool{false, true} {
+		fd := r.socket(unix.AF_INET, unix.SOCK_DGRAM)
+		r.bind(fd, "127.0.0.1:7001")
+		r.connect(fd, netip.MustParseAddrPort("127.0.0.1:9"))
+		if _, err := unix.Write(fd, []byte("x")); err != nil { // that nobody is there comes back before it returns
+			t.Fatal(err)
+		}
+		want := "close udp 127.0.0.1:7001 > 127.0.0.1:9 ECONNREFUSED"
+		if leaves {
+			if err := disconnect(fd); err != nil {
+				t.Fatal(err)
+			}
+			want = "close udp 127.0.0.1:7001"
+		}
+		r.close(fd)
+		r.expect(os.Getpid(), "bind udp 127.0.0.1:7001 asked 7001", "connect udp 127.0.0.1:7001 > 127.0.0.1:9", want)
+	}
+}
+
 // getaddrinfo() connects UDP sockets to port 0: the peer is set like any other.
 func TestKernelUDPConnectPortZero(t *testing.T) {
 	for _, end := range ends {

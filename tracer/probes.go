@@ -132,6 +132,7 @@ var blindSpots = []struct {
 	{TierTracepoint, partImplicit, "the port of a UDP socket whose first datagram cannot be sent by io_submit(2) or by a 32-bit program on a 64-bit kernel (the socket shows at the next snapshot)"},
 	{TierTracepoint, partBind, "that a bind was refused by another program of post_bind4 or post_bind6 that is attached to the root cgroup after porthole's, before Linux 5.18 to any: it is reported as done, then as refused"},
 	{TierTracepoint, partConnect, "a TCP connect that fails for want of memory, or of a route for the port it got, is reported as EADDRNOTAVAIL"},
+	{"", 0, "binds and connects that are refused because their address is neither IPv4 nor IPv6"},
 	{"", 0, "paths that the peer of an MPTCP connection opens after the first (they show at the next snapshot)"},
 	{"", 0, "holders that are outside the pid namespace porthole runs in"},
 }
