@@ -47,7 +47,7 @@ func TestKernelHeadroomExact(t *testing.T) {
 					tally[class].orLess++
 				}
 				if got != predicted.Free && !(predicted.MaybeOneLess && got == predicted.Free-1) {
-					t.Errorf("%s: %d calls succeeded, predicted %+v\nscenario:\n%s", class, got, predicted, strings.Join(s.story, "\n"))
+					t.Errorf("%s: %d calls succeeded, predicted %+v\nscenario:\n%s\n%s", class, got, predicted, strings.Join(s.story, "\n"), s.evidence())
 				}
 			}
 		})
@@ -70,6 +70,7 @@ type scenario struct {
 	story     []string
 	dests     []target
 	servers   map[netip.AddrPort]int
+	read      *Ports // what the last prediction is made from
 }
 
 // target is a destination, and the address the kernel takes to reach it; the device of a
@@ -596,6 +597,7 @@ func (s *scenario) check() (class string, got int, predicted Headroom) {
 	if err != nil {
 		s.Fatal(err)
 	}
+	s.read = ports
 	q := s.question()
 	class = q.name
 	predicted, err = q.ask(ports)
@@ -631,6 +633,24 @@ func (s *scenario) check() (class string, got int, predicted Headroom) {
 		s.tell("closed again")
 	}
 	return class, got, predicted
+}
+
+// evidence is what a prediction was made from, and the sockets that are there now.
+func (s *scenario) evidence() string {
+	s.Helper()
+	var b strings.Builder
+	if sp := s.read.spaces[s.netns]; sp != nil {
+		fmt.Fprintf(&b, "read: %d-%d, not for connect() %#x", sp.low, sp.high, sp.blocked)
+		for to, d := range sp.dests {
+			fmt.Fprintf(&b, "\nread: to %x:%d from %x: %d used, %d of them in TIME-WAIT, %d reclaimable", to.remote, to.port, to.local, d.used, d.timeWait, d.reclaimable)
+		}
+	}
+	for _, so := range snapshot(s, 0).Sockets {
+		if so.NetNS == s.netns {
+			fmt.Fprintf(&b, "\nnow: %s %s > %s %s %s", so.Proto, so.Local, so.Remote, so.Role, so.State)
+		}
+	}
+	return b.String()
 }
 
 func (s *scenario) ports() (*Ports, error) {

@@ -35,11 +35,13 @@ the tracepoint tier when the SYN leaves, with the first data.
 | 5.18 | does not say which io_uring request is done | sees its accepts when they ask for the peer's address |
 | 5.19 | gives inet_csk_listen_start() two arguments | picks the program by the number in the kernel's BTF |
 | 6.1 | has the death row, which leads to the TCP tables, behind a pointer in 5.19 and 6.0 | looks in BTF which |
+| 6.1 | returns 1 from a listen() that gets no port, in 5.19 and 6.0 | shows no event: the program sees no error either |
 | 6.2 | has no bpf_rdonly_cast() | reads by bpf_probe_read_kernel(), about half as fast |
 | 6.2 | has one UDP table for all namespaces | finds it by way of a UDP socket of its own |
 | 6.4 | refuses trampolines on arm64 | uses the tracepoint tier there |
 | 6.8 | keeps the owners of a TCP port in one list | walks that instead of those by address |
 | 6.8 | has the ephemeral range as two numbers | looks in BTF which |
+| 6.12 | lets connect() take over a port in FIN-WAIT-2 whose socket was closed, but for stable releases since autumn 2024 | reckons without: there may be more ports than headroom says |
 | 6.14 | lets connect() take over a port in TIME-WAIT when a new second has begun, not after tcp_tw_reuse_delay | reckons with either |
 | 6.17 | gives io_uring_complete the result as a number | picks the program by the arguments in the kernel's BTF |
 
