@@ -36,7 +36,7 @@ type PortUser struct {
 
 // PortSpace is the ephemeral ports of one network namespace for one protocol.
 type PortSpace struct {
-	NetNS uint32
+	NetNS uint32 // inode number
 	// NetNSCookie is the namespace's cookie (SO_NETNS_COOKIE), which no other ever has; 0 before Linux 5.12.
 	NetNSCookie uint64
 	Proto       Proto
@@ -74,6 +74,8 @@ type Headroom struct {
 	Holders      []PortUser // who has the Used ports, most first
 }
 
+func (s *PortSpace) netNS() NetNS { return NetNS{s.NetNS, s.NetNSCookie} }
+
 // Utilization is the share of Capacity that is not Free, 0 to 1; of no capacity
 // it is 1.
 func (h *Headroom) Utilization() float64 {
@@ -86,6 +88,13 @@ func (h *Headroom) Utilization() float64 {
 // DeviceID is Device; Index 0: it is of sockets that are bound to none.
 func (h *Headroom) DeviceID() DeviceID { return DeviceID{h.NetNS, h.NetNSCookie, h.Device} }
 
+// NetNS is which network namespace. No other ever has its cookie (SO_NETNS_COOKIE), which
+// is 0 before Linux 5.12; its inode number is given to the next once it is gone.
+type NetNS struct {
+	Inode  uint32
+	Cookie uint64
+}
+
 // ErrNoNetNS tells that there is no network namespace with this inode number.
 var ErrNoNetNS = errors.New("no such network namespace")
 
@@ -94,7 +103,9 @@ var ErrNoNetNS = errors.New("no such network namespace")
 // kernel's __inet_hash_connect(), inet_csk_find_open_port() and udp_lib_get_port()
 // would find, for sockets without options, bound to no device or to one that is in no VRF.
 type Ports struct {
-	spaces map[uint32]*space
+	spaces map[NetNS]*space
+	found  []NetNS           // of spaces, as they were read
+	newest map[uint32]*space // by inode number: one that went away meanwhile may have had it too
 	names  func() (Devices, error)
 	procs  []Process // what users of the spaces point to; the first is nobody
 	procOf map[processID]int
@@ -102,8 +113,7 @@ type Ports struct {
 
 // space is one namespace.
 type space struct {
-	netns     uint32
-	cookie    uint64
+	netns     NetNS
 	low, high uint16
 	reserved  [1024]uint64
 	twReuse   uint32
@@ -188,7 +198,7 @@ func (s portSet) or(other portSet) {
 }
 
 func newPorts() *Ports {
-	return &Ports{spaces: make(map[uint32]*space), procs: []Process{{}}, procOf: map[processID]int{{}: 0}}
+	return &Ports{spaces: make(map[NetNS]*space), newest: make(map[uint32]*space), procs: []Process{{}}, procOf: map[processID]int{{}: 0}}
 }
 
 // addSpace takes a namespace's settings. All of them come before the first owner.
@@ -196,12 +206,14 @@ func (p *Ports) addSpace(row *bpfNetnsRow) {
 	if row.Low == 0 || row.Low > row.High {
 		return // being set up
 	}
-	p.spaces[row.Netns] = &space{
-		netns: row.Netns, cookie: row.Cookie, low: row.Low, high: row.High, reserved: row.Reserved, twReuse: row.TwReuse,
+	s := &space{
+		netns: NetNS{row.Netns, row.Cookie}, low: row.Low, high: row.High, reserved: row.Reserved, twReuse: row.TwReuse,
 		words: (int(row.High)-int(row.Low))/64 + 1,
 		dests: make(map[destination]*dest), owners: map[Proto]map[boundTo]*taken{TCP: {}, UDP: {}},
 		devices: []uint32{0},
 	}
+	p.spaces[s.netns], p.newest[row.Netns] = s, s
+	p.found = append(p.found, s.netns)
 }
 
 func (s *space) isReserved(port uint16) bool { return s.reserved[port/64]&(1<<(port%64)) != 0 }
@@ -221,7 +233,7 @@ func (p *Ports) proc(of Process) int {
 // addOwner takes one socket or timewait sock with a port; by are the processes that
 // have it, or left it in TIME_WAIT.
 func (p *Ports) addOwner(row *bpfRow, by []Process) {
-	s := p.spaces[row.Flow.Netns]
+	s := p.spaces[NetNS{row.Flow.Netns, row.Flow.NetnsCookie}]
 	port := row.Flow.LocalPort
 	if s == nil || port < s.low || port > s.high || s.isReserved(port) {
 		return
@@ -389,8 +401,9 @@ next:
 // Devices reads the names of the network devices there are now: see Snapshotter.Devices.
 func (p *Ports) Devices() (Devices, error) { return p.names() }
 
-// Has tells whether there is a network namespace of this inode number.
-func (p *Ports) Has(netns uint32) bool { return p.spaces[netns] != nil }
+// NetNamespaces returns every network namespace there was, of one inode number the newest
+// last.
+func (p *Ports) NetNamespaces() []NetNS { return slices.Clone(p.found) }
 
 // Spaces returns the port spaces of every namespace, TCP and UDP, ordered by
 // namespace and protocol.
@@ -407,12 +420,16 @@ func (p *Ports) sorted() []*space {
 	for _, s := range p.spaces {
 		out = append(out, s)
 	}
-	slices.SortFunc(out, func(a, b *space) int { return cmp.Compare(a.netns, b.netns) })
+	slices.SortFunc(out, func(a, b *space) int { return compareNetNS(a.netns, b.netns) })
 	return out
 }
 
+func compareNetNS(a, b NetNS) int {
+	return cmp.Or(cmp.Compare(a.Inode, b.Inode), cmp.Compare(a.Cookie, b.Cookie))
+}
+
 func (p *Ports) space(s *space, proto Proto) PortSpace {
-	out := PortSpace{NetNS: s.netns, NetNSCookie: s.cookie, Proto: proto, Low: s.low, High: s.high}
+	out := PortSpace{NetNS: s.netns.Inode, NetNSCookie: s.netns.Cookie, Proto: proto, Low: s.low, High: s.high}
 	out.Reserved, out.ReservedPorts = s.reservedPorts()
 	out.Capacity = s.size() - out.Reserved
 	if proto == TCP {
@@ -537,7 +554,7 @@ func anyAddress() []netip.Addr { return []netip.Addr{netip.IPv4Unspecified(), ne
 
 func compareHeadroom(a, b Headroom) int {
 	return cmp.Or(
-		cmp.Compare(b.Utilization(), a.Utilization()), cmp.Compare(b.Used, a.Used), cmp.Compare(a.NetNS, b.NetNS),
+		cmp.Compare(b.Utilization(), a.Utilization()), cmp.Compare(b.Used, a.Used), compareNetNS(a.netNS(), b.netNS()),
 		cmp.Compare(a.Op, b.Op), cmp.Compare(a.Proto, b.Proto), a.Local.Compare(b.Local), a.Remote.Compare(b.Remote),
 		cmp.Compare(a.Device, b.Device))
 }
@@ -570,7 +587,7 @@ func (s *space) locals(proto Proto) []place {
 // not have a connection, for sockets that are bound to a device, as those with a link-local
 // address always are; 0: to none. The error wraps ErrNoNetNS.
 func (p *Ports) Connect(netns uint32, local netip.Addr, remote netip.AddrPort, device uint32) (Headroom, error) {
-	s := p.spaces[netns]
+	s := p.newest[netns]
 	if s == nil {
 		return Headroom{}, fmt.Errorf("%w: inode number %d", ErrNoNetNS, netns)
 	}
@@ -584,7 +601,7 @@ func (p *Ports) Connect(netns uint32, local netip.Addr, remote netip.AddrPort, d
 // UDP socket gets by itself, which ignores other addresses than any, for sockets that are
 // bound to a device; 0: to none. The error wraps ErrNoNetNS.
 func (p *Ports) Bind(netns uint32, proto Proto, op PortOp, local netip.Addr, device uint32) (Headroom, error) {
-	s := p.spaces[netns]
+	s := p.newest[netns]
 	if s == nil {
 		return Headroom{}, fmt.Errorf("%w: inode number %d", ErrNoNetNS, netns)
 	}

@@ -103,7 +103,8 @@ func (t *Tracer) breathe() error {
 // no process has. One that is gone is left to its close.
 func (t *Tracer) lookAgain(w *bpfWalk, files filesOf) error {
 	for _, so := range t.table.unheld(files) {
-		row, err := t.snap.again(w, so.id, so.Proto, &bpfFlow{LocalPort: so.Local.Port(), Netns: so.NetNS})
+		flow := so.flow()
+		row, err := t.snap.again(w, so.id, so.Proto, &flow)
 		if err != nil {
 			return err
 		}

@@ -355,7 +355,7 @@ func (s *Snapshotter) again(w *bpfWalk, id uint64, proto Proto, flow *bpfFlow) (
 			now = rows[i]
 		}
 	})
-	if err != nil || now.Proto != uint8(proto) || now.Flow.Netns != flow.Netns {
+	if err != nil || now.Proto != uint8(proto) || now.Flow.Netns != flow.Netns || now.Flow.NetnsCookie != flow.NetnsCookie {
 		return bpfRow{}, err // its memory is another socket's
 	}
 	return now, nil
@@ -591,6 +591,18 @@ func usersOf(row *bpfRow, holders map[uint64][]Process, known *Table) []Process 
 		}
 	}
 	return nil
+}
+
+// NetNamespaces reads which network namespaces there are, of one inode number the newest
+// last. It blocks for some microseconds for each. It needs ReadsPorts.
+func (s *Snapshotter) NetNamespaces() ([]NetNS, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := newPorts()
+	if err := s.readSpaces(new(bpfWalk), p); err != nil {
+		return nil, err
+	}
+	return p.NetNamespaces(), nil
 }
 
 func (s *Snapshotter) readSpaces(w *bpfWalk, p *Ports) error {

@@ -400,6 +400,9 @@ func (t *Tracer) Snapshot(port uint16) (*Snapshot, error) {
 // time. Callers wait for each other.
 func (t *Tracer) Ports(holders bool) (*Ports, error) { return t.snap.ports(t.table, holders) }
 
+// NetNamespaces is Snapshotter.NetNamespaces.
+func (t *Tracer) NetNamespaces() ([]NetNS, error) { return t.snap.NetNamespaces() }
+
 // Programs tells what each attached BPF program has cost since Open, as far as the
 // kernel counts: only while kernel.bpf_stats_enabled is 1.
 func (t *Tracer) Programs() ([]ProgramStats, error) {
