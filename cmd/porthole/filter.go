@@ -1,9 +1,14 @@
 package main
 
 import (
+	"errors"
+
 	"github.com/spf13/cobra"
 
 	"github.com/porthole-dev/porthole/internal/filter"
+	"github.com/porthole-dev/porthole/internal/netns"
+	"github.com/porthole-dev/porthole/internal/render"
+	"github.com/porthole-dev/porthole/tracer"
 )
 
 // addFilters declares the filters of a kind as flags.
@@ -40,6 +45,25 @@ func filterValues(cmd *cobra.Command, kind filter.Kind) (map[string][]string, er
 		values[p.Name] = list
 	}
 	return values, nil
+}
+
+// locate looks for the network namespaces of a filter on this machine.
+func locate(f *filter.Filter, names *render.Names) error {
+	err := f.Locate(names.NetNS)
+	if errors.Is(err, netns.ErrNone) || errors.Is(err, netns.ErrNotPermitted) {
+		return usagef("--%w", err)
+	}
+	return err
+}
+
+// livingNow lists the network namespaces there are, for commands that have no tracer.
+func livingNow() ([]tracer.NetNS, error) {
+	s, err := tracer.NewSnapshotter(tracer.ReadsPorts)
+	if err != nil {
+		return nil, err
+	}
+	defer s.Close()
+	return s.NetNamespaces()
 }
 
 // parseFilters checks the filters as typed, and returns them both ways.

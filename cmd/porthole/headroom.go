@@ -101,15 +101,17 @@ func readHeadroom(q *headroom.Question) ([]render.Headroom, error) {
 	if err != nil {
 		return nil, err
 	}
-	found, err := q.Answer(ports)
+	names := render.LoadNames(func() ([]tracer.NetNS, error) { return ports.NetNamespaces(), nil })
+	defer names.Cgroups.Close()
+	found, err := q.Answer(ports, names.NetNS)
 	if errors.Is(err, headroom.ErrNoDevice) || errors.Is(err, netns.ErrNone) || errors.Is(err, tracer.ErrNoNetNS) || errors.Is(err, netns.ErrUnreachable) {
 		return nil, usageError{err}
 	}
 	if errors.Is(err, netns.ErrNotPermitted) {
 		return nil, fmt.Errorf("look up the route: %w; with --from there is no need to", err)
 	}
-	names, namesErr := deviceNames(found, ports)
-	return names.Headrooms(found), errors.Join(err, namesErr)
+	devices, devicesErr := deviceNames(found, ports)
+	return devices.Headrooms(found), errors.Join(err, devicesErr)
 }
 
 // deviceNames are names of the devices of headrooms alone.
@@ -166,7 +168,7 @@ func writeHeadroom(e *env, o *headroomOptions, rows []render.Headroom) error {
 		}
 		return out.Flush()
 	}
-	names := render.LoadNames()
+	names := render.LoadNames(nil)
 	defer names.Cgroups.Close()
 	if err := names.HeadroomText(out, e.style, rows, o.top); err != nil {
 		return err

@@ -59,7 +59,7 @@ func TestKernelHeadroom(t *testing.T) {
 	rows := headroomRows(t, "--netns", ns, "--op", "connect", "--rport", "9000")
 	self := []render.PortUser{{Comm: comm(t), PID: uint32(os.Getpid()), Ports: 3}}
 	want := render.Headroom{
-		NetNS: rows[0].NetNS, Proto: "tcp", Op: "connect",
+		NetNS: rows[0].NetNS, Cookie: rows[0].Cookie, Proto: "tcp", Op: "connect",
 		LocalIP: netip.MustParseAddr("127.0.0.1"), RemoteIP: netip.MustParseAddr("127.0.0.1"), RemotePort: 9000,
 		RangeLow: 40000, RangeHigh: 40063, Reserved: 4, ReservedPorts: "40060-40070", Capacity: 60, Used: 3, Blocked: 1, Free: 56,
 		Utilization: 0.0667, Holders: self, BlockedBy: []render.PortUser{{Comm: comm(t), PID: uint32(os.Getpid()), Ports: 1}},

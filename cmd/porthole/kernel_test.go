@@ -84,7 +84,7 @@ func TestKernelWho(t *testing.T) {
 		if err := json.Unmarshal([]byte(out), &a); err != nil {
 			t.Fatalf("%v in %q", err, out)
 		}
-		names := render.LoadNames()
+		names := render.LoadNames(nil)
 		defer names.Cgroups.Close()
 		var want strings.Builder
 		if err := names.PortText(&want, render.Style{}, &a); err != nil {

@@ -56,12 +56,15 @@ func newLs(e *env) *cobra.Command {
 }
 
 func ls(e *env, o *lsOptions, f *filter.Filter) error {
+	names := newNames(e, livingNow)
+	defer names.Cgroups.Close()
+	if err := locate(f, names); err != nil {
+		return err
+	}
 	rows, err := readRows(e, f.LocalPort())
 	if err != nil {
 		return err
 	}
-	names := newNames(e)
-	defer names.Cgroups.Close()
 	names.Device = rows.Devices.Name
 	sockets := render.SocketsOfRows(rows, func(s *tracer.Socket) bool { return f.Socket(names.Cgroups, s) })
 	out := bufio.NewWriterSize(e.stdout, 1<<16)
@@ -91,7 +94,7 @@ func lsAgent(ctx context.Context, e *env, o *lsOptions, c *agent.Client, values 
 	if err != nil {
 		return err
 	}
-	names := render.LoadNames()
+	names := render.LoadNames(nil)
 	defer names.Cgroups.Close()
 	out := bufio.NewWriterSize(e.stdout, 1<<16)
 	if err := names.RowsText(out, e.style, rows); err != nil {

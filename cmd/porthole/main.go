@@ -191,8 +191,8 @@ func noArgs(cmd *cobra.Command, args []string) error {
 
 // newNames is render.LoadNames; it tells on stderr what cannot be named. The caller
 // closes Cgroups.
-func newNames(e *env) *render.Names {
-	n := render.LoadNames()
+func newNames(e *env, living func() ([]tracer.NetNS, error)) *render.Names {
+	n := render.LoadNames(living)
 	if err := n.Cgroups.Check(); err != nil {
 		fmt.Fprintf(e.stderr, "porthole: %v\n", err)
 	}

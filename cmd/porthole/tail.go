@@ -96,9 +96,12 @@ func tailOwn(ctx context.Context, e *env, o *tailOptions, t *tracer.Tracer, f *f
 	defer stop()
 	stopWhenUnread(ctx, e.stdout, cancel)
 	e = e.letGo(ctx)
-	names := newNames(e)
+	names := newNames(e, t.NetNamespaces)
 	defer names.Cgroups.Close()
 	names.Device = t.DeviceName
+	if err := locate(f, names); err != nil {
+		return err
+	}
 	p := &ownTail{eventPrinter: newEventPrinter(e, o, names), t: t, sub: t.Subscribe(tailQueue), f: f}
 
 	ready := make(chan *tracer.Snapshot, 1)

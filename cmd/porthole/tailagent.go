@@ -48,7 +48,7 @@ func followAgent(ctx context.Context, e *env, o *tailOptions, c *agent.Client, v
 		timer := time.AfterFunc(o.duration, func() { cancel(nil) })
 		defer timer.Stop()
 	}
-	names := render.LoadNames()
+	names := render.LoadNames(nil)
 	defer names.Cgroups.Close()
 	p := &agentTail{eventPrinter: newEventPrinter(e, o, names), in: bufio.NewReaderSize(body, 1<<16)}
 	if err = p.head(); err == nil {

@@ -80,7 +80,7 @@ func who(e *env, q render.Question, jsonRow bool) error {
 	if err != nil {
 		return err
 	}
-	names := newNames(e)
+	names := newNames(e, nil)
 	defer names.Cgroups.Close()
 	names.Device = rows.Devices.Name
 	var answer *render.Port
@@ -115,7 +115,7 @@ func whoAgent(ctx context.Context, e *env, c *agent.Client, q render.Question, j
 	if jsonRow {
 		_, err = text.WriteTo(out)
 	} else {
-		names := render.LoadNames()
+		names := render.LoadNames(nil)
 		defer names.Cgroups.Close()
 		err = names.PortText(out, e.style, &answer)
 	}

@@ -97,7 +97,8 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	}
 	defer front.close()
 
-	a := &agent{cfg: cfg, names: render.LoadNames(), since: time.Now()}
+	a := &agent{cfg: cfg, since: time.Now()}
+	a.names = render.LoadNames(func() ([]tracer.NetNS, error) { return a.tracer.NetNamespaces() })
 	defer a.names.Cgroups.Close()
 	if err := a.names.Cgroups.Check(); err != nil {
 		cfg.Log.Warn("not all is named", "error", err)

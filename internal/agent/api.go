@@ -205,6 +205,9 @@ func (a *agent) sockets(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return badRequest(err)
 	}
+	if err := a.locate(f); err != nil {
+		return err
+	}
 	snap, err := a.snapshot(w, f.LocalPort())
 	if err != nil {
 		return err
@@ -215,6 +218,15 @@ func (a *agent) sockets(w http.ResponseWriter, r *http.Request) error {
 		return sentError{err}
 	}
 	return nil
+}
+
+// locate looks for the network namespaces of a filter on this machine.
+func (a *agent) locate(f *filter.Filter) error {
+	err := f.Locate(a.names.NetNS)
+	if errors.Is(err, netns.ErrNone) || errors.Is(err, netns.ErrNotPermitted) {
+		return badRequest(err)
+	}
+	return err
 }
 
 // snapshot reads the sockets of a port, 0: of all.

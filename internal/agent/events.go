@@ -53,6 +53,9 @@ func (a *agent) events(w http.ResponseWriter, r *http.Request) error {
 	if s.filter, err = filter.Parse(filter.Events, v); err != nil {
 		return badRequest(err)
 	}
+	if err := a.locate(s.filter); err != nil {
+		return err
+	}
 	if s.kernel, err = a.lost(); err != nil {
 		return err
 	}

@@ -25,7 +25,7 @@ func (a *agent) headroom(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return fmt.Errorf("read ports: %w", err)
 	}
-	found, err := q.Answer(ports)
+	found, err := q.Answer(ports, a.names.NetNS)
 	switch {
 	case errors.Is(err, headroom.ErrNoDevice), errors.Is(err, netns.ErrNone), errors.Is(err, tracer.ErrNoNetNS), errors.Is(err, netns.ErrUnreachable):
 		return badRequest(err)

@@ -2,90 +2,138 @@ package agent
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"strconv"
 	"time"
 
+	"github.com/porthole-dev/porthole/internal/netns"
 	"github.com/porthole-dev/porthole/internal/render"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
-// What bounds the labels: names that stay, and not too many of them.
+// What bounds the labels: at once, and over time. A Prometheus keeps every series that it
+// has ever seen, and anybody can make processes, namespaces and destinations of other names
+// all the time.
 
-// maxNetNS is how many network namespaces have a name of their own.
+// keepPlace is how long a name keeps its place after it was last shown.
+const keepPlace = time.Hour
+
+// maxNetNS is how many names network namespaces have within keepPlace. At most half of
+// them are numbers: every user may make namespaces without a name.
 const maxNetNS = 256
 
 // namer gives network namespaces labels, to each its own, for as long as it
 // exists.
 type namer struct {
-	byInode    map[uint32]string
-	containers map[uint32]string // as first seen: which sockets there are must not rename a namespace
+	byID       map[netns.ID]string
+	containers map[netns.ID]string  // as first seen: which sockets there are must not rename a namespace
+	held       map[string]time.Time // every label within keepPlace, when it was last given
+	numbers    map[string]bool      // those of held that are numbers
 }
 
 func newNamer() *namer {
-	return &namer{map[uint32]string{}, map[uint32]string{}}
+	return &namer{map[netns.ID]string{}, map[netns.ID]string{}, map[string]time.Time{}, map[string]bool{}}
 }
 
 // name is the label of a namespace.
-func (n *namer) name(inode uint32) string {
-	if name, ok := n.byInode[inode]; ok {
+func (n *namer) name(id netns.ID) string {
+	if name, ok := n.byID[id]; ok {
 		return name
 	}
 	return other
 }
 
-// update forgets the namespaces that are gone, and names those there are: as in
-// named ("host", /run/netns), else after their container, else by number.
-func (n *namer) update(spaces []tracer.PortSpace, named, containers map[uint32]string) {
-	var inodes []uint32
+// update forgets the namespaces that are gone, and names those there are: as named does
+// ("host", /run/netns), else after their container, else by number.
+func (n *namer) update(spaces []tracer.PortSpace, named func(netns.ID) string, containers map[netns.ID]string, now time.Time) {
+	names := make(map[netns.ID]string)
 	for _, sp := range spaces {
-		inodes = append(inodes, sp.NetNS)
+		id := idOf(&sp)
+		names[id] = ""
 	}
-	// The machine's own first, then those that have a name already, then by number.
-	slices.SortFunc(inodes, func(a, b uint32) int {
-		return cmp.Or(cmp.Compare(n.rank(a, named), n.rank(b, named)), cmp.Compare(a, b))
-	})
-	inodes = slices.Compact(inodes)
+	for id := range names {
+		names[id] = render.Safe(named(id))
+	}
+	maps.DeleteFunc(n.held, func(_ string, seen time.Time) bool { return now.Sub(seen) >= keepPlace })
+	maps.DeleteFunc(n.numbers, func(label string, _ bool) bool { return n.held[label].IsZero() })
 	old := *n
-	*n = *newNamer()
-	taken := map[string]bool{other: true}
-	for _, inode := range inodes[:min(len(inodes), maxNetNS)] {
-		container := cmp.Or(old.containers[inode], containers[inode])
-		if container != "" {
-			n.containers[inode] = container
+	n.byID, n.containers = make(map[netns.ID]string), make(map[netns.ID]string)
+	for id := range names {
+		if container := cmp.Or(old.containers[id], containers[id]); container != "" {
+			n.containers[id] = container
 		}
-		for _, name := range []string{render.Safe(named[inode]), container, strconv.Itoa(int(inode))} {
-			if name != "" && !taken[name] {
-				n.byInode[inode], taken[name] = name, true
+	}
+	taken := map[string]bool{other: true}
+	for _, id := range old.order(names, n.containers) {
+		for _, label := range []string{names[id], n.containers[id], strconv.Itoa(int(id.Inode))} {
+			if label == "" || taken[label] || label == hostLabel && label != names[id] {
+				continue
+			}
+			if n.place(label, label != names[id] && label != n.containers[id], now) {
+				n.byID[id], taken[label] = label, true
 				break
 			}
 		}
 	}
 }
 
-func (n *namer) rank(inode uint32, named map[uint32]string) int {
-	switch {
-	case named[inode] == "host":
-		return 0
-	case n.byInode[inode] != "":
-		return 1
+// order is who chooses first: the machine's own namespace, then those that have a label
+// already, then those that have a name, then by number.
+func (n *namer) order(names, containers map[netns.ID]string) []netns.ID {
+	rank := func(id netns.ID) int {
+		switch {
+		case names[id] == hostLabel:
+			return 0
+		case n.byID[id] != "":
+			return 1
+		case names[id] != "" || containers[id] != "":
+			return 2
+		}
+		return 3
 	}
-	return 2
+	return slices.SortedFunc(maps.Keys(names), func(a, b netns.ID) int {
+		return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.Inode, b.Inode), cmp.Compare(a.Cookie, b.Cookie))
+	})
 }
 
+// hostLabel is the label of the machine's own namespace, which always has it.
+const hostLabel = "host"
+
+// place gives a label a place, if it has none and there is room.
+func (n *namer) place(label string, number bool, now time.Time) bool {
+	if _, ok := n.held[label]; !ok && label != hostLabel && (len(n.held) >= maxNetNS || number && len(n.numbers) >= maxNetNS/2) {
+		return false
+	}
+	n.held[label] = now
+	if number {
+		n.numbers[label] = true
+	}
+	return true
+}
+
+func idOf(sp *tracer.PortSpace) netns.ID { return netns.ID{Inode: sp.NetNS, Cookie: sp.NetNSCookie} }
+
 const (
-	// fewPorts is below what a label value of top is small.
+	// topK is how many values of a label have series of their own at once, maxPlaces how
+	// many within keepPlace.
+	topK      = 20
+	maxPlaces = 3 * topK
+	// fewPorts is below what a value is small. Those get at most topK of the places: a
+	// crawler is connected to other hosts at every scrape.
 	fewPorts = 8
-	// holdSmall is how long a small one keeps its place.
-	holdSmall = 10 * time.Minute
 )
 
-// top chooses which label values have series of their own, at most topK: the
-// greatest. A small one keeps the place it gets for holdSmall, even when it is gone:
-// a crawler, which is connected to other hosts at every scrape, must not make a
-// million series. The zero value is ready.
+// top chooses which label values have series of their own: of those that have a place the
+// greatest. The zero value is ready.
 type top[K comparable] struct {
-	held map[K]time.Time // the small ones, and since when
+	held map[K]place
+}
+
+// place is what a value has that had series within keepPlace.
+type place struct {
+	seen  time.Time
+	small bool // and never was greater
 }
 
 // counted is a label value and what counts for its place.
@@ -97,34 +145,35 @@ type counted[K comparable] struct {
 // choose returns those that have series of their own. ranked is every value, the
 // greatest first.
 func (t *top[K]) choose(ranked []counted[K], now time.Time) map[K]bool {
+	if t.held == nil {
+		t.held = make(map[K]place)
+	}
+	maps.DeleteFunc(t.held, func(_ K, p place) bool { return now.Sub(p.seen) >= keepPlace })
+	small := 0
+	for _, p := range t.held {
+		if p.small {
+			small++
+		}
+	}
 	chosen := make(map[K]bool)
 	for _, c := range ranked {
 		if len(chosen) == topK {
 			break
 		}
-		if c.ports >= fewPorts {
-			chosen[c.key] = true
+		p, ok := t.held[c.key]
+		switch isSmall := c.ports < fewPorts; {
+		case !ok && (len(t.held) >= maxPlaces || isSmall && small >= topK):
+			continue // it waits
+		case !ok && isSmall:
+			small++
+			p.small = true
+		case p.small && !isSmall:
+			small--
+			p.small = false
 		}
+		p.seen = now
+		t.held[c.key], chosen[c.key] = p, true
 	}
-	held := make(map[K]time.Time)
-	room := func() bool { return len(chosen)+len(held) < topK }
-	for k, since := range t.held {
-		if !chosen[k] && room() && now.Sub(since) < holdSmall {
-			held[k] = since
-		}
-	}
-	for _, c := range ranked {
-		if !room() {
-			break
-		}
-		if _, ok := held[c.key]; !ok && !chosen[c.key] {
-			held[c.key] = now
-		}
-	}
-	for k := range held {
-		chosen[k] = true
-	}
-	t.held = held
 	return chosen
 }
 

@@ -46,10 +46,10 @@ var labels = []label{
 		"`connect_bound` (TCP, with EADDRNOTAVAIL alone: the socket had its port, and a connection with the same two ends exists)"},
 	{"error", "the name of the errno, as `EADDRNOTAVAIL`"},
 	{"netns", "a network namespace: `host`, its name in /run/netns, else the container first seen in it, else its inode number. " +
-		"At most 256 namespaces have one, `other` is the rest"},
+		"At most 256 names within an hour, of them at most 128 numbers; `other` is the rest"},
 	{"local_ip", "an address of this machine; `other` where `remote` is"},
-	{"remote", "a destination, ip:port, of the 20 fullest on the machine; one with fewer than 8 ports keeps its place for ten minutes. `other` is the rest of the namespace"},
-	{"comm", "the name of a process, quoted where it has characters that do not print, of the 20 with most, chosen as `remote` is; `other` is the rest"},
+	{"remote", "a destination, ip:port, of the 20 fullest on the machine, and at most 60 within an hour, of which at most 20 with fewer than 8 ports; `other` is the rest of the namespace"},
+	{"comm", "the name of a process, quoted where it has characters that do not print, of the 20 with most, bounded as `remote` is; `other` is the rest"},
 	{"program", "the hook a BPF program is attached to, as in `probe`"},
 	{"what", "`counters`, `ports`, `programs`, `table`"},
 }
@@ -348,7 +348,8 @@ func metricsDoc() string {
 		b.WriteString("| `" + m.name + "` | " + kinds[m.kind] + " | " + strings.Join(names, " ") + " | " + m.help + " |\n")
 	}
 	b.WriteString("\n## Labels\n\n" +
-		"Every set of values is closed or has a bound; no label is a pid or an ephemeral port.\n\n" +
+		"Every set of values is closed or has a bound; no label is a pid or an ephemeral port. What a Prometheus has to keep is bounded too: " +
+		"a name keeps its place for an hour after it was last shown, and newcomers that find no place are part of `other` meanwhile.\n\n" +
 		"| label | values |\n|---|---|\n")
 	for _, l := range labels {
 		b.WriteString("| `" + l.name + "` | " + l.values + " |\n")

@@ -69,14 +69,14 @@ func fullSample() *sample {
 		},
 	}
 	bank := netip.MustParseAddrPort("192.0.2.7:443")
-	r.netns.update(spaces, map[uint32]string{1: "host", 2: "shop"}, nil)
+	r.netns.update(spaces, named(map[uint32]string{1: "host", 2: "shop"}), nil, s.started)
 	r.ports(s, spaces, []tracer.Headroom{
 		{PortSpace: spaces[2], Op: tracer.OpConnect, Local: netip.MustParseAddr("192.0.2.1"), Remote: bank, Used: 60, TimeWait: 5, Free: 2},
 		{PortSpace: spaces[2], Op: tracer.OpBind, Local: netip.MustParseAddr("192.0.2.1"), Used: 63, Free: 1},
 		{PortSpace: spaces[1], Op: tracer.OpImplicitBind, Used: 2823, Free: 25407},
 		{PortSpace: spaces[0], Op: tracer.OpConnect, Local: netip.MustParseAddr("2001:db8::1"), Remote: netip.MustParseAddrPort("[2001:db8::2]:80"), Used: 9, Free: 28121},
 	}, s.started)
-	s.sockets = newCensus(nil).sockets
+	s.sockets = newCensus().sockets
 	s.sockets[socketKind{tracer.TCP, tracer.RoleClient}] = 69
 	s.processes = map[processKey]int{{"curl", tracer.TCP}: 69, {other, tracer.UDP}: 3, {`"a\x1bb"`, tracer.TCP}: 1}
 	return s

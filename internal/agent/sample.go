@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/porthole-dev/porthole/internal/container"
 	"github.com/porthole-dev/porthole/internal/netns"
 	"github.com/porthole-dev/porthole/internal/render"
 	"github.com/porthole-dev/porthole/tracer"
@@ -60,9 +61,9 @@ type listenerKey struct{ netns, comm string }
 
 type destinationKey struct{ netns, localIP, remote string }
 
-// destination is the same before it is words: there may be very many.
+// destination is the same before all of it is words: there may be very many.
 type destination struct {
-	netns  uint32
+	netns  string
 	local  netip.Addr
 	remote netip.AddrPort
 }
@@ -101,9 +102,6 @@ func (s *sample) stat(e emitter, of func(*tracer.Stats) uint64, labels ...string
 
 // other is the label of what has no series of its own.
 const other = "other"
-
-// topK is how many destinations, processes and listeners have series of their own.
-const topK = 20
 
 // shared returns a function that calls read, and gives its result to every caller
 // until it is older than d. Callers wait for each other.
@@ -155,7 +153,7 @@ func (r *sampler) read() *sample {
 		s.programs = programs
 	}
 	s.count(r.tracer.Counts())
-	c := newCensus(r.names)
+	c := newCensus()
 	r.tracer.Table().Each(c.add)
 	now := time.Now()
 	s.sockets = c.sockets
@@ -164,7 +162,8 @@ func (r *sampler) read() *sample {
 	if r.ok("ports", err) {
 		s.walk = time.Since(now)
 		spaces := ports.Spaces()
-		r.netns.update(spaces, netns.Names(), c.containers)
+		named := func(id netns.ID) string { return r.names.NetNS.Name(id, now) }
+		r.netns.update(spaces, named, c.containers(r.names.Cgroups), now)
 		r.ports(s, spaces, ports.All(), now)
 	}
 	s.errors = maps.Clone(r.errors)
@@ -217,13 +216,13 @@ func (s *sample) count(c tracer.Counts) {
 }
 
 // fill takes what was read of each namespace. name gives it its label.
-func (s *sample) fill(spaces []tracer.PortSpace, all []tracer.Headroom, name func(uint32) string) {
+func (s *sample) fill(spaces []tracer.PortSpace, all []tracer.Headroom, name func(netns.ID) string) {
 	s.spaces, s.utilization, s.bindUtilization = make(map[string]space), make(shares), make(shares)
 	for _, sp := range spaces {
 		if sp.Proto != tracer.TCP {
 			continue // the same range; nothing is blocked
 		}
-		ns := name(sp.NetNS)
+		ns := name(idOf(&sp))
 		sum := s.spaces[ns]
 		s.spaces[ns] = space{sum.capacity + sp.Capacity, sum.blocked + sp.Blocked}
 		// Towards a destination without a connection.
@@ -232,9 +231,9 @@ func (s *sample) fill(spaces []tracer.PortSpace, all []tracer.Headroom, name fun
 	for i := range all {
 		h := &all[i]
 		if h.Op == tracer.OpBind {
-			s.bindUtilization.raise(name(h.NetNS), h)
+			s.bindUtilization.raise(name(idOf(&h.PortSpace)), h)
 		} else {
-			s.utilization.raise(name(h.NetNS), h)
+			s.utilization.raise(name(idOf(&h.PortSpace)), h)
 		}
 	}
 }
@@ -256,11 +255,11 @@ func nameScopes(all []tracer.Headroom, names *render.Names) {
 
 // destinations are the ports of each destination that has a series of its own, and
 // of the rest of each namespace.
-func destinations(all []tracer.Headroom, top *top[destination], name func(uint32) string, now time.Time) map[destinationKey]usage {
+func destinations(all []tracer.Headroom, top *top[destination], name func(netns.ID) string, now time.Time) map[destinationKey]usage {
 	ranked := make([]counted[destination], 0, len(all))
 	for i := range all {
 		if h := &all[i]; isDestination(h) {
-			ranked = append(ranked, counted[destination]{destination{h.NetNS, h.Local, h.Remote}, h.Used})
+			ranked = append(ranked, counted[destination]{destination{name(idOf(&h.PortSpace)), h.Local, h.Remote}, h.Used})
 		}
 	}
 	chosen := top.choose(ranked, now)
@@ -270,8 +269,8 @@ func destinations(all []tracer.Headroom, top *top[destination], name func(uint32
 		if !isDestination(h) {
 			continue
 		}
-		k := destinationKey{name(h.NetNS), other, other}
-		if chosen[destination{h.NetNS, h.Local, h.Remote}] {
+		k := destinationKey{name(idOf(&h.PortSpace)), other, other}
+		if chosen[destination{k.netns, h.Local, h.Remote}] {
 			k.localIP, k.remote = h.Local.String(), h.Remote.String()
 		}
 		sum, ok := sums[k]
@@ -284,7 +283,7 @@ func destinations(all []tracer.Headroom, top *top[destination], name func(uint32
 }
 
 // listening adds up the ports of the ephemeral ranges that are listened on.
-func listening(spaces []tracer.PortSpace, name func(uint32) string) map[listenerKey]int {
+func listening(spaces []tracer.PortSpace, name func(netns.ID) string) map[listenerKey]int {
 	sums := make(map[listenerKey]int)
 	for _, sp := range spaces {
 		for _, u := range sp.Listeners {
@@ -292,7 +291,7 @@ func listening(spaces []tracer.PortSpace, name func(uint32) string) map[listener
 			if u.PID == 0 {
 				comm = "unknown"
 			}
-			sums[listenerKey{name(sp.NetNS), comm}] += u.Ports
+			sums[listenerKey{name(idOf(&sp)), comm}] += u.Ports
 		}
 	}
 	return sums
@@ -306,16 +305,21 @@ func byProcess(a, b processKey) int {
 	return cmp.Or(strings.Compare(a.comm, b.comm), cmp.Compare(a.proto, b.proto))
 }
 
-// census adds up the sockets of the table.
+// census adds up the sockets of the table, while the table is locked: it looks nothing up.
 type census struct {
-	names      *render.Names
-	sockets    map[socketKind]int
-	processes  map[processKey]int
-	containers map[uint32]string // of a namespace the container in it; of several the first by name
+	sockets   map[socketKind]int
+	processes map[processKey]int
+	cgroups   map[cgroupIn]bool
 }
 
-func newCensus(names *render.Names) *census {
-	c := &census{names, make(map[socketKind]int), make(map[processKey]int), make(map[uint32]string)}
+// cgroupIn is a cgroup of which a process has a socket in a network namespace.
+type cgroupIn struct {
+	netns  netns.ID
+	cgroup uint64
+}
+
+func newCensus() *census {
+	c := &census{make(map[socketKind]int), make(map[processKey]int), make(map[cgroupIn]bool)}
 	for _, role := range tracer.Roles() {
 		if role != tracer.RoleTimeWait { // nothing tells its end: the table has none
 			c.sockets[socketKind{tracer.TCP, role}] = 0
@@ -337,9 +341,18 @@ func (c *census) add(s *tracer.Socket) {
 		return
 	}
 	c.processes[processKey{render.Safe(p.Comm), s.Proto}]++
-	if in := c.names.Cgroups.Resolve(p.Cgroup).Container; in != nil {
-		if label := render.Safe(in.Label()); c.containers[s.NetNS] == "" || label < c.containers[s.NetNS] {
-			c.containers[s.NetNS] = label
+	c.cgroups[cgroupIn{netns.ID{Inode: s.NetNS, Cookie: s.NetNSCookie}, p.Cgroup}] = true
+}
+
+// containers returns of each namespace the container in it; of several the first by name.
+func (c *census) containers(cgroups *container.Resolver) map[netns.ID]string {
+	out := make(map[netns.ID]string)
+	for in := range c.cgroups {
+		if found := cgroups.Resolve(in.cgroup).Container; found != nil {
+			if label := render.Safe(found.Label()); out[in.netns] == "" || label < out[in.netns] {
+				out[in.netns] = label
+			}
 		}
 	}
+	return out
 }

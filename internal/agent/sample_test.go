@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/porthole-dev/porthole/internal/container"
+	"github.com/porthole-dev/porthole/internal/netns"
 	"github.com/porthole-dev/porthole/internal/render"
 	"github.com/porthole-dev/porthole/internal/testutil"
 	"github.com/porthole-dev/porthole/tracer"
@@ -50,13 +51,41 @@ func TestSharedAtOnce(t *testing.T) {
 	}
 }
 
-func spacesOf(inodes ...uint32) []tracer.PortSpace {
+// idFor is the namespace of an inode number; its cookie is another number.
+func idFor(inode uint32) netns.ID { return netns.ID{Inode: inode, Cookie: uint64(inode) << 32} }
+
+func spacesOf(ids ...netns.ID) []tracer.PortSpace {
 	var spaces []tracer.PortSpace
-	for _, inode := range inodes {
-		spaces = append(spaces, tracer.PortSpace{NetNS: inode, Proto: tracer.TCP}, tracer.PortSpace{NetNS: inode, Proto: tracer.UDP})
+	for _, id := range ids {
+		for _, proto := range []tracer.Proto{tracer.TCP, tracer.UDP} {
+			spaces = append(spaces, tracer.PortSpace{NetNS: id.Inode, NetNSCookie: id.Cookie, Proto: proto})
+		}
 	}
 	return spaces
 }
+
+func spacesFrom(first, n uint32) []tracer.PortSpace {
+	var ids []netns.ID
+	for i := range n {
+		ids = append(ids, idFor(first+i))
+	}
+	return spacesOf(ids...)
+}
+
+// named are names by inode number.
+func named(names map[uint32]string) func(netns.ID) string {
+	return func(id netns.ID) string { return names[id.Inode] }
+}
+
+func containersOf(names map[uint32]string) map[netns.ID]string {
+	out := make(map[netns.ID]string)
+	for inode, name := range names {
+		out[idFor(inode)] = name
+	}
+	return out
+}
+
+var noon = time.Unix(1_700_000_000, 0)
 
 func TestNamer(t *testing.T) {
 	for _, c := range []struct {
@@ -74,11 +103,20 @@ func TestNamer(t *testing.T) {
 			"the same twice", []uint32{1, 2, 3}, map[uint32]string{3: "host", 1: "other"}, map[uint32]string{1: "host", 2: "host"},
 			map[uint32]string{3: "host", 1: "1", 2: "2"},
 		},
+		{"a container called host", []uint32{7}, nil, map[uint32]string{7: "host"}, map[uint32]string{7: "7"}},
 		{"not for a terminal", []uint32{5}, map[uint32]string{5: "a\x1bb"}, nil, map[uint32]string{5: `"a\x1bb"`}},
 	} {
 		n := newNamer()
-		n.update(spacesOf(c.inodes...), c.named, c.containers)
-		if d := cmp.Diff(c.want, n.byInode); d != "" {
+		var ids []netns.ID
+		for _, inode := range c.inodes {
+			ids = append(ids, idFor(inode))
+		}
+		n.update(spacesOf(ids...), named(c.named), containersOf(c.containers), noon)
+		got := make(map[uint32]string)
+		for id, name := range n.byID {
+			got[id.Inode] = name
+		}
+		if d := cmp.Diff(c.want, got); d != "" {
 			t.Errorf("%s (-want +got):\n%s", c.what, d)
 		}
 	}
@@ -91,31 +129,82 @@ func TestNamerKeepsContainer(t *testing.T) {
 		containers map[uint32]string
 		want       string
 	}{{nil, "5"}, {map[uint32]string{5: "web"}, "web"}, {map[uint32]string{5: "proxy"}, "web"}, {nil, "web"}} {
-		n.update(spacesOf(5), nil, step.containers)
-		if got := n.name(5); got != step.want {
+		n.update(spacesFrom(5, 1), named(nil), containersOf(step.containers), noon)
+		if got := n.name(idFor(5)); got != step.want {
 			t.Errorf("with containers %v: name %q, want %q", step.containers, got, step.want)
 		}
 	}
-	n.update(spacesOf(6), nil, nil)
-	n.update(spacesOf(5), nil, nil) // a new one, of the same number
-	if got := n.name(5); got != "5" {
-		t.Errorf("the name of one that is gone is %q", got)
+}
+
+// The kernel gives the number of a namespace that is gone to the next, here between two scrapes.
+func TestNamerNumberUsedAgain(t *testing.T) {
+	n := newNamer()
+	old, next := netns.ID{Inode: 5, Cookie: 10}, netns.ID{Inode: 5, Cookie: 11}
+	n.update(spacesOf(old), named(nil), map[netns.ID]string{old: "web"}, noon)
+	n.update(spacesOf(next), named(nil), map[netns.ID]string{next: "db"}, noon)
+	if got := n.name(next); got != "db" {
+		t.Errorf("the new namespace is called %q, want db", got)
+	}
+	if got := n.name(old); got != other {
+		t.Errorf("the one that is gone is called %q", got)
+	}
+	n.update(spacesOf(old, next), named(nil), nil, noon) // one going away, in the same walk
+	if a, b := n.name(old), n.name(next); a == b {
+		t.Errorf("both are called %q", a)
 	}
 }
 
 func TestNamerBound(t *testing.T) {
-	var inodes []uint32
-	for i := range uint32(3 * maxNetNS) {
-		inodes = append(inodes, 1000+i)
-	}
 	n := newNamer()
-	n.update(spacesOf(inodes[maxNetNS:]...), nil, nil)
-	n.update(spacesOf(inodes...), map[uint32]string{inodes[3*maxNetNS-1]: "host"}, nil)
-	if len(n.byInode) != maxNetNS || n.name(inodes[3*maxNetNS-1]) != "host" || n.name(inodes[0]) != other {
-		t.Errorf("%d names, the host's is %q, that of a late one %q", len(n.byInode), n.name(inodes[3*maxNetNS-1]), n.name(inodes[0]))
+	const host = 100_000
+	spaces := append(spacesFrom(1000, 3*maxNetNS), spacesFrom(host, 1)...)
+	n.update(spacesFrom(1000+maxNetNS, 2*maxNetNS), named(nil), nil, noon)
+	first := idFor(1000 + maxNetNS)
+	if n.name(first) == other {
+		t.Error("the first namespace has no name")
 	}
-	if got := n.name(inodes[maxNetNS]); got == other {
+	n.update(spaces, named(map[uint32]string{host: "host"}), nil, noon)
+	if len(n.byID) != maxNetNS/2+1 || n.name(idFor(host)) != "host" || n.name(idFor(1000)) != other {
+		t.Errorf("%d names, the host's is %q, that of a late one %q", len(n.byID), n.name(idFor(host)), n.name(idFor(1000)))
+	}
+	if n.name(first) == other {
 		t.Error("a namespace lost its name to an older number")
+	}
+	names := map[uint32]string{1000: "blue"}
+	n.update(spaces, named(names), nil, noon)
+	if got := n.name(idFor(1000)); got != "blue" {
+		t.Errorf("a name finds no place beside numbers: %q", got)
+	}
+	for i := range uint32(3 * maxNetNS) {
+		names[1000+i] = fmt.Sprintf("name%d", i)
+	}
+	n.update(spaces, named(names), nil, noon)
+	if len(n.held) != maxNetNS {
+		t.Errorf("%d labels within an hour, want %d", len(n.held), maxNetNS)
+	}
+}
+
+// Every user can make namespaces, of other numbers at every scrape.
+func TestNamerBoundOverTime(t *testing.T) {
+	n := newNamer()
+	seen := make(map[string]bool)
+	for scrape := range uint32(30) {
+		now := noon.Add(time.Duration(scrape) * time.Minute)
+		n.update(spacesFrom(1000+100*scrape, 100), named(nil), nil, now)
+		for _, label := range n.byID {
+			seen[label] = true
+		}
+	}
+	if len(seen) != maxNetNS/2 {
+		t.Errorf("%d labels within half an hour, want %d", len(seen), maxNetNS/2)
+	}
+	n.update(spacesFrom(100_000, 1), named(nil), containersOf(map[uint32]string{100_000: "web"}), noon.Add(30*time.Minute))
+	if got := n.name(idFor(100_000)); got != "web" {
+		t.Errorf("a container finds no place beside numbers: %q", got)
+	}
+	n.update(spacesFrom(200_000, 1), named(nil), nil, noon.Add(2*time.Hour))
+	if got := n.name(idFor(200_000)); got == other {
+		t.Error("a namespace finds no place an hour after the others were last seen")
 	}
 }
 
@@ -138,7 +227,7 @@ func TestDestinationsOfDevices(t *testing.T) {
 	sub.Device = 2
 	all := []tracer.Headroom{scoped(2, 3), scoped(3, 4), destinationTo(1, 2, 8), sub}
 	nameScopes(all, names)
-	got := destinations(all, new(top[destination]), func(uint32) string { return "host" }, time.Time{})
+	got := destinations(all, new(top[destination]), func(netns.ID) string { return "host" }, time.Time{})
 	want := map[destinationKey]usage{
 		{"host", "fe80::1", "[fe80::2%eth0]:443"}: {used: 3, free: 10}, {"host", "fe80::1", "[fe80::2%3]:443"}: {used: 4, free: 10},
 		{"host", "192.0.2.1", "198.51.0.1:443"}: {used: 2, free: 8},
@@ -155,7 +244,7 @@ func TestDestinationsTopAndOther(t *testing.T) {
 	}
 	all = append(all, tracer.Headroom{PortSpace: tracer.PortSpace{NetNS: 1}, Op: tracer.OpBind, Used: 100})
 	all = append(all, tracer.Headroom{PortSpace: tracer.PortSpace{NetNS: 1}, Op: tracer.OpConnect, Used: 0}) // towards any other
-	got := destinations(all, new(top[destination]), func(uint32) string { return "host" }, time.Time{})
+	got := destinations(all, new(top[destination]), func(netns.ID) string { return "host" }, time.Time{})
 	if len(got) != topK+1 {
 		t.Errorf("%d destinations, want %d and the rest", len(got), topK)
 	}
@@ -175,30 +264,53 @@ func TestDestinationsTopAndOther(t *testing.T) {
 }
 
 // A crawler has a few connections to other hosts at every scrape.
-func TestTopHoldsSmall(t *testing.T) {
+func TestTopBoundOverTime(t *testing.T) {
+	for _, c := range []struct {
+		name        string
+		ports, want int
+	}{{"small ones", 1, topK}, {"great ones", fewPorts, maxPlaces}} {
+		t.Run(c.name, func(t *testing.T) {
+			var tp top[int]
+			seen := make(map[int]bool)
+			for scrape := range 120 { // 30 minutes
+				var ranked []counted[int]
+				for i := range 100 {
+					ranked = append(ranked, counted[int]{1000*scrape + i, c.ports})
+				}
+				chosen := tp.choose(ranked, noon.Add(time.Duration(scrape)*15*time.Second))
+				if len(chosen) > topK {
+					t.Fatalf("%d chosen", len(chosen))
+				}
+				for k := range chosen {
+					seen[k] = true
+				}
+			}
+			if len(seen) != c.want {
+				t.Errorf("%d values had a series within half an hour, want %d", len(seen), c.want)
+			}
+			if chosen := tp.choose([]counted[int]{{1, c.ports}, {-1, c.ports}}, noon.Add(30*time.Minute)); !chosen[1] || chosen[-1] {
+				t.Errorf("%v chosen, want the one that had a place", chosen)
+			}
+			if chosen := tp.choose([]counted[int]{{-1, c.ports}}, noon.Add(2*time.Hour)); !chosen[-1] {
+				t.Error("one has to wait although the places are free again")
+			}
+		})
+	}
+}
+
+// A great one does not wait for small ones.
+func TestTopSmallLeaveRoom(t *testing.T) {
 	var tp top[int]
-	now := time.Unix(1_700_000_000, 0)
-	seen := make(map[int]bool)
-	const scrapes = 120 // 30 minutes
-	for scrape := range scrapes {
-		var ranked []counted[int]
-		for i := range 100 {
-			ranked = append(ranked, counted[int]{1000*scrape + i, 1})
-		}
-		chosen := tp.choose(ranked, now.Add(time.Duration(scrape)*15*time.Second))
-		if len(chosen) > topK {
-			t.Fatalf("%d chosen", len(chosen))
-		}
-		for k := range chosen {
-			seen[k] = true
-		}
+	var ranked []counted[int]
+	for i := range 100 {
+		ranked = append(ranked, counted[int]{i, 1})
 	}
-	if len(seen) != 3*topK {
-		t.Errorf("%d values had a series within half an hour, want %d", len(seen), 3*topK)
+	tp.choose(ranked, noon)
+	if chosen := tp.choose([]counted[int]{{-1, fewPorts}, {99, fewPorts}, {0, fewPorts}}, noon); len(chosen) != 3 {
+		t.Errorf("%v chosen", chosen)
 	}
-	// One that is not small does not wait.
-	if chosen := tp.choose([]counted[int]{{-1, fewPorts}}, now.Add(scrapes*15*time.Second)); !chosen[-1] {
-		t.Error("a great one has to wait")
+	if chosen := tp.choose([]counted[int]{{-2, 1}}, noon); !chosen[-2] {
+		t.Error("one that grew keeps the place of a small one")
 	}
 }
 
@@ -226,8 +338,7 @@ func TestSumOfOther(t *testing.T) {
 }
 
 func TestCensus(t *testing.T) {
-	names := &render.Names{Cgroups: container.NewResolver("")}
-	c := newCensus(names)
+	c := newCensus()
 	for _, s := range []tracer.Socket{
 		{Proto: tracer.TCP, Role: tracer.RoleClient, Owner: tracer.Process{PID: 1, Comm: "curl"}, Holders: []tracer.Holder{{Process: tracer.Process{PID: 2, Comm: "sh"}}}},
 		{Proto: tracer.TCP, Role: tracer.RoleClient, Holders: []tracer.Holder{{Process: tracer.Process{PID: 2, Comm: "s\xffh"}}}},
@@ -270,7 +381,7 @@ func TestMetricsOfTracer(t *testing.T) {
 		done <- err
 		t.Fatal("the tracer ended before it was ready")
 	}
-	names := &render.Names{Cgroups: container.NewResolver("")}
+	names := &render.Names{Cgroups: container.NewResolver(""), NetNS: netns.NewNames(nil)}
 	reg := prometheus.NewPedanticRegistry()
 	reg.MustRegister(newMetrics(tr, names, "v0", slog.New(slog.DiscardHandler)))
 	values, err := reg.Gather()

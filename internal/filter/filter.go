@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/porthole-dev/porthole/internal/container"
 	"github.com/porthole-dev/porthole/internal/netns"
@@ -67,13 +68,18 @@ type Filter struct {
 	role                            []tracer.Role
 	event                           []tracer.EventType
 	op                              []tracer.PortOp
-	pid, uid, netNS                 []uint32
+	pid, uid                        []uint32
 	comm, container                 []string
+	netNS                           []string
 	tcp, udp, listening, ipv4, ipv6 bool
+
+	wanted  []netns.Wanted // netNS, once located
+	located time.Time
 }
 
 // Parse reads the values of filters by their names. The error names the filter,
-// the value and what is accepted.
+// the value and what is accepted. Before the Filter is asked, Locate looks for the
+// namespaces.
 func Parse(kind Kind, values map[string][]string) (*Filter, error) {
 	p := parser{values: values}
 	p.known(Params(kind))
@@ -82,12 +88,32 @@ func Parse(kind Kind, values map[string][]string) (*Filter, error) {
 		proto: each(&p, "proto", ParseProto), state: each(&p, "state", parseState),
 		role: each(&p, "role", oneOf(tracer.Roles())), event: each(&p, "event", oneOf(tracer.EventTypes())),
 		op:  each(&p, "op", oneOf(ops())),
-		pid: each(&p, "pid", parseID), uid: each(&p, "uid", parseID), netNS: each(&p, "netns", netns.Resolve),
+		pid: each(&p, "pid", parseID), uid: each(&p, "uid", parseID), netNS: each(&p, "netns", parseNetNS),
 		comm: values["comm"], container: values["container"],
 		tcp: p.isTrue("tcp"), udp: p.isTrue("udp"), listening: p.isTrue("listening"),
 		ipv4: p.isTrue("ipv4"), ipv6: p.isTrue("ipv6"),
 	}
 	return f, p.err
+}
+
+// Locate looks for the network namespaces that pass, on the machine whose events and
+// sockets they are. Of a number the namespace that has it is meant from now on, of a name
+// whichever has it. The error names the filter and the value; where there is none of
+// that number it wraps netns.ErrNone.
+func (f *Filter) Locate(names *netns.Names) error {
+	for _, word := range f.netNS {
+		w, err := names.Want(word)
+		if err != nil {
+			return fmt.Errorf("netns: %w", err)
+		}
+		f.wanted = append(f.wanted, w)
+	}
+	f.located = time.Now()
+	return nil
+}
+
+func (f *Filter) inNetNS(id netns.ID, at time.Time) bool {
+	return len(f.netNS) == 0 || slices.ContainsFunc(f.wanted, func(w netns.Wanted) bool { return w.Is(id, at) })
 }
 
 // parser keeps the first error.
@@ -183,6 +209,8 @@ func oneOf[T fmt.Stringer](values []T) func(string) (T, error) {
 	}
 }
 
+func parseNetNS(word string) (string, error) { return word, netns.CheckWord(word) }
+
 // parseState accepts the names of ss(8), in either case, with - or _.
 func parseState(s string) (tracer.State, error) {
 	switch name := strings.ReplaceAll(strings.ToUpper(s), "_", "-"); name {
@@ -235,7 +263,7 @@ func isContainer(wanted []string, c *container.Container) bool {
 // Event tells whether an event passes.
 func (f *Filter) Event(cgroups *container.Resolver, ev *tracer.Event) bool {
 	p := &ev.Process
-	return pass(f.event, ev.Type) && pass(f.proto, ev.Proto) && pass(f.netNS, ev.NetNS) &&
+	return pass(f.event, ev.Type) && pass(f.proto, ev.Proto) && f.inNetNS(netns.ID{Inode: ev.NetNS, Cookie: ev.NetNSCookie}, ev.Time) &&
 		f.ports(ev.Local.Port(), ev.Remote.Port()) &&
 		(len(f.pid) == 0 || slices.Contains(f.pid, p.PID)) &&
 		(len(f.uid) == 0 || p.PID != 0 && slices.Contains(f.uid, p.UID)) &&
@@ -246,8 +274,8 @@ func (f *Filter) Event(cgroups *container.Resolver, ev *tracer.Event) bool {
 // Socket tells whether a socket passes. Filters of processes pass when any holder
 // does; uid is the socket's own.
 func (f *Filter) Socket(cgroups *container.Resolver, s *tracer.Socket) bool {
-	if !f.likeSS(s) || !pass(f.proto, s.Proto) || !pass(f.state, s.State) || !pass(f.role, s.Role) || !pass(f.netNS, s.NetNS) ||
-		!f.ports(s.Local.Port(), s.Remote.Port()) {
+	if !f.likeSS(s) || !pass(f.proto, s.Proto) || !pass(f.state, s.State) || !pass(f.role, s.Role) ||
+		!f.ports(s.Local.Port(), s.Remote.Port()) || !f.inNetNS(netns.ID{Inode: s.NetNS, Cookie: s.NetNSCookie}, f.located) {
 		return false
 	}
 	if len(f.uid) > 0 && (s.Role == tracer.RoleTimeWait || !slices.Contains(f.uid, s.UID)) {
@@ -275,7 +303,7 @@ func (f *Filter) likeSS(s *tracer.Socket) bool {
 // Headroom tells whether a way to get a port passes. Filters of processes pass when
 // any that has its ports does.
 func (f *Filter) Headroom(h *tracer.Headroom) bool {
-	if !pass(f.op, h.Op) || !pass(f.proto, h.Proto) || !pass(f.netNS, h.NetNS) || !pass(f.rport, h.Remote.Port()) {
+	if !pass(f.op, h.Op) || !pass(f.proto, h.Proto) || !f.inNetNS(netns.ID{Inode: h.NetNS, Cookie: h.NetNSCookie}, f.located) || !pass(f.rport, h.Remote.Port()) {
 		return false
 	}
 	if len(f.pid) == 0 && len(f.comm) == 0 {
@@ -286,4 +314,4 @@ func (f *Filter) Headroom(h *tracer.Headroom) bool {
 }
 
 // NetNS are the namespaces that pass; none: all.
-func (f *Filter) NetNS() []uint32 { return slices.Clone(f.netNS) }
+func (f *Filter) NetNS() []netns.Wanted { return slices.Clone(f.wanted) }

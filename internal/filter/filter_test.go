@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/porthole-dev/porthole/internal/container"
+	"github.com/porthole-dev/porthole/internal/netns"
 	"github.com/porthole-dev/porthole/internal/testutil/handmade"
 	"github.com/porthole-dev/porthole/tracer"
 )
@@ -36,6 +37,10 @@ func filterOf(t *testing.T, line string) *Filter {
 	}
 	f, err := Parse(Sockets|Events, given)
 	if err != nil {
+		t.Fatalf("%s: %v", line, err)
+	}
+	there := netns.Fixed(hostNS, map[netns.ID]string{{Inode: otherNS}: "blue", {Inode: 8}: "4026532000"})
+	if err := f.Locate(there); err != nil {
 		t.Fatalf("%s: %v", line, err)
 	}
 	return f
@@ -83,8 +88,10 @@ func TestMatchSocket(t *testing.T) {
 		{"--pid 11 --comm worker", "in web"},
 		{"--uid 0", "web"}, // not TIME_WAIT, which nobody owns
 		{"--uid 33,1000", "in out"},
-		{"--netns 4026532000", "dns"},
-		{"--netns 1", ""},
+		{"--netns blue", "dns"},
+		{"--netns 8,blue", "dns"},
+		{"--netns host", "gone in out web"},
+		{"--netns 4026532000", ""}, // that is the name of another
 		{"--proto tcp --port 80 --pid 11 --role listener", "web"},
 		{"--container 0123", ""},
 	} {
@@ -127,7 +134,7 @@ func TestMatchEvent(t *testing.T) {
 		{"--comm curl,resolved", "bind connect"},
 		{"--comm Curl", ""},
 		{"--pid 30 --comm resolved", ""},
-		{"--netns 4026532000", "bind"},
+		{"--netns blue", "bind"},
 		{"--container abc", ""},
 	} {
 		f := filterOf(t, test.line)

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/porthole-dev/porthole/internal/container"
+	"github.com/porthole-dev/porthole/internal/netns"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
@@ -39,6 +40,9 @@ func FuzzQuery(f *testing.F) {
 			got, err := Parse(kind, values)
 			if err != nil {
 				continue
+			}
+			if err := got.Locate(netns.Fixed(1, nil)); err != nil && len(values["netns"]) == 0 {
+				t.Errorf("%q: %v", text, err)
 			}
 			got.Socket(cgroups, &socket)
 			got.Event(cgroups, &tracer.Event{Type: tracer.EventBind, Proto: tracer.UDP})

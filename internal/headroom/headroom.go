@@ -16,7 +16,7 @@ import (
 // Question is what is asked: about a destination, or about all there is.
 type Question struct {
 	filter *filter.Filter
-	netns  uint32
+	own    bool           // to is seen from the namespace of this thread
 	to     netip.AddrPort // not valid: all
 	from   netip.Addr     // not valid: the address the route has
 	device string         // of the sockets that connect, by name or index; "": they are bound to none
@@ -26,7 +26,7 @@ type Question struct {
 var ErrNoDevice = errors.New("no such network device")
 
 // Parse reads the parameters: filters, to and from. The error names the value and
-// what is accepted; it wraps netns.ErrNone where there is no such namespace.
+// what is accepted.
 func Parse(values map[string][]string) (*Question, error) {
 	filters := make(map[string][]string)
 	q := &Question{}
@@ -82,13 +82,8 @@ func (q *Question) about(filters map[string][]string) error {
 	if len(filters["netns"]) > 1 {
 		return fmt.Errorf("netns: %q: want one", filters["netns"])
 	}
-	if given := q.filter.NetNS(); len(given) == 1 {
-		q.netns = given[0]
-		return nil
-	}
-	var err error
-	q.netns, err = netns.OfThread()
-	return err
+	q.own = len(filters["netns"]) == 0
+	return nil
 }
 
 func one[T any](given []string, parse func(string) (T, error)) (T, error) {
@@ -121,31 +116,34 @@ func parseFrom(s string) (scoped, error) {
 	return scoped{netip.AddrPortFrom(from, 0), device}, nil
 }
 
-// Answer picks what was asked for; the fullest comes first. The error wraps
+// Answer picks what was asked for; the fullest comes first. names are those of the machine
+// whose ports these are. The error wraps
 // tracer.ErrNoNetNS, ErrNoDevice, netns.ErrNone, netns.ErrUnreachable or
 // netns.ErrNotPermitted.
-func (q *Question) Answer(ports *tracer.Ports) ([]tracer.Headroom, error) {
-	for _, netns := range append(q.filter.NetNS(), q.netns) {
-		if netns != 0 && !ports.Has(netns) {
-			return nil, fmt.Errorf("%w: inode number %d", tracer.ErrNoNetNS, netns)
-		}
+func (q *Question) Answer(ports *tracer.Ports, names *netns.Names) ([]tracer.Headroom, error) {
+	if err := q.filter.Locate(names); err != nil {
+		return nil, err
+	}
+	inodes, err := q.among(ports)
+	if err != nil {
+		return nil, err
 	}
 	if !q.to.IsValid() {
 		all := ports.All()
 		return slices.DeleteFunc(all, func(h tracer.Headroom) bool { return !q.filter.Headroom(&h) }), nil
 	}
-	device, err := q.index(ports)
+	device, err := q.index(ports, inodes[0])
 	if err != nil {
 		return nil, err
 	}
-	from, err := netns.RouteSource(q.netns, q.to.Addr(), q.from, int(device))
+	from, err := netns.RouteSource(inodes[0], q.to.Addr(), q.from, int(device))
 	if err != nil && !(q.from.IsValid() && errors.Is(err, netns.ErrNotPermitted)) {
 		return nil, err
 	}
 	if q.from.IsValid() {
 		from = q.from
 	}
-	h, err := ports.Connect(q.netns, from, q.to, device)
+	h, err := ports.Connect(inodes[0], from, q.to, device)
 	if err != nil {
 		return nil, err
 	}
@@ -153,7 +151,7 @@ func (q *Question) Answer(ports *tracer.Ports) ([]tracer.Headroom, error) {
 }
 
 // index is that of the device asked about, 0: none is.
-func (q *Question) index(ports *tracer.Ports) (uint32, error) {
+func (q *Question) index(ports *tracer.Ports, inode uint32) (uint32, error) {
 	if q.device == "" {
 		return 0, nil
 	}
@@ -161,8 +159,34 @@ func (q *Question) index(ports *tracer.Ports) (uint32, error) {
 	if err != nil {
 		return 0, err
 	}
-	if i := devices.Index(q.netns, q.device); i != 0 {
+	if i := devices.Index(inode, q.device); i != 0 {
 		return i, nil
 	}
-	return 0, fmt.Errorf("%w: %q in network namespace %d", ErrNoDevice, q.device, q.netns)
+	return 0, fmt.Errorf("%w: %q in network namespace %d", ErrNoDevice, q.device, inode)
+}
+
+// among returns the inode numbers of the namespaces that are asked about, each of which
+// there was when ports was read.
+func (q *Question) among(ports *tracer.Ports) ([]uint32, error) {
+	var inodes []uint32
+	if q.own {
+		inode, err := netns.OfThread()
+		if err != nil {
+			return nil, err
+		}
+		inodes = append(inodes, inode)
+	}
+	for _, wanted := range q.filter.NetNS() {
+		id, err := wanted.ID()
+		if err != nil {
+			return nil, err
+		}
+		// Of two that had a number one after the other ports looks at the later.
+		there := func(s tracer.NetNS) bool { return netns.ID(s).Is(id) }
+		if all := ports.NetNamespaces(); !slices.ContainsFunc(all, there) {
+			return nil, fmt.Errorf("%w: inode number %d", tracer.ErrNoNetNS, id.Inode)
+		}
+		inodes = append(inodes, id.Inode)
+	}
+	return inodes, nil
 }

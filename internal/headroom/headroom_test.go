@@ -47,7 +47,7 @@ func TestParseRefuses(t *testing.T) {
 		{params{"rport": {"70000"}}, `rport: port "70000": want a number from 1 to 65535`},
 		{params{"op": {"accept"}}, `op: "accept": want one of connect, bind, implicit_bind`},
 		{params{"state": {"LISTEN"}}, `parameter "state": want one of`},
-		{params{"netns": {"no such"}}, `netns: network namespace "no such": want host`},
+		{params{"netns": {"no/such"}}, `netns: network namespace "no/such": want host`},
 	} {
 		if _, err := Parse(c.v); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%v: %v, want %q in it", c.v, err, c.want)
@@ -57,13 +57,23 @@ func TestParseRefuses(t *testing.T) {
 
 // A namespace that is not there, or not any more, is told.
 func TestAnswerNoNetNS(t *testing.T) {
-	for _, v := range []params{{"netns": {"5"}}, {"netns": {"5"}, "to": {"192.0.2.1:443"}}} {
-		q, err := Parse(v)
+	there := netns.Fixed(0, map[netns.ID]string{{Inode: 5, Cookie: 50}: "blue"})
+	for _, c := range []struct {
+		v    params
+		want error
+	}{
+		{params{"netns": {"4"}}, netns.ErrNone},
+		{params{"netns": {"red"}}, netns.ErrNone},
+		{params{"netns": {"5"}}, tracer.ErrNoNetNS}, // went away since
+		{params{"netns": {"blue"}}, tracer.ErrNoNetNS},
+		{params{"netns": {"5"}, "to": {"192.0.2.1:443"}}, tracer.ErrNoNetNS},
+	} {
+		q, err := Parse(c.v)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := q.Answer(&tracer.Ports{}); !errors.Is(err, tracer.ErrNoNetNS) {
-			t.Errorf("%v: %v, want %v", v, err, tracer.ErrNoNetNS)
+		if _, err := q.Answer(&tracer.Ports{}, there); !errors.Is(err, c.want) {
+			t.Errorf("%v: %v, want %v", c.v, err, c.want)
 		}
 	}
 }
@@ -74,7 +84,10 @@ func TestParseOwnNetNS(t *testing.T) {
 		t.Fatal(err)
 	}
 	own, err := netns.OfThread()
-	if err != nil || q.netns != own {
-		t.Errorf("netns %d (%v), want that of this process, %d", q.netns, err, own)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := q.among(&tracer.Ports{}); err != nil || len(got) != 1 || got[0] != own {
+		t.Errorf("netns %d (%v), want that of this process, %d", got, err, own)
 	}
 }

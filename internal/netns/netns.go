@@ -1,12 +1,8 @@
-// Package netns names network namespaces, which the kernel knows by inode
-// number.
+// Package netns names network namespaces, which the kernel knows by number.
 package netns
 
 import (
 	"fmt"
-	"os"
-	"path/filepath"
-	"strconv"
 	"sync"
 	"syscall"
 
@@ -15,25 +11,6 @@ import (
 
 // Dir is where ip-netns(8) keeps named namespaces.
 const Dir = "/run/netns"
-
-// Names maps inode numbers to the names of Dir, and that of Host to
-// "host".
-func Names() map[uint32]string {
-	names := make(map[uint32]string)
-	entries, err := os.ReadDir(Dir)
-	if err != nil {
-		entries = nil // no named namespace
-	}
-	for _, e := range entries {
-		if inode, err := inodeOf(filepath.Join(Dir, e.Name())); err == nil {
-			names[inode] = e.Name()
-		}
-	}
-	if inode, err := Host(); err == nil {
-		names[inode] = "host"
-	}
-	return names
-}
 
 // OfThread returns the inode number of the calling thread's namespace.
 func OfThread() (uint32, error) { return inodeOf("/proc/thread-self/ns/net") }
@@ -49,25 +26,6 @@ func Host() (uint32, error) {
 		return inode, nil
 	}
 	return inodeOf("/proc/self/ns/net")
-}
-
-// Resolve returns the inode number of a namespace given as "host", by a name of
-// Dir, or by its inode number.
-func Resolve(s string) (uint32, error) {
-	if s == "host" {
-		return Host()
-	}
-	if n, err := strconv.ParseUint(s, 10, 32); err == nil {
-		return uint32(n), nil
-	}
-	if s == "" || filepath.Base(s) != s {
-		return 0, fmt.Errorf("network namespace %q: want host, a name of %s, or an inode number", s, Dir)
-	}
-	inode, err := inodeOf(filepath.Join(Dir, s))
-	if err != nil {
-		return 0, fmt.Errorf("network namespace %q: want host, a name of %s, or an inode number: %w", s, Dir, err)
-	}
-	return inode, nil
 }
 
 // inodeOf returns the inode number of the namespace that a file refers to.

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -76,6 +77,11 @@ func routes(inode uint32) (*netlink.Handle, error) {
 		return nil, fmt.Errorf("open network namespace %d: %w", inode, err)
 	}
 	defer f.Close()
+	if info, err := f.Stat(); err != nil {
+		return nil, fmt.Errorf("open network namespace %d: %w", inode, err)
+	} else if st, ok := info.Sys().(*syscall.Stat_t); !ok || st.Ino != uint64(inode) { // it became another's
+		return nil, fmt.Errorf("%w: inode number %d", ErrNone, inode)
+	}
 	h, err := netlink.NewHandleAt(netns.NsHandle(f.Fd()), unix.NETLINK_ROUTE)
 	if errors.Is(err, unix.EPERM) {
 		return nil, fmt.Errorf("enter network namespace %d: %w: that takes CAP_SYS_ADMIN", inode, ErrNotPermitted)

@@ -9,7 +9,9 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
+	"github.com/porthole-dev/porthole/internal/netns"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
@@ -24,6 +26,7 @@ type PortUser struct {
 // headroom.
 type Headroom struct {
 	NetNS         uint32     `json:"netns"`
+	Cookie        uint64     `json:"netns_cookie,omitempty"`
 	Proto         string     `json:"proto"`
 	Op            string     `json:"op"`
 	LocalIP       netip.Addr `json:"local_ip,omitzero"`
@@ -55,7 +58,7 @@ func (n *Names) Headrooms(all []tracer.Headroom) []Headroom {
 	for i := range all {
 		h := &all[i]
 		out[i] = Headroom{
-			NetNS: h.NetNS, Proto: h.Proto.String(), Op: h.Op.String(),
+			NetNS: h.NetNS, Cookie: h.NetNSCookie, Proto: h.Proto.String(), Op: h.Op.String(),
 			LocalIP: h.Local, RemoteIP: h.Remote.Addr(), RemotePort: h.Remote.Port(),
 			RangeLow: h.Low, RangeHigh: h.High, Reserved: h.Reserved, ReservedPorts: h.ReservedPorts,
 			Capacity: h.Capacity, Used: h.Used, TimeWait: h.TimeWait, Blocked: h.Blocked, Free: h.Free,
@@ -83,18 +86,20 @@ func portUsers(users []tracer.PortUser) []PortUser {
 // all). Namespaces where nothing has an ephemeral port are only counted, unless it is
 // the only one.
 func (n *Names) HeadroomText(w io.Writer, style Style, rows []Headroom, top int) error {
-	var spaces []uint32
-	of := make(map[uint32][]Headroom)
+	var spaces []netns.ID
+	of := make(map[netns.ID][]Headroom)
 	for _, r := range rows {
-		if of[r.NetNS] == nil {
-			spaces = append(spaces, r.NetNS) // the fullest first, as rows are
+		id := netns.ID{Inode: r.NetNS, Cookie: r.Cookie}
+		if of[id] == nil {
+			spaces = append(spaces, id) // the fullest first, as rows are
 		}
-		of[r.NetNS] = append(of[r.NetNS], r)
+		of[id] = append(of[id], r)
 	}
-	idle := func(ns uint32) bool { return !slices.ContainsFunc(of[ns], Headroom.inUse) }
-	shown := slices.DeleteFunc(slices.Clone(spaces), func(ns uint32) bool { return len(spaces) > 1 && ns != n.HostNS && idle(ns) })
+	now := time.Now()
+	idle := func(ns netns.ID) bool { return !slices.ContainsFunc(of[ns], Headroom.inUse) }
+	shown := slices.DeleteFunc(slices.Clone(spaces), func(ns netns.ID) bool { return len(spaces) > 1 && !n.NetNS.IsHost(ns) && idle(ns) })
 	for i, ns := range shown {
-		t := spaceText{w: w, style: style, name: n.NetNSName(ns), rows: of[ns], top: top}
+		t := spaceText{w: w, style: style, name: n.netNSName(ns, now), rows: of[ns], top: top}
 		if i > 0 {
 			t.printf("\n")
 		}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/porthole-dev/porthole/internal/netns"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
@@ -52,7 +53,7 @@ func headroomText(t *testing.T, n *Names, style Style, top int, all ...tracer.He
 }
 
 func TestHeadroomText(t *testing.T) {
-	n := &Names{NetNS: map[uint32]string{1: "host", 2: "blue"}, HostNS: 1}
+	n := &Names{NetNS: netns.Fixed(1, map[netns.ID]string{{Inode: 2}: "blue"})}
 	host := space(1, 3)
 	host.BlockedBy = []tracer.PortUser{portUser("sshd", 12, 2), portUser("na\x1bme", 13, 1)}
 	host.ListenOn = []uint16{35432}
@@ -85,7 +86,7 @@ func TestHeadroomText(t *testing.T) {
 }
 
 func TestHeadroomTextTop(t *testing.T) {
-	n := &Names{NetNS: map[uint32]string{1: "host"}, HostNS: 1}
+	n := &Names{NetNS: netns.Fixed(1, nil)}
 	all := []tracer.Headroom{towards(space(1, 0), "10.0.0.9:1", 3, 0), towards(space(1, 0), "10.0.0.9:2", 2, 0), towards(space(1, 0), "10.0.0.9:3", 1, 0)}
 	for top, want := range map[int]string{0: "", 2: "and 1 more", 3: ""} {
 		got := headroomText(t, n, Style{}, top, all...)
@@ -128,7 +129,7 @@ func TestHeadroomAdvice(t *testing.T) {
 }
 
 func TestHeadroomMaybeOneLess(t *testing.T) {
-	n := &Names{NetNS: map[uint32]string{1: "host"}, HostNS: 1}
+	n := &Names{NetNS: netns.Fixed(1, nil)}
 	h := towards(space(1, 0), "10.0.0.9:1", 28000, 0)
 	h.MaybeOneLess = true
 	if got := headroomText(t, n, Style{}, 20, h); !strings.Contains(got, " 229 or 230 ") {

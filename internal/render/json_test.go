@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/porthole-dev/porthole/internal/container"
+	"github.com/porthole-dev/porthole/internal/netns"
 	"github.com/porthole-dev/porthole/internal/services"
 	"github.com/porthole-dev/porthole/tracer"
 )
@@ -26,8 +27,7 @@ func testNames() *Names {
 	return &Names{
 		Services: services.Parse(strings.NewReader("my-<http> 8080/tcp\n")),
 		Cgroups:  container.NewResolver(""),
-		NetNS:    map[uint32]string{hostNS: "host", 7: "blue"},
-		HostNS:   hostNS,
+		NetNS:    netns.Fixed(hostNS, map[netns.ID]string{{Inode: 7}: "blue"}),
 		Device: func(id tracer.DeviceID) string {
 			return map[tracer.DeviceID]string{{NetNS: hostNS, Index: 4}: "eth0"}[id]
 		},

@@ -3,6 +3,7 @@ package render
 import (
 	"net/netip"
 	"strconv"
+	"time"
 
 	"github.com/porthole-dev/porthole/internal/container"
 	"github.com/porthole-dev/porthole/internal/netns"
@@ -14,8 +15,7 @@ import (
 type Names struct {
 	Services services.Names
 	Cgroups  *container.Resolver
-	NetNS    map[uint32]string
-	HostNS   uint32 // namespace that text output does not name
+	NetNS    *netns.Names
 	// Device names network devices, "" where it does not know; nil: it never does. It may be
 	// called by several goroutines at once.
 	Device func(tracer.DeviceID) string
@@ -54,15 +54,33 @@ func scope(device string, local, remote netip.Addr) string {
 }
 
 // LoadNames reads them from this machine. What cannot be read has no name; whether
-// cgroups have one, Cgroups.Check tells. The caller closes Cgroups.
-func LoadNames() *Names {
+// cgroups have one, Cgroups.Check tells. living lists the network namespaces there are, and
+// may be nil. The caller closes Cgroups.
+func LoadNames(living func() ([]tracer.NetNS, error)) *Names {
 	root, err := tracer.CgroupRoot()
 	if err != nil {
 		root = "" // then nothing is said of cgroups
 	}
-	n := &Names{Services: services.Load(), Cgroups: container.NewResolver(root), NetNS: netns.Names()}
-	if host, err := netns.Host(); err == nil {
-		n.HostNS = host
+	n := &Names{Services: services.Load(), Cgroups: container.NewResolver(root)}
+	if living == nil {
+		n.NetNS = netns.NewNames(nil)
+		return n
 	}
+	n.NetNS = netns.NewNames(func() ([]netns.ID, error) {
+		all, err := living()
+		ids := make([]netns.ID, len(all))
+		for i, space := range all {
+			ids[i] = netns.ID(space)
+		}
+		return ids, err
+	})
 	return n
+}
+
+// netNSName is the name that a network namespace had at a time, or its inode number.
+func (n *Names) netNSName(id netns.ID, at time.Time) string {
+	if name := n.NetNS.Name(id, at); name != "" {
+		return Safe(name)
+	}
+	return strconv.FormatUint(uint64(id.Inode), 10)
 }

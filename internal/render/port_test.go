@@ -40,7 +40,7 @@ func testPool(t *testing.T) *netns.Pool {
 func portNames() *Names {
 	n := testNames()
 	n.Services = services.Parse(strings.NewReader("my-web 8080/tcp\n"))
-	n.NetNS[otherNS] = "blue"
+	n.NetNS = netns.Fixed(hostNS, map[netns.ID]string{{Inode: otherNS}: "blue"})
 	return n
 }
 

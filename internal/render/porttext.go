@@ -10,13 +10,14 @@ import (
 	"time"
 
 	"github.com/porthole-dev/porthole/internal/container"
+	"github.com/porthole-dev/porthole/internal/netns"
 	"github.com/porthole-dev/porthole/internal/services"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
 // PortText says in words who has a port, and had it before.
 func (n *Names) PortText(out io.Writer, style Style, p *Port) error {
-	w := portWriter{out: out, names: n, port: p.Port, users: make(map[uint32]string)}
+	w := portWriter{out: out, names: n, now: time.Now(), port: p.Port, users: make(map[uint32]string)}
 	protos := []string{p.Proto}
 	if p.Proto == "" {
 		protos = []string{tracer.TCP.String(), tracer.UDP.String()}
@@ -61,6 +62,7 @@ func sections(sockets []Socket) map[section][]Socket {
 type portWriter struct {
 	out   io.Writer
 	names *Names
+	now   time.Time
 	port  uint16
 	users map[uint32]string
 	err   error
@@ -115,15 +117,14 @@ func (w *portWriter) proto(proto string, all map[section][]Socket, counted map[s
 // of SO_REUSEPORT do.
 func groups(sockets []Socket) [][]Socket {
 	type key struct {
-		local  netip.Addr
-		end    end
-		netns  uint32
-		cookie uint64
+		local netip.Addr
+		end   end
+		netns netns.ID
 	}
 	at := make(map[key]int)
 	var out [][]Socket
 	for _, s := range sockets {
-		k := key{s.LocalIP, endOf(s.Device, s.Index, s.V6Only), s.NetNS, s.Cookie}
+		k := key{s.LocalIP, endOf(s.Device, s.Index, s.V6Only), s.netNS()}
 		i, ok := at[k]
 		if !ok {
 			i = len(out)
@@ -142,7 +143,7 @@ func (w *portWriter) group(group []Socket) {
 	if s.Role == tracer.RoleListener.String() {
 		how = "listening on"
 	}
-	where := fmt.Sprintf("%s %s", how, address(s)) + w.where(s.NetNS, s.MPTCP)
+	where := fmt.Sprintf("%s %s", how, address(s)) + w.where(s.netNS(), w.now, s.MPTCP)
 	if !s.Since.IsZero() {
 		where += " since " + date(s.Since.Time)
 	}
@@ -232,13 +233,13 @@ func (w *portWriter) creators(group []Socket) []string {
 }
 
 // where is what is special about an address.
-func (w *portWriter) where(netns uint32, mptcp bool) string {
+func (w *portWriter) where(id netns.ID, at time.Time, mptcp bool) string {
 	text := ""
 	if mptcp {
 		text += " (MPTCP)"
 	}
-	if netns != w.names.HostNS {
-		text += " in network namespace " + w.names.NetNSName(netns)
+	if !w.names.NetNS.IsHost(id) {
+		text += " in network namespace " + w.names.netNSName(id, at)
 	}
 	return text
 }
@@ -330,7 +331,7 @@ func (w *portWriter) tenancy(t *Tenancy, times int) string {
 	if t.RemoteIP.IsValid() {
 		text += " to " + AddrPort(netip.AddrPortFrom(t.RemoteIP, t.RemotePort))
 	}
-	text += w.where(t.NetNS, t.MPTCP) + ", until " + date(t.Until.Time)
+	text += w.where(netns.ID{Inode: t.NetNS, Cookie: t.Cookie}, t.Until.Time, t.MPTCP) + ", until " + date(t.Until.Time)
 	if !t.Since.IsZero() {
 		text += ", for " + duration(time.Duration(t.DurationNS))
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/porthole-dev/porthole/internal/container"
+	"github.com/porthole-dev/porthole/internal/netns"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
@@ -56,6 +57,8 @@ type Socket struct {
 	Service    string               `json:"service,omitempty"`
 	Container  *container.Container `json:"container,omitempty"`
 }
+
+func (s *Socket) netNS() netns.ID { return netns.ID{Inode: s.NetNS, Cookie: s.Cookie} }
 
 // Event is an event in JSON, and the row of tail.
 type Event struct {

@@ -6,9 +6,11 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/porthole-dev/porthole/internal/netns"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
@@ -136,6 +138,7 @@ func (n *Names) rowsText(w io.Writer, style Style, count int, row func(int, *row
 	}
 	grids := make([]*grid, parts(count))
 	apart := make([]struct{ netns, container bool }, len(grids)) // is there any
+	at := time.Now()
 	shareRows(count, func(part, from, to int) {
 		g, some := newGrid(len(rowsHead)), &apart[part]
 		grids[part] = g
@@ -145,8 +148,8 @@ func (n *Names) rowsText(w io.Writer, style Style, count int, row func(int, *row
 			if s == nil {
 				continue
 			}
-			n.appendCells(g, s)
-			some.netns = some.netns || s.NetNS != n.HostNS
+			n.appendCells(g, s, at)
+			some.netns = some.netns || !n.NetNS.IsHost(s.netNS())
 			some.container = some.container || s.Container != nil
 		}
 	})
@@ -161,8 +164,8 @@ func (n *Names) rowsText(w io.Writer, style Style, count int, row func(int, *row
 	return writeTable(w, style, l, head, grids)
 }
 
-// appendCells adds the line of a socket.
-func (n *Names) appendCells(g *grid, s *Socket) {
+// appendCells adds the line of a socket, as things were called at a time.
+func (n *Names) appendCells(g *grid, s *Socket, at time.Time) {
 	g.text = append(g.text, s.Proto...)
 	if s.MPTCP {
 		g.text = append(g.text, "+mp"...)
@@ -177,7 +180,7 @@ func (n *Names) appendCells(g *grid, s *Socket) {
 	pid, comm := holderCells(s.Holders)
 	g.add(pid)
 	g.add(comm)
-	g.add(n.NetNSName(s.NetNS))
+	g.add(n.netNSName(s.netNS(), at))
 	if s.Container != nil {
 		g.text = append(g.text, Safe(s.Container.Label())...)
 	}
@@ -204,14 +207,6 @@ func holderCells(holders []Holder) (pid, comm string) {
 		comm += fmt.Sprintf(" +%d", len(others))
 	}
 	return pid, comm
-}
-
-// NetNSName is the name of a network namespace, or its inode number.
-func (n *Names) NetNSName(inode uint32) string {
-	if name, ok := n.NetNS[inode]; ok {
-		return Safe(name)
-	}
-	return strconv.Itoa(int(inode))
 }
 
 // EventHead is the heading above lines of EventLine.
@@ -281,8 +276,8 @@ func (n *Names) extra(style Style, ev *Event) string {
 	if ev.TimeWait {
 		words = append(words, "time_wait")
 	}
-	if ev.NetNS != n.HostNS {
-		words = append(words, "netns="+n.NetNSName(ev.NetNS))
+	if id := (netns.ID{Inode: ev.NetNS, Cookie: ev.Cookie}); !n.NetNS.IsHost(id) {
+		words = append(words, "netns="+n.netNSName(id, ev.Time.Time))
 	}
 	if ev.Container != nil {
 		words = append(words, "container="+Safe(ev.Container.Label()))

@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/porthole-dev/porthole/internal/netns"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
@@ -219,10 +220,12 @@ func TestSocketsTextElsewhere(t *testing.T) {
 
 func TestNetNSName(t *testing.T) {
 	n := testNames()
-	n.NetNS[8] = "a\x1bb"
-	for inode, want := range map[uint32]string{7: "blue", 8: `"a\x1bb"`, 9: "9"} {
-		if got := n.NetNSName(inode); got != want {
-			t.Errorf("namespace %d is %s, want %s", inode, got, want)
+	n.NetNS = netns.Fixed(hostNS, map[netns.ID]string{{Inode: 7, Cookie: 70}: "blue", {Inode: 8}: "a\x1bb"})
+	for id, want := range map[netns.ID]string{
+		{Inode: hostNS, Cookie: 1}: "host", {Inode: 7, Cookie: 70}: "blue", {Inode: 7, Cookie: 71}: "7", {Inode: 8}: `"a\x1bb"`, {Inode: 9}: "9",
+	} {
+		if got := n.netNSName(id, time.Now()); got != want {
+			t.Errorf("namespace %v is %s, want %s", id, got, want)
 		}
 	}
 }

@@ -2,7 +2,9 @@
 package testutil
 
 import (
+	"errors"
 	"os"
+	"path/filepath"
 	"runtime"
 	"testing"
 
@@ -39,6 +41,34 @@ func NewNetNS(t testing.TB) uint32 {
 		t.Fatal(err)
 	}
 	return inode
+}
+
+// NameNetNS gives the namespace of the goroutine a name, as ip-netns(8) does.
+func NameNetNS(t testing.TB, name string) {
+	t.Helper()
+	if err := os.MkdirAll(netns.Dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(netns.Dir, name)
+	if err := os.WriteFile(path, nil, 0o444); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, ""); err != nil {
+		os.Remove(path)
+		t.Fatalf("name the namespace: %v", err)
+	}
+}
+
+// UnnameNetNS takes a name away, if it was given.
+func UnnameNetNS(t testing.TB, name string) {
+	t.Helper()
+	path := filepath.Join(netns.Dir, name)
+	if _, err := os.Stat(path); err != nil {
+		return
+	}
+	if err := errors.Join(unix.Unmount(path, unix.MNT_DETACH), os.Remove(path)); err != nil {
+		t.Error(err)
+	}
 }
 
 // WriteSysctl sets a net sysctl ("ipv4/ip_local_port_range") of the namespace

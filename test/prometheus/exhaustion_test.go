@@ -15,7 +15,6 @@ import (
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
-	"github.com/porthole-dev/porthole/internal/netns"
 	"github.com/porthole-dev/porthole/internal/testutil"
 )
 
@@ -49,7 +48,7 @@ func TestExhaustion(t *testing.T) {
 	ns := fmt.Sprintf("porthole-test-%d", os.Getpid())
 	u := new(user)
 	defer u.close()
-	defer unnameNetNS(t, ns)
+	defer testutil.UnnameNetNS(t, ns)
 	t.Run("fill", func(t *testing.T) { u.fill(t, ns) }) // its goroutine leaves the namespace of this one
 	if t.Failed() {
 		return
@@ -206,7 +205,7 @@ type user struct {
 func (u *user) fill(t *testing.T, name string) {
 	testutil.NewNetNS(t)
 	testutil.WriteSysctl(t, "ipv4/ip_local_port_range", fmt.Sprintf("%d %d", low, high))
-	nameNetNS(t, name)
+	testutil.NameNetNS(t, name)
 	for _, p := range []int{port, thief} {
 		l := u.socket(t, unix.SOCK_STREAM)
 		if err := unix.Bind(l, local(p)); err != nil {
@@ -263,30 +262,4 @@ func (u *user) close() {
 
 func local(port int) *unix.SockaddrInet4 {
 	return &unix.SockaddrInet4{Port: port, Addr: [4]byte(net.IPv4(127, 0, 0, 1).To4())}
-}
-
-// nameNetNS gives the namespace of the goroutine a name, as ip-netns(8) does.
-func nameNetNS(t *testing.T, name string) {
-	t.Helper()
-	if err := os.MkdirAll(netns.Dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	path := filepath.Join(netns.Dir, name)
-	if err := os.WriteFile(path, nil, 0o444); err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, ""); err != nil {
-		os.Remove(path)
-		t.Fatalf("name the namespace: %v", err)
-	}
-}
-
-func unnameNetNS(t *testing.T, name string) {
-	path := filepath.Join(netns.Dir, name)
-	if _, err := os.Stat(path); err != nil {
-		return // not come that far
-	}
-	if err := errors.Join(unix.Unmount(path, unix.MNT_DETACH), os.Remove(path)); err != nil {
-		t.Error(err)
-	}
 }
