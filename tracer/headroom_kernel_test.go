@@ -639,7 +639,7 @@ func (s *scenario) check() (class string, got int, predicted Headroom) {
 func (s *scenario) evidence() string {
 	s.Helper()
 	var b strings.Builder
-	if sp := s.read.spaces[s.netns]; sp != nil {
+	if sp := s.read.newest[s.netns]; sp != nil {
 		fmt.Fprintf(&b, "read: %d-%d, not for connect() %#x", sp.low, sp.high, sp.blocked)
 		for to, d := range sp.dests {
 			fmt.Fprintf(&b, "\nread: to %x:%d from %x: %d used, %d of them in TIME-WAIT, %d reclaimable", to.remote, to.port, to.local, d.used, d.timeWait, d.reclaimable)
