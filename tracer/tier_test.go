@@ -133,6 +133,33 @@ var workloads = []struct {
 			r.close(fd)
 		}
 	}},
+	{name: "datagrams that cannot be sent", n: 2 * len(sends), run: func(r *recorder) {
+		for _, s := range sends {
+			fd := r.socket(unix.AF_INET, unix.SOCK_DGRAM)
+			if err := s.send(r, fd, sockaddr(unix.AF_INET, "127.0.0.1:9")); err == nil {
+				r.Fatalf("%s: no error", s.name)
+			}
+			r.close(fd)
+		}
+	}},
+	{name: "UDP to port 0", n: 3, run: func(r *recorder) {
+		fd := r.socket(unix.AF_INET, unix.SOCK_DGRAM)
+		r.connect(fd, netip.MustParseAddrPort("127.0.0.1:0"))
+		r.close(fd)
+	}},
+	{name: "ends that are taken", n: 9, run: func(r *recorder) {
+		l, to := r.listener(unix.AF_INET, "127.0.0.1:9000")
+		var fds [2]int
+		for i := range fds {
+			fds[i] = r.socket(unix.AF_INET, unix.SOCK_STREAM)
+			r.setsockopt(fds[i], unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+			r.bind(fds[i], "127.0.0.1:3001")
+		}
+		r.connect(fds[0], to)
+		r.fails(unix.Connect(fds[1], sockaddr(unix.AF_INET, to.String())), unix.EADDRNOTAVAIL)
+		r.resetOnClose(fds[0])
+		r.close(fds[0], fds[1], l)
+	}},
 	{name: "io_uring", n: 6, uring: []EventType{EventAccept, EventClose}, run: func(r *recorder) {
 		u := newRing(r.T)
 		l, to := r.listener(unix.AF_INET, "127.0.0.1:9000")

@@ -47,6 +47,7 @@ const noCmpxchg16b = "slab_debug=F,kmalloc-*"
 var kernels = []kernel{
 	{name: "5.10", arch: "amd64", releases: bullseye, gating: true, lacks: []lack{
 		{test: "TestKernelMPTCP", reason: "built without MPTCP"},
+		{test: "TestKernelMPTCPSecondPath", reason: "built without MPTCP"},
 		{test: "TestKernelTiersAgree/MPTCP", reason: "built without MPTCP"},
 	}},
 	{name: "6.1", arch: "amd64", releases: bookworm, gating: true, bcc: true},
