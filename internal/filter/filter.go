@@ -3,6 +3,7 @@
 package filter
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strconv"
@@ -82,7 +83,9 @@ type Filter struct {
 // namespaces.
 func Parse(kind Kind, values map[string][]string) (*Filter, error) {
 	p := parser{values: values}
-	p.known(Params(kind))
+	if p.known(Params(kind)); p.err != nil {
+		return nil, p.err
+	}
 	f := &Filter{
 		port: each(&p, "port", ParsePort), lport: each(&p, "lport", ParsePort), rport: each(&p, "rport", ParsePort),
 		proto: each(&p, "proto", ParseProto), state: each(&p, "state", parseState),
@@ -93,7 +96,35 @@ func Parse(kind Kind, values map[string][]string) (*Filter, error) {
 		tcp: p.isTrue("tcp"), udp: p.isTrue("udp"), listening: p.isTrue("listening"),
 		ipv4: p.isTrue("ipv4"), ipv6: p.isTrue("ipv6"),
 	}
+	f.comm = slices.Clone(f.comm)
+	sortAll(f.port, f.lport, f.rport)
+	sortAll(f.pid, f.uid)
+	sortAll(f.comm)
 	return f, p.err
+}
+
+const (
+	// maxValues is how many values a filter may have: each event is looked up among them,
+	// for every client of an agent.
+	maxValues = 1000
+	// maxCompared is how many of those there may be that are compared one by one.
+	maxCompared = 100
+)
+
+// sortAll sorts lists, for has.
+func sortAll[T cmp.Ordered](lists ...[]T) {
+	for _, list := range lists {
+		slices.Sort(list)
+	}
+}
+
+// has tells whether a sorted list has a value.
+func has[T cmp.Ordered](list []T, v T) bool {
+	if len(list) <= 8 {
+		return slices.Contains(list, v)
+	}
+	_, ok := slices.BinarySearch(list, v)
+	return ok
 }
 
 // Locate looks for the network namespaces that pass, on the machine whose events and
@@ -134,9 +165,16 @@ func (p *parser) known(params []Param) {
 	for i := range params {
 		want[i] = params[i].Name
 	}
-	for name := range p.values {
-		if !slices.Contains(want, name) {
+	for name, values := range p.values {
+		most := maxValues
+		if name == "container" || name == "netns" {
+			most = maxCompared
+		}
+		switch {
+		case !slices.Contains(want, name):
 			p.err = fmt.Errorf("parameter %q: want one of %s", name, strings.Join(want, ", "))
+		case len(values) > most:
+			p.fail(name, fmt.Errorf("%d values: want at most %d", len(values), most))
 		}
 	}
 }
@@ -243,11 +281,11 @@ func (f *Filter) LocalPort() uint16 {
 	return f.lport[0]
 }
 
-func pass[T comparable](list []T, v T) bool { return len(list) == 0 || slices.Contains(list, v) }
+func pass[T cmp.Ordered](list []T, v T) bool { return len(list) == 0 || has(list, v) }
 
 func (f *Filter) ports(local, remote uint16) bool {
 	return pass(f.lport, local) && pass(f.rport, remote) &&
-		(len(f.port) == 0 || slices.Contains(f.port, local) || slices.Contains(f.port, remote))
+		(len(f.port) == 0 || has(f.port, local) || has(f.port, remote))
 }
 
 func (f *Filter) inContainer(cgroups *container.Resolver, cgroup uint64) bool {
@@ -265,9 +303,9 @@ func (f *Filter) Event(cgroups *container.Resolver, ev *tracer.Event) bool {
 	p := &ev.Process
 	return pass(f.event, ev.Type) && pass(f.proto, ev.Proto) && f.inNetNS(netns.ID{Inode: ev.NetNS, Cookie: ev.NetNSCookie}, ev.Time) &&
 		f.ports(ev.Local.Port(), ev.Remote.Port()) &&
-		(len(f.pid) == 0 || slices.Contains(f.pid, p.PID)) &&
-		(len(f.uid) == 0 || p.PID != 0 && slices.Contains(f.uid, p.UID)) &&
-		(len(f.comm) == 0 || slices.Contains(f.comm, p.Comm)) &&
+		(len(f.pid) == 0 || has(f.pid, p.PID)) &&
+		(len(f.uid) == 0 || p.PID != 0 && has(f.uid, p.UID)) &&
+		(len(f.comm) == 0 || has(f.comm, p.Comm)) &&
 		f.inContainer(cgroups, p.Cgroup)
 }
 
@@ -278,7 +316,7 @@ func (f *Filter) Socket(cgroups *container.Resolver, s *tracer.Socket) bool {
 		!f.ports(s.Local.Port(), s.Remote.Port()) || !f.inNetNS(netns.ID{Inode: s.NetNS, Cookie: s.NetNSCookie}, f.located) {
 		return false
 	}
-	if len(f.uid) > 0 && (s.Role == tracer.RoleTimeWait || !slices.Contains(f.uid, s.UID)) {
+	if len(f.uid) > 0 && (s.Role == tracer.RoleTimeWait || !has(f.uid, s.UID)) {
 		return false
 	}
 	if len(f.pid) == 0 && len(f.comm) == 0 && len(f.container) == 0 {
@@ -309,8 +347,8 @@ func (f *Filter) Headroom(h *tracer.Headroom) bool {
 	if len(f.pid) == 0 && len(f.comm) == 0 {
 		return true
 	}
-	has := func(u tracer.PortUser) bool { return u.PID != 0 && pass(f.pid, u.PID) && pass(f.comm, u.Comm) }
-	return slices.ContainsFunc(h.Holders, has) || slices.ContainsFunc(h.BlockedBy, has)
+	uses := func(u tracer.PortUser) bool { return u.PID != 0 && pass(f.pid, u.PID) && pass(f.comm, u.Comm) }
+	return slices.ContainsFunc(h.Holders, uses) || slices.ContainsFunc(h.BlockedBy, uses)
 }
 
 // NetNS are the namespaces that pass; none: all.

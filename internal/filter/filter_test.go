@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -235,6 +236,36 @@ func TestQuery(t *testing.T) {
 	for _, bad := range []string{"", `"80`, `8"0`} {
 		if got, err := FromQuery(url.Values{"port": {bad}}); err == nil || !strings.Contains(err.Error(), "port") {
 			t.Errorf("%q: %q, error %v; want one that names the parameter", bad, got, err)
+		}
+	}
+}
+
+// However many values a filter has, in whatever order, each of them passes and no other;
+// more than there may be are refused, by name and number.
+func TestManyValues(t *testing.T) {
+	list := func(n, step int) (out []string) {
+		for i := range n {
+			out = append(out, strconv.Itoa((i*7919%n)*step+step)) // in no order
+		}
+		return out
+	}
+	for _, n := range []int{1, 8, 9, 1000} {
+		f, err := Parse(Events, map[string][]string{"lport": list(n, 2), "pid": list(n, 3), "comm": list(n, 5)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for port := 1; port <= 2*n+3; port++ {
+			pid, comm := min(3*((port+1)/2), 3*n), strconv.Itoa(min(5*((port+1)/2), 5*n))
+			ev := tracer.Event{Type: tracer.EventBind, Local: netip.AddrPortFrom(netip.IPv4Unspecified(), uint16(port)), Process: tracer.Process{PID: uint32(pid), Comm: comm}}
+			if got, want := f.Event(noCgroups(), &ev), port%2 == 0 && port <= 2*n; got != want {
+				t.Errorf("%d values: port %d passes: %t, want %t", n, port, got, want)
+			}
+		}
+	}
+	for name, n := range map[string]int{"lport": 1001, "comm": 5000, "container": 101} {
+		_, err := Parse(Events, map[string][]string{name: list(n, 1)})
+		if err == nil || !strings.Contains(err.Error(), name) || !strings.Contains(err.Error(), strconv.Itoa(n)+" values") {
+			t.Errorf("%d values of %s: error %v", n, name, err)
 		}
 	}
 }
