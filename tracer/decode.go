@@ -88,6 +88,14 @@ func wallTime(ns int64) time.Time {
 	return time.Unix(0, ns)
 }
 
+// unixNano is the reverse of wallTime.
+func unixNano(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixNano()
+}
+
 const (
 	fullEvent  = int(unsafe.Sizeof(bpfEvent{}))
 	shortEvent = int(unsafe.Offsetof(bpfEvent{}.Flow)) // EVENT_SHORT

@@ -216,7 +216,7 @@ type Socket struct {
 	Since       time.Time // when it took its port, where observed
 	Origin      Origin
 
-	OwnerStatus OwnerStatus // known after Snapshot.LookUpOwners alone
+	OwnerStatus OwnerStatus // known after OwnerLookup.Set alone
 
 	id       uint64 // address of the kernel's struct sock
 	file     uint64 // address of the struct file that refers to it, 0: none

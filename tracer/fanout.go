@@ -28,6 +28,7 @@ type Subscription struct {
 type queued struct {
 	events []Event
 	bytes  int
+	held   *Socket // the list of the last that tells what was in its way
 }
 
 const (
@@ -91,7 +92,7 @@ func (f *fanout) close() {
 func (s *Subscription) push(events []Event) {
 	s.mu.Lock()
 	for i := range events {
-		if size := sizeOf(&events[i]); s.bytes+size <= s.max {
+		if size := s.sizeOf(&events[i]); s.bytes+size <= s.max {
 			s.add(&events[i], size)
 		} else {
 			s.lost++
@@ -99,6 +100,15 @@ func (s *Subscription) push(events []Event) {
 	}
 	s.mu.Unlock()
 	s.wake()
+}
+
+// sizeOf is the memory that one more event takes. Those that follow each other may have
+// the same list of what is in their way.
+func (s *Subscription) sizeOf(ev *Event) int {
+	if last := len(s.queue) - 1; last >= 0 && len(ev.HeldBy) > 0 && s.queue[last].held == &ev.HeldBy[0] {
+		return eventBytes
+	}
+	return sizeOf(ev)
 }
 
 // add queues an event: in the last part, unless that is full.
@@ -114,6 +124,9 @@ func (s *Subscription) add(ev *Event, size int) {
 	}
 	p := &s.queue[last]
 	p.events = append(p.events, *ev)
+	if len(ev.HeldBy) > 0 {
+		p.held = &ev.HeldBy[0]
+	}
 	p.bytes += size
 	s.bytes += size
 }

@@ -162,6 +162,21 @@ func TestFanoutBoundedByMemory(t *testing.T) {
 	if one := sizeOf(&refusedBinds(1, 16, 16)[0]); most > partBytes+one {
 		t.Errorf("%d bytes were read at once, want %d at most", most, partBytes+one)
 	}
+	one := refusedBinds(1, 16, 16)
+	for range room { // what they have in common is there once a part
+		f.publish(one)
+	}
+	read = 0
+	for s.bytes > 0 {
+		var err error
+		if events, err = s.Next(t.Context(), events); err != nil {
+			t.Fatal(err)
+		}
+		read += len(events)
+	}
+	if read < room*9/10 {
+		t.Errorf("of %d events that have one list there was room for %d", room, read)
+	}
 	f.publish(refusedBinds(1, 1, 1))
 	if events, _ = s.Next(t.Context(), events); len(events) != 1 || len(events[0].HeldBy) != 1 {
 		t.Fatalf("%d events were read, want the one with a socket in its way", len(events))

@@ -1,6 +1,7 @@
 package tracer
 
 import (
+	"iter"
 	"net/netip"
 	"slices"
 	"sync"
@@ -28,10 +29,10 @@ type Tenancy struct {
 // History keeps the last tenancies that ended, a bounded number of them. It is
 // safe for concurrent use.
 type History struct {
-	mu   sync.Mutex
-	ring slab[tenancy]
-	max  int
-	next int // index of the oldest, once the ring is full
+	mu    sync.Mutex
+	ring  slab[tenancy]
+	max   int
+	added uint64 // tenancies so far: the first is at index 0 of the ring, and again every max
 }
 
 // tenancy is a Tenancy as it is kept: 120 bytes, and no pointer.
@@ -54,13 +55,11 @@ func (h *History) add(ev *Event) {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	var t *tenancy
 	if h.ring.len < h.max {
-		t = h.ring.at(h.ring.grow())
-	} else {
-		t = h.ring.at(uint32(h.next))
-		h.next = (h.next + 1) % h.max
+		h.ring.grow()
 	}
+	t := h.at(h.added)
+	h.added++
 	*t = tenancy{
 		until: ev.Time.UnixNano(), flow: ev.flow(), owner: packProcess(&ev.Process),
 		errno: uint16(ev.Errno), proto: ev.Proto, mptcp: ev.MPTCP, timeWait: ev.TimeWait,
@@ -70,22 +69,48 @@ func (h *History) add(ev *Event) {
 	}
 }
 
+// at is the place of a tenancy, by how many there were before it.
+func (h *History) at(i uint64) *tenancy { return h.ring.at(uint32(i % uint64(h.max))) }
+
 // Port returns the tenancies of a local port, the latest first; port 0 means all.
-func (h *History) Port(port uint16) []Tenancy {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	dec := newDecoder()
-	var out []Tenancy
-	if port == 0 {
-		out = slices.Grow(out, h.ring.len)
-	}
-	for i := range h.ring.len {
-		t := h.ring.at(uint32((h.next + h.ring.len - 1 - i) % h.ring.len))
-		if port == 0 || t.flow.LocalPort == port {
-			out = append(out, t.unpack(dec))
+func (h *History) Port(port uint16) []Tenancy { return slices.Collect(h.Latest(port)) }
+
+// historyBatch is how many tenancies are looked at before the reader of events, which
+// adds to them, gets its turn.
+const historyBatch = 1024
+
+// Latest is Port without a list: those that are forgotten while it is read are left out.
+func (h *History) Latest(port uint16) iter.Seq[Tenancy] {
+	return func(yield func(Tenancy) bool) {
+		h.mu.Lock()
+		next := h.added
+		h.mu.Unlock()
+		dec := newDecoder()
+		var some []tenancy
+		for more := true; more; {
+			some, next, more = h.before(some[:0], next, port)
+			for i := range some {
+				if !yield(some[i].unpack(dec)) {
+					return
+				}
+			}
 		}
 	}
-	return out
+}
+
+// before appends some of the tenancies before a place, the latest first, and returns the
+// place to go on from.
+func (h *History) before(some []tenancy, place uint64, port uint16) (got []tenancy, from uint64, more bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	oldest := h.added - uint64(h.ring.len)
+	for n := 0; place > oldest && n < historyBatch; n++ {
+		place--
+		if t := h.at(place); port == 0 || t.flow.LocalPort == port {
+			some = append(some, *t)
+		}
+	}
+	return some, place, place > oldest
 }
 
 func (t *tenancy) unpack(dec *decoder) Tenancy {

@@ -41,6 +41,39 @@ func TestHistory(t *testing.T) {
 	}
 }
 
+// Who reads a history that goes on meanwhile gets no tenancy twice, none that came later,
+// and the latest first; the memory it takes is not that of the history.
+func TestHistoryLatestMeanwhile(t *testing.T) {
+	const kept = 3 * historyBatch
+	h := newHistory(kept)
+	for i := range kept {
+		h.add(closeOf(80, i))
+	}
+	read, last := 0, time.Time{}
+	for tenancy := range h.Latest(80) {
+		if read++; read == 1 && !tenancy.Until.Equal(wallAt(kept-1)) || read > 1 && !tenancy.Until.Before(last) {
+			t.Fatalf("tenancy %d ended at %v, the one before at %v", read, tenancy.Until, last)
+		}
+		last = tenancy.Until
+		if read <= 2*historyBatch {
+			h.add(closeOf(80, kept+read))
+		}
+	}
+	// Of the oldest as many were forgotten as were added, before their turn came.
+	if want := 2 * historyBatch; read < want-historyBatch || read > want {
+		t.Errorf("%d tenancies were read, want some %d", read, want)
+	}
+	read = 0
+	for range h.Latest(0) {
+		if read++; read == 5 {
+			break
+		}
+	}
+	if read != 5 {
+		t.Errorf("%d tenancies were read, want 5", read)
+	}
+}
+
 func TestHistoryTenancy(t *testing.T) {
 	h := newHistory(1)
 	ev := closeOf(80, 10)

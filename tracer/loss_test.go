@@ -120,6 +120,32 @@ func (r *recorder) awaitClose(ctx context.Context, sub *Subscription, at netip.A
 	}
 }
 
+// The reader goes round while nothing happens, and not while it is stuck.
+func TestKernelSinceRound(t *testing.T) {
+	r := idle(t)
+	r.start(Config{})
+	await := func(what string, ok func(time.Duration) bool) {
+		t.Helper()
+		for end := time.Now().Add(20 * time.Second); !ok(r.tracer.SinceRound()); time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("%s: the reader went round %v ago", what, r.tracer.SinceRound())
+			}
+		}
+	}
+	await("at the start", func(d time.Duration) bool { return d < 2*idleRound })
+	last := r.tracer.SinceRound()
+	await("idle", func(d time.Duration) bool { // it may have to sleep for all of it
+		again := d < last
+		last = d
+		return again
+	})
+	r.tracer.mu.Lock() // what the reader needs for every event
+	r.binds(1)
+	await("stuck", func(d time.Duration) bool { return d > 2*idleRound })
+	r.tracer.mu.Unlock()
+	await("no longer stuck", func(d time.Duration) bool { return d < 2*idleRound })
+}
+
 // Whenever the counters are read, no more was understood than handed over; and once
 // all is read, as much.
 func TestKernelBalance(t *testing.T) {

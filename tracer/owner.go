@@ -29,31 +29,39 @@ func (s OwnerStatus) String() string { return nameOf(ownerStatusNames[:], int(s)
 // of the kernel).
 const initialPIDNS = "pid:[4026531836]"
 
-// LookUpOwners sets the OwnerStatus of sockets whose Owner is known, as of now. In
-// another pid namespace than the initial one it stays unknown of all that do not hold
-// their socket: they, or other holders, may be outside.
-func (s *Snapshot) LookUpOwners() {
-	space, err := os.Readlink("/proc/self/ns/pid")
-	s.lookUpOwners(err == nil && space == initialPIDNS)
+// OwnerLookup tells what has become of the owners of sockets, asking for each once. It is
+// not safe for concurrent use.
+type OwnerLookup struct {
+	seesAll bool
+	found   map[Process]OwnerStatus
 }
 
-func (s *Snapshot) lookUpOwners(seesAll bool) {
-	found := make(map[Process]OwnerStatus)
-	for i := range s.Sockets {
-		so := &s.Sockets[i]
-		switch {
-		case so.Owner.PID == 0:
-		case so.heldBy(&so.Owner):
-			so.OwnerStatus = OwnerHolder
-		case seesAll:
-			status, ok := found[so.Owner]
-			if !ok {
-				status = so.Owner.status()
-				found[so.Owner] = status
-			}
-			if status == OwnerGone || !so.late {
-				so.OwnerStatus = status
-			}
+// NewOwnerLookup returns an OwnerLookup. In another pid namespace than the initial one
+// the status stays unknown of all that do not hold their socket: they, or other holders,
+// may be outside.
+func NewOwnerLookup() *OwnerLookup {
+	space, err := os.Readlink("/proc/self/ns/pid")
+	return newOwnerLookup(err == nil && space == initialPIDNS)
+}
+
+func newOwnerLookup(seesAll bool) *OwnerLookup {
+	return &OwnerLookup{seesAll: seesAll, found: make(map[Process]OwnerStatus)}
+}
+
+// Set sets the OwnerStatus of a socket of a snapshot, as of now, where its Owner is known.
+func (l *OwnerLookup) Set(so *Socket) {
+	switch {
+	case so.Owner.PID == 0:
+	case so.heldBy(&so.Owner):
+		so.OwnerStatus = OwnerHolder
+	case l.seesAll:
+		status, ok := l.found[so.Owner]
+		if !ok {
+			status = so.Owner.status()
+			l.found[so.Owner] = status
+		}
+		if status == OwnerGone || !so.late {
+			so.OwnerStatus = status
 		}
 	}
 }

@@ -106,9 +106,9 @@ func TestLookUpOwners(t *testing.T) {
 		{"gone, learnt late", Socket{Owner: before, late: true}, OwnerGone, 0},
 	} {
 		for seesAll, want := range map[bool]OwnerStatus{true: test.want, false: test.inside} {
-			snap := &Snapshot{Sockets: []Socket{test.socket}}
-			snap.lookUpOwners(seesAll)
-			if got := snap.Sockets[0].OwnerStatus; got != want {
+			so := test.socket
+			newOwnerLookup(seesAll).Set(&so)
+			if got := so.OwnerStatus; got != want {
 				t.Errorf("%s, sees all %t: status %d, want %d", test.name, seesAll, got, want)
 			}
 		}

@@ -14,9 +14,19 @@ type Rows struct {
 	Restarts, Unfinished int
 	Devices              Devices
 
-	start uint64
-	from  *collection
-	keys  []sortKey
+	start  uint64
+	from   *collection
+	keys   []sortKey
+	known  []known   // of each key, where a Tracer has completed them
+	owners []Process // that known names by number
+}
+
+// known is what events told of a socket.
+type known struct {
+	since  int64 // wall clock, nanoseconds; 0: not known
+	owner  uint32
+	origin Origin
+	late   bool
 }
 
 // Len is the number of sockets.
@@ -35,6 +45,10 @@ func (r *Rows) Read(i int, so *Socket) {
 	holders := r.from.holders(so.Holders[:0], at)
 	*so = socketOf(r.from.row(at))
 	so.Holders = holders
+	if r.known != nil {
+		k := &r.known[i]
+		so.Owner, so.Since, so.Origin, so.late = r.owners[k.owner], wallTime(k.since), k.origin, k.late
+	}
 }
 
 // Snapshot makes all sockets. It uses two processors.

@@ -482,14 +482,54 @@ func (t *Table) Complete(snap *Snapshot) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for i := range snap.Sockets {
-		s := &snap.Sockets[i]
-		flow := s.flow()
-		if s.Role == RoleTimeWait {
-			s.Owner = t.knownOwner(s.id, &flow)
-		} else if r := t.row(s.id); r != nil && !r.reusedBy(&flow, s.Inode) {
-			s.Owner, s.Since, s.Origin = t.procs.at(r.owner), wallTime(r.since), r.origin
-			s.late = r.stamp > s.stamp
+		t.complete(&snap.Sockets[i])
+	}
+}
+
+func (t *Table) complete(s *Socket) {
+	flow := s.flow()
+	if s.Role == RoleTimeWait {
+		s.Owner = t.knownOwner(s.id, &flow)
+	} else if r := t.row(s.id); r != nil && !r.reusedBy(&flow, s.Inode) {
+		s.Owner, s.Since, s.Origin = t.procs.at(r.owner), wallTime(r.since), r.origin
+		s.late = r.stamp > s.stamp
+	}
+}
+
+// Count is how many sockets of a local port are in the table; port 0 means all.
+func (t *Table) Count(port uint16) (n int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if port == 0 {
+		return len(t.byID)
+	}
+	for i := t.byPort[port]; i != 0; i = t.rows.at(i).next {
+		n++
+	}
+	return n
+}
+
+// completeBatch is how many rows are completed before others get the table.
+const completeBatch = 512
+
+// completeRows is Complete of sockets that are not made yet.
+func (t *Table) completeRows(r *Rows) {
+	r.known, r.owners = make([]known, r.Len()), make([]Process, 1)
+	number := map[Process]uint32{{}: 0}
+	for from := 0; from < r.Len(); from += completeBatch {
+		t.mu.Lock()
+		for i := from; i < min(from+completeBatch, r.Len()); i++ {
+			s := socketOf(r.from.row(r.keys[i].at()))
+			t.complete(&s)
+			owner, ok := number[s.Owner]
+			if !ok {
+				owner = uint32(len(r.owners))
+				number[s.Owner] = owner
+				r.owners = append(r.owners, s.Owner)
+			}
+			r.known[i] = known{since: unixNano(s.Since), owner: owner, origin: s.Origin, late: s.late}
 		}
+		t.mu.Unlock()
 	}
 }
 

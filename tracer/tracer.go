@@ -61,6 +61,7 @@ type Tracer struct {
 	mu    sync.Mutex
 	stats Stats
 	tally tally
+	round atomic.Uint64 // CLOCK_BOOTTIME when Run last went round, nanoseconds; 0: it does not run
 
 	// Used by Run alone.
 	dec      *decoder
@@ -93,6 +94,8 @@ const (
 	// readerIdle is how long the reader waits for unannounced events before it
 	// sleeps until the kernel wakes it; see emit.h.
 	readerIdle = 50 * time.Millisecond
+	// idleRound is how long Run sleeps at most where nothing happens, to prove that it lives.
+	idleRound = 5 * time.Second
 	// maxBatch bounds how many events are handed on at once.
 	maxBatch = 512
 	// checkEvery is how often the loss counters are read while events come.
@@ -386,12 +389,21 @@ func (t *Tracer) History() *History { return t.history }
 // events told: Owner, Since, Origin; of TIME_WAIT who left it. Callers wait for
 // each other.
 func (t *Tracer) Snapshot(port uint16) (*Snapshot, error) {
-	snap, err := t.snap.Take(port)
+	rows, err := t.Rows(port)
 	if err != nil {
 		return nil, err
 	}
-	t.table.Complete(snap)
-	return snap, nil
+	return rows.Snapshot(), nil
+}
+
+// Rows is Snapshot, but for making the sockets.
+func (t *Tracer) Rows(port uint16) (*Rows, error) {
+	rows, err := t.snap.Rows(port)
+	if err != nil {
+		return nil, err
+	}
+	t.table.completeRows(rows)
+	return rows, nil
 }
 
 // Ports reads every use of an ephemeral port now; of sockets that no process holds
@@ -460,10 +472,12 @@ func (t *Tracer) Run(ctx context.Context, ready func(*Snapshot)) error {
 	if t.every > 0 {
 		t.next = time.Now().Add(t.every)
 	}
+	t.round.Store(boottime())
 	if ready != nil {
 		ready(snap)
 	}
 	defer t.complete()()
+	t.reader.SetDeadline(t.quiet())
 	var last atomic.Uint64 // CLOCK_BOOTTIME when ctx ended: events go on, maybe as fast as they are read
 	stop := context.AfterFunc(ctx, func() {
 		last.Store(boottime())
@@ -525,7 +539,7 @@ func (t *Tracer) complete() (end func()) {
 	}
 }
 
-// quiet is how long to sleep, unless an event wakes the reader; zero: no limit.
+// quiet is until when to sleep, unless an event wakes the reader.
 func (t *Tracer) quiet() time.Time {
 	until := t.next
 	sooner := func(at time.Time) {
@@ -541,8 +555,13 @@ func (t *Tracer) quiet() time.Time {
 	if t.settle != 0 {
 		sooner(time.Now().Add(time.Duration(t.settle-min(t.settle, boottime())) + time.Millisecond))
 	}
+	sooner(time.Now().Add(idleRound))
 	return until
 }
+
+// SinceRound is how long ago Run last handed on events, or found that there are none: some
+// seconds at most, unless it is stuck. It is very long before the first time.
+func (t *Tracer) SinceRound() time.Duration { return time.Duration(boottime() - t.round.Load()) }
 
 // take decodes one record, puts it into the table and keeps it for handOn.
 func (t *Tracer) take(record []byte) {
@@ -583,6 +602,7 @@ func (t *Tracer) handOn() {
 	t.batch = t.batch[:0]
 	t.decoded = 0
 	t.clock.read()
+	t.round.Store(boottime())
 }
 
 func (t *Tracer) count(to *uint64, n uint64) {

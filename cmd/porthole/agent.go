@@ -41,15 +41,15 @@ func newAgent(e *env) *cobra.Command {
 	addSocketFlag(cmd, &o.config.Socket)
 	flags.StringSliceVar(&o.config.Listen, "web.listen-address", []string{agent.DefaultListen}, "address of /metrics; empty: on the unix socket alone")
 	flags.StringVar(&o.config.WebConfig, "web.config.file", "", "file with TLS and basic auth of /metrics, as exporters of Prometheus have it")
-	flags.IntVar(&o.config.History, "history", agent.DefaultHistory, "how many closed sockets to remember")
+	flags.IntVar(&o.config.History, "history", agent.DefaultHistory, fmt.Sprintf("how many closed sockets to remember, %d at most: 100 bytes each", agent.MaxHistory))
 	flags.BoolVar(&o.tail, "tail", false, "also print events, as porthole tail does")
 	o.hooks.add(cmd)
 	return cmd
 }
 
 func serve(ctx context.Context, e *env, o *serveOptions) error {
-	if o.config.History < 0 {
-		return usagef("--history: %d: want a number from 0 up", o.config.History)
+	if o.config.History < 0 || o.config.History > agent.MaxHistory {
+		return usagef("--history: %d: want a number from 0 to %d", o.config.History, agent.MaxHistory)
 	}
 	signal.Ignore(syscall.SIGHUP)
 	e.endsItself()

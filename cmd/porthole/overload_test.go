@@ -95,6 +95,11 @@ func TestAgentOverload(t *testing.T) {
 		long = soakLoad
 	}
 	made := makeLoad(t, 2, long)
+	if peak := peakOf(t, cmd.Process.Pid); peak > mostMemory {
+		t.Errorf("the agent had %d MB, want at most %d", peak>>20, mostMemory>>20)
+	} else {
+		t.Logf("the agent had %d MB at most", peak>>20)
+	}
 	go count(0)
 	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -83,48 +84,18 @@ func who(e *env, q render.Question, jsonRow bool) error {
 	names := newNames(e, nil)
 	defer names.Cgroups.Close()
 	names.Device = rows.Devices.Name
-	var answer *render.Port
-	out := bufio.NewWriter(e.stdout)
 	if jsonRow {
-		answer = names.Port(q, pool, rows.Snapshot().Sockets, nil)
-		err = render.WriteJSON(out, answer)
-	} else {
-		answer = names.PortInBrief(q, pool, rows)
-		err = names.PortText(out, e.style, answer)
+		all := render.SocketsOfRows(rows, func(*tracer.Socket) bool { return true })
+		w := heldWriter{w: e.stdout}
+		return w.ends(names.PortJSON(&w, q, pool, all, func(func(tracer.Tenancy) bool) {}, render.Unlimited))
 	}
-	return whoEnds(out, answer, err)
+	return whoText(e, names, names.PortInBrief(q, pool, rows))
 }
 
-// whoAgent says what the agent knows.
-func whoAgent(ctx context.Context, e *env, c *agent.Client, q render.Question, jsonRow bool) error {
-	values := make(map[string][]string)
-	if len(q.Protos) == 1 {
-		values["proto"] = []string{q.Protos[0].String()}
-	}
-	body, err := askAgent(ctx, e, c, fmt.Sprintf("/v1/ports/%d", q.Port), values)
-	if err != nil {
-		return err
-	}
-	defer body.Close()
-	var text bytes.Buffer
-	var answer render.Port
-	if err := json.NewDecoder(io.TeeReader(body, &text)).Decode(&answer); err != nil {
-		return fmt.Errorf("read the agent's answer: %w", err)
-	}
+// whoText writes an answer in words.
+func whoText(e *env, names *render.Names, answer *render.Port) error {
 	out := bufio.NewWriter(e.stdout)
-	if jsonRow {
-		_, err = text.WriteTo(out)
-	} else {
-		names := render.LoadNames(nil)
-		defer names.Cgroups.Close()
-		err = names.PortText(out, e.style, &answer)
-	}
-	return whoEnds(out, &answer, err)
-}
-
-// whoEnds is how who ends once it has written its answer.
-func whoEnds(out *bufio.Writer, answer *render.Port, err error) error {
-	if err != nil {
+	if err := names.PortText(out, e.style, answer); err != nil {
 		return err
 	}
 	if err := out.Flush(); err != nil {
@@ -134,4 +105,62 @@ func whoEnds(out *bufio.Writer, answer *render.Port, err error) error {
 		return errNo
 	}
 	return nil
+}
+
+// heldWriter hands an answer in JSON on, and sees whether anybody has the port.
+type heldWriter struct {
+	w    io.Writer
+	head []byte // up to the first socket
+	held bool
+}
+
+// listBegins is what comes before the first socket. It is in no string, which has quotes
+// escaped.
+const listBegins = `"sockets":[`
+
+// Write implements io.Writer.
+func (h *heldWriter) Write(b []byte) (int, error) {
+	if !h.held && len(h.head) < 8192 {
+		h.head = append(h.head, b[:min(len(b), 4096)]...)
+		if _, list, ok := bytes.Cut(h.head, []byte(listBegins)); ok && len(list) > 0 {
+			h.held = list[0] != ']'
+		}
+	}
+	return h.w.Write(b)
+}
+
+// ends is how who ends once the answer is written.
+func (h *heldWriter) ends(err error) error {
+	if err == nil && !h.held {
+		err = errNo
+	}
+	return err
+}
+
+// whoAgent says what the agent knows.
+func whoAgent(ctx context.Context, e *env, c *agent.Client, q render.Question, jsonRow bool) error {
+	values := make(map[string][]string)
+	if len(q.Protos) == 1 {
+		values["proto"] = []string{q.Protos[0].String()}
+	}
+	if !jsonRow {
+		values["limit"] = []string{strconv.Itoa(render.MaxShown)}
+	}
+	body, err := askAgent(ctx, e, c, fmt.Sprintf("/v1/ports/%d", q.Port), values)
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	if jsonRow {
+		w := heldWriter{w: e.stdout}
+		_, err := io.Copy(&w, body)
+		return w.ends(err)
+	}
+	var answer render.Port
+	if err := json.NewDecoder(body).Decode(&answer); err != nil {
+		return fmt.Errorf("read the agent's answer: %w", err)
+	}
+	names := render.LoadNames(nil)
+	defer names.Cgroups.Close()
+	return whoText(e, names, &answer)
 }

@@ -14,7 +14,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
-	"golang.org/x/net/netutil"
 
 	"github.com/porthole-dev/porthole/internal/doctor"
 	"github.com/porthole-dev/porthole/internal/render"
@@ -30,12 +29,11 @@ const (
 const (
 	// DefaultHistory is how many tenancies that ended the agent keeps: some 7 MB.
 	DefaultHistory = 1 << 16
+	// MaxHistory is how many it may be told to keep: some 1 GB.
+	MaxHistory     = 10_000_000
 	reconcileEvery = 30 * time.Second
 	// endWithin is how long clients have to take the end of their answers.
 	endWithin = 2 * time.Second
-	// maxConns is how many connections a listener has at once; others wait. Memory and
-	// descriptors are bounded by it: any user of the machine can ask for metrics.
-	maxConns = 128
 )
 
 // Config says how to run an agent.
@@ -86,7 +84,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 			return err
 		}
 	}
-	socket, err := listenSocket(cfg.Socket) // first: of two agents that tells more than a port in use
+	socket, err := listenSocket(cfg.Socket, cfg.Log) // first: of two agents that tells more than a port in use
 	if err != nil {
 		return err
 	}
@@ -146,7 +144,7 @@ func (a *agent) serve(ctx context.Context, socket *socket, front *webFront) erro
 	start("trace", func() error {
 		return a.tracer.Run(ctx, func(*tracer.Snapshot) { a.ready.Store(true); close(ready) })
 	})
-	start("serve "+a.cfg.Socket, func() error { return inside.Serve(netutil.LimitListener(socket, maxConns)) })
+	start("serve "+a.cfg.Socket, func() error { return inside.Serve(limit(socket)) })
 	for i, server := range outside {
 		start("serve metrics", func() error { return front.serve(i, server, a.cfg.Log) })
 	}
@@ -159,14 +157,6 @@ func (a *agent) serve(ctx context.Context, socket *socket, front *webFront) erro
 		return cause
 	}
 	return nil
-}
-
-// newServer bounds what a client can make the agent wait for, or keep.
-func newServer(h http.Handler, log *slog.Logger) *http.Server {
-	return &http.Server{
-		Handler: h, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: time.Minute, IdleTimeout: 2 * time.Minute,
-		MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
-	}
 }
 
 // end ends servers when their answers have been read, or nobody reads them.

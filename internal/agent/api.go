@@ -1,12 +1,13 @@
 package agent
 
 import (
+	"bufio"
+	"bytes"
 	"cmp"
-	"context"
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
+	"math"
 	"net/http"
 	"net/url"
 	"slices"
@@ -15,7 +16,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/porthole-dev/porthole/internal/filter"
 	"github.com/porthole-dev/porthole/internal/netns"
@@ -58,12 +58,13 @@ func (a *agent) webHandler(metrics *prometheus.Registry) http.Handler {
 
 // socketHandler is what the unix socket has.
 func (a *agent) socketHandler(metrics *prometheus.Registry) http.Handler {
+	lists := newAnswers(answerBytes)
 	return a.mux(metrics, map[string]handler{
 		"/v1/events":       a.events,
-		"/v1/sockets":      bounded(a.sockets),
-		"/v1/ports/{port}": bounded(a.port),
-		"/v1/headroom":     bounded(a.headroom),
-		"/v1/history":      bounded(a.history),
+		"/v1/sockets":      lists.inTurn(a.sockets),
+		"/v1/ports/{port}": lists.inTurn(a.port),
+		"/v1/headroom":     lists.inTurn(a.headroom),
+		"/v1/history":      lists.inTurn(a.history),
 		"/v1/status":       a.status,
 	})
 }
@@ -75,40 +76,11 @@ func (a *agent) mux(metrics *prometheus.Registry, routes map[string]handler) htt
 	}
 	mux.Handle("/healthz", a.answer(healthz))
 	mux.Handle("/readyz", a.answer(a.readyz))
-	scrape := promhttp.HandlerFor(metrics, promhttp.HandlerOpts{
-		ErrorLog: slog.NewLogLogger(a.cfg.Log.Handler(), slog.LevelError), MaxRequestsInFlight: 8,
-	})
-	mux.Handle("/metrics", a.answer(func(w http.ResponseWriter, r *http.Request) error {
-		scrape.ServeHTTP(w, r)
-		return nil
-	}))
+	mux.Handle("/metrics", a.answer(a.scrapes(metrics)))
 	mux.Handle("/", a.answer(func(_ http.ResponseWriter, r *http.Request) error {
 		return &httpError{http.StatusNotFound, fmt.Errorf("nothing is at %s", r.URL.Path)}
 	}))
 	return mux
-}
-
-const (
-	// maxAnswers is how many answers of one kind are made and read at once: each keeps
-	// all it has to tell until it is read. turnWithin is how long others wait.
-	maxAnswers = 3
-	turnWithin = 10 * time.Second
-)
-
-// bounded lets maxAnswers of a handler run at once.
-func bounded(h handler) handler {
-	turns := make(chan struct{}, maxAnswers)
-	return func(w http.ResponseWriter, r *http.Request) error {
-		ctx, cancel := context.WithTimeout(r.Context(), turnWithin)
-		defer cancel()
-		select {
-		case turns <- struct{}{}:
-		case <-ctx.Done():
-			return &httpError{http.StatusServiceUnavailable, fmt.Errorf("%d clients read such an answer already", maxAnswers)}
-		}
-		defer func() { <-turns }()
-		return h(w, r)
-	}
 }
 
 // answer makes every error a JSON object with a status code.
@@ -116,10 +88,18 @@ func (a *agent) answer(h handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		err := errors.New("want GET")
 		code := http.StatusMethodNotAllowed
-		if r.Method == http.MethodGet {
-			err, code = h(w, r), http.StatusInternalServerError
-		} else {
+		hasBody := r.ContentLength != 0
+		if hasBody { // which is neither read nor waited for
+			w.Header().Set("Connection", "close")
+			_ = http.NewResponseController(w).SetReadDeadline(time.Now()) // tests have none
+		}
+		switch {
+		case r.Method != http.MethodGet:
 			w.Header().Set("Allow", http.MethodGet)
+		case hasBody:
+			err, code = errors.New("the request has a body: want none"), http.StatusBadRequest
+		default:
+			err, code = h(w, r), http.StatusInternalServerError
 		}
 		var sent sentError
 		if err == nil || errors.As(err, &sent) {
@@ -196,7 +176,7 @@ func (a *agent) readyz(w http.ResponseWriter, r *http.Request) error {
 }
 
 // sockets answers as ls does.
-func (a *agent) sockets(w http.ResponseWriter, r *http.Request) error {
+func (a *agent) sockets(t *turn, r *http.Request) error {
 	v, err := values(r)
 	if err != nil {
 		return err
@@ -208,13 +188,13 @@ func (a *agent) sockets(w http.ResponseWriter, r *http.Request) error {
 	if err := a.locate(f); err != nil {
 		return err
 	}
-	snap, err := a.snapshot(w, f.LocalPort())
+	rows, err := a.rows(t, f.LocalPort())
 	if err != nil {
 		return err
 	}
-	some := render.SocketsOf(snap.Sockets, func(s *tracer.Socket) bool { return f.Socket(a.names.Cgroups, s) })
-	w.Header().Set("Content-Type", lines)
-	if err := a.names.SocketsJSON(w, some); err != nil {
+	some := render.SocketsOfRows(rows, func(s *tracer.Socket) bool { return f.Socket(a.names.Cgroups, s) })
+	t.Header().Set("Content-Type", lines)
+	if err := a.names.SocketsJSON(t, some); err != nil {
 		return sentError{err}
 	}
 	return nil
@@ -229,21 +209,25 @@ func (a *agent) locate(f *filter.Filter) error {
 	return err
 }
 
-// snapshot reads the sockets of a port, 0: of all.
-func (a *agent) snapshot(w http.ResponseWriter, port uint16) (*tracer.Snapshot, error) {
-	snap, err := a.tracer.Snapshot(port)
+// rows reads the sockets of a port, 0: of all.
+func (a *agent) rows(t *turn, port uint16) (*tracer.Rows, error) {
+	if err := t.begin(rowsBytes(a.tracer.Table().Count(port))); err != nil {
+		return nil, err
+	}
+	rows, err := a.tracer.Rows(port)
 	if err != nil {
 		return nil, fmt.Errorf("read sockets: %w", err)
 	}
-	if snap.Unfinished > 0 {
-		w.Header().Set(unfinishedHeader, strconv.Itoa(snap.Unfinished))
+	t.made(rowsBytes(rows.Len()))
+	if rows.Unfinished > 0 {
+		t.Header().Set(unfinishedHeader, strconv.Itoa(rows.Unfinished))
 	}
-	return snap, nil
+	return rows, nil
 }
 
 // port answers as who does.
-func (a *agent) port(w http.ResponseWriter, r *http.Request) error {
-	v, err := onlyValues(r, "proto")
+func (a *agent) port(t *turn, r *http.Request) error {
+	v, err := onlyValues(r, "proto", "limit")
 	if err != nil {
 		return err
 	}
@@ -254,16 +238,37 @@ func (a *agent) port(w http.ResponseWriter, r *http.Request) error {
 	if q.Protos, err = parseProtos(v["proto"]); err != nil {
 		return badRequest(err)
 	}
+	limit, err := parseLimit(v["limit"], render.Unlimited)
+	if err != nil {
+		return err
+	}
 	pool, err := netns.ReadPool()
 	if err != nil {
 		return err
 	}
-	snap, err := a.snapshot(w, q.Port)
+	rows, err := a.rows(t, q.Port)
 	if err != nil {
 		return err
 	}
-	snap.LookUpOwners()
-	return writeObject(w, a.names.Port(q, pool, snap.Sockets, a.tracer.History().Port(q.Port)))
+	owners := tracer.NewOwnerLookup()
+	all := render.SocketsOfRows(rows, func(s *tracer.Socket) bool {
+		owners.Set(s)
+		return true
+	})
+	var out io.Writer = t
+	var few bytes.Buffer
+	if limit <= render.MaxShown { // then the rows need not be kept until it is read
+		out = &few
+	}
+	t.Header().Set("Content-Type", oneObject)
+	if err := a.names.PortJSON(out, q, pool, all, a.tracer.History().Latest(q.Port), limit); err != nil {
+		return sentError{err}
+	}
+	t.resize(max(few.Len(), leastAnswer))
+	if _, err := few.WriteTo(t); err != nil {
+		return sentError{err}
+	}
+	return nil
 }
 
 // parseProtos returns the protocols given, each once; of none given all.
@@ -285,8 +290,8 @@ func parseProtos(given []string) ([]tracer.Proto, error) {
 }
 
 // history answers with the tenancies that ended, the latest first.
-func (a *agent) history(w http.ResponseWriter, r *http.Request) error {
-	v, err := onlyValues(r, "port")
+func (a *agent) history(t *turn, r *http.Request) error {
+	v, err := onlyValues(r, "port", "limit")
 	if err != nil {
 		return err
 	}
@@ -298,12 +303,26 @@ func (a *agent) history(w http.ResponseWriter, r *http.Request) error {
 			return badRequest(fmt.Errorf("port: %w", err))
 		}
 	}
-	w.Header().Set("Content-Type", lines)
-	past := a.tracer.History().Port(port)
-	for i := range past {
-		if err := render.WriteJSON(w, a.names.Tenancy(&past[i])); err != nil {
+	limit, err := parseLimit(v["limit"], math.MaxInt)
+	if err != nil {
+		return err
+	}
+	if err := t.begin(leastAnswer); err != nil {
+		return err
+	}
+	t.made(leastAnswer)
+	t.Header().Set("Content-Type", lines)
+	out := bufio.NewWriterSize(t, 32<<10)
+	for past := range a.tracer.History().Latest(port) {
+		if limit--; limit < 0 {
+			break
+		}
+		if err := render.WriteJSON(out, a.names.Tenancy(&past)); err != nil {
 			return sentError{err}
 		}
+	}
+	if err := out.Flush(); err != nil {
+		return sentError{err}
 	}
 	return nil
 }

@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -16,8 +15,9 @@ import (
 const (
 	// unreadFor is how long a client may not read before its stream is ended.
 	unreadFor = 5 * time.Minute
-	// lookLost is how often a stream looks for events lost in the kernel.
-	lookLost = time.Second
+	// lookEach is how often a stream looks whether events were lost in the kernel, and
+	// whether anybody is there: also while it has nothing to send.
+	lookEach = time.Second
 )
 
 // Lost tells within a stream of events how many were lost since the last such line:
@@ -73,7 +73,7 @@ func (a *agent) events(w http.ResponseWriter, r *http.Request) error {
 	w.Header().Set("Content-Type", lines)
 	w.WriteHeader(http.StatusOK)
 	if err = s.out.Flush(); err == nil { // the client knows that it misses nothing from now on
-		err = s.follow(r.Context())
+		err = s.follow(r)
 	}
 	if err != nil {
 		return sentError{err}
@@ -108,9 +108,11 @@ func (s *stream) wants(ev *tracer.Event) bool {
 	return (ev.Type != tracer.EventEstablished || s.verbose) && s.filter.Event(s.a.names.Cgroups, ev)
 }
 
-func (s *stream) follow(ctx context.Context) error {
+func (s *stream) follow(r *http.Request) error {
+	tick := time.NewTicker(lookEach)
+	defer tick.Stop()
 	for {
-		late, lines, err := s.a.feed.next(ctx, s.reader, s.buf[:0])
+		late, lines, err := s.a.feed.next(r.Context(), tick.C, s.reader, s.buf[:0])
 		ended := errors.Is(err, io.EOF)
 		if err != nil && !ended {
 			return err
@@ -119,8 +121,10 @@ func (s *stream) follow(ctx context.Context) error {
 		if late > 0 {
 			s.appendLost(late, ByClient)
 		}
-		if now := time.Now(); ended || now.Sub(s.looked) >= lookLost {
-			s.looked = now
+		if now := time.Now(); ended || now.Sub(s.looked) >= lookEach/2 { // more often than it ticks
+			if s.looked = now; hungUp(r) {
+				return nil
+			}
 			kernel, err := s.a.lost()
 			if err != nil {
 				return err

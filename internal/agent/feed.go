@@ -5,6 +5,7 @@ import (
 	"io"
 	"slices"
 	"sync"
+	"time"
 	"unsafe"
 
 	"github.com/porthole-dev/porthole/internal/render"
@@ -237,10 +238,10 @@ func (p *page) count(bit uint32) (n uint64) {
 	return n
 }
 
-// next waits, then appends what a reader has not read to buf: some pages, or the end of
-// a loss. lost is how many lines it will never read. The error is io.EOF after the last
-// line, or that of ctx.
-func (f *feed) next(ctx context.Context, r *reader, buf []byte) (lost uint64, lines []byte, err error) {
+// next waits, then appends what a reader has not read to buf: some pages, the end of a
+// loss, or nothing when it ticks. lost is how many lines it will never read. The error is
+// io.EOF after the last line, or that of ctx.
+func (f *feed) next(ctx context.Context, tick <-chan time.Time, r *reader, buf []byte) (lost uint64, lines []byte, err error) {
 	for {
 		ended := false
 		for more := true; more && len(buf) < pageBytes; {
@@ -256,6 +257,8 @@ func (f *feed) next(ctx context.Context, r *reader, buf []byte) (lost uint64, li
 		}
 		select {
 		case <-r.more:
+		case <-tick:
+			return 0, buf, nil
 		case <-ctx.Done():
 			return 0, buf, ctx.Err()
 		}

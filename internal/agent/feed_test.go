@@ -64,7 +64,7 @@ func (f *feedTest) got(r *reader) (lines, lost int) {
 	ctx, cancel := context.WithCancel(f.Context())
 	cancel() // nothing is waited for
 	for {
-		late, b, err := f.next(ctx, r, nil)
+		late, b, err := f.next(ctx, nil, r, nil)
 		lines += bytes.Count(b, []byte("\n"))
 		lost += int(late)
 		if err == io.EOF || err == context.Canceled {
@@ -156,7 +156,7 @@ func TestFeedOrder(t *testing.T) {
 	f.happen(1000)
 	var all []byte
 	for bytes.Count(all, []byte("\n")) < 1000 {
-		_, b, err := f.next(t.Context(), r, nil)
+		_, b, err := f.next(t.Context(), nil, r, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

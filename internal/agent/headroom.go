@@ -11,8 +11,11 @@ import (
 	"github.com/porthole-dev/porthole/tracer"
 )
 
+// headroomBytes is what one way to get a port takes, with who has its ports.
+const headroomBytes = 2 << 10
+
 // headroom answers as headroom does.
-func (a *agent) headroom(w http.ResponseWriter, r *http.Request) error {
+func (a *agent) headroom(t *turn, r *http.Request) error {
 	v, err := values(r)
 	if err != nil {
 		return err
@@ -20,6 +23,9 @@ func (a *agent) headroom(w http.ResponseWriter, r *http.Request) error {
 	q, err := headroom.Parse(v)
 	if err != nil {
 		return badRequest(err)
+	}
+	if err := t.begin(answerBytes / 4); err != nil { // what it takes to find out is not known before
+		return err
 	}
 	ports, err := a.tracer.Ports(true)
 	if err != nil {
@@ -34,9 +40,10 @@ func (a *agent) headroom(w http.ResponseWriter, r *http.Request) error {
 	case err != nil:
 		return err
 	}
-	w.Header().Set("Content-Type", lines)
-	for _, row := range a.names.Headrooms(found) {
-		if err := render.WriteJSON(w, row); err != nil {
+	t.made(headroomBytes * len(found))
+	t.Header().Set("Content-Type", lines)
+	for i := range found {
+		if err := render.WriteJSON(t, a.names.Headrooms(found[i : i+1])[0]); err != nil {
 			return sentError{err}
 		}
 	}

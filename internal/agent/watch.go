@@ -11,8 +11,13 @@ import (
 	"github.com/porthole-dev/porthole/tracer"
 )
 
-// lookEvery is how often the agent looks after itself, at least.
-const lookEvery = 10 * time.Second
+const (
+	// lookEvery is how often the agent looks after itself, at least.
+	lookEvery = 10 * time.Second
+	// stuckAfter is how long the reader of events has to go round, at least: an idle one
+	// does every few seconds, one on a huge machine reads its sockets in between.
+	stuckAfter = 15 * time.Second
+)
 
 // watch tells systemd that the agent is ready, that it lives, as often as systemd
 // wants to hear it, and that it stops; and the log what was lost.
@@ -25,6 +30,7 @@ func (a *agent) watch(ctx context.Context, ready <-chan struct{}, metrics []stri
 	if watchdog > 0 {
 		every = min(every, watchdog/2)
 	}
+	patience := max(watchdog, stuckAfter)
 	select {
 	case <-ready:
 	case <-ctx.Done():
@@ -54,6 +60,9 @@ func (a *agent) watch(ctx context.Context, ready <-chan struct{}, metrics []stri
 		}
 		a.tell(&told, &stats)
 		told = stats
+		if a.tracer.SinceRound() > patience {
+			continue // the reader is stuck: systemd will start another agent
+		}
 		if err := notify(daemon.SdNotifyWatchdog); err != nil {
 			return err
 		}

@@ -9,13 +9,13 @@ import (
 
 	"github.com/prometheus/exporter-toolkit/web"
 	"go.yaml.in/yaml/v2"
-	"golang.org/x/net/netutil"
 )
 
 // webFront is what Prometheus asks: TCP, with TLS and passwords by the
 // configuration file that every exporter has.
 type webFront struct {
 	listeners []net.Listener
+	names     []string // hosts among the addresses
 	config    string
 	scheme    string
 }
@@ -45,7 +45,8 @@ func openWeb(cfg Config) (*webFront, error) {
 			w.close()
 			return nil, fmt.Errorf("listen for metrics: %w", err)
 		}
-		w.listeners = append(w.listeners, netutil.LimitListener(l, maxConns))
+		w.listeners = append(w.listeners, limit(l))
+		w.names = append(w.names, hostOf(addr))
 	}
 	return w, nil
 }
@@ -63,7 +64,7 @@ func (w *webFront) urls() []string {
 func (w *webFront) servers(h http.Handler, log *slog.Logger) []*http.Server {
 	out := make([]*http.Server, len(w.listeners))
 	for i := range out {
-		out[i] = newServer(h, log)
+		out[i] = newServer(w.guard(h), log)
 	}
 	return out
 }

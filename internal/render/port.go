@@ -1,6 +1,13 @@
 package render
 
 import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"iter"
+	"math"
 	"net/netip"
 	"slices"
 
@@ -10,9 +17,25 @@ import (
 	"github.com/porthole-dev/porthole/tracer"
 )
 
-// Port is a local port in JSON: what who answers. Proto is there when that alone
-// was asked for.
+// Port is a local port in JSON: what who answers.
 type Port struct {
+	about
+	Sockets     []Socket  `json:"sockets"`
+	History     []Tenancy `json:"history"`
+	More        []More    `json:"more,omitempty"`         // sockets that are not among Sockets
+	HistoryMore int       `json:"history_more,omitempty"` // how many are not in History
+}
+
+// More tells of how many sockets of a role and a protocol a limit left out the rows.
+type More struct {
+	Role    string `json:"role"`
+	Proto   string `json:"proto"`
+	Sockets int    `json:"sockets"`
+}
+
+// about is what is known of the number itself. Proto is there when that alone was asked
+// for.
+type about struct {
 	Port             uint16         `json:"port"`
 	Proto            string         `json:"proto,omitempty"`
 	Range            services.Class `json:"range"`
@@ -21,14 +44,10 @@ type Port struct {
 	RangeLow         uint16         `json:"range_low"`
 	RangeHigh        uint16         `json:"range_high"`
 	Reserved         bool           `json:"reserved"`
-	Sockets          []Socket       `json:"sockets"`
-	History          []Tenancy      `json:"history"`
-
-	counted map[section]int // sockets that are not among Sockets: see PortInBrief
 }
 
 // Held tells whether any socket has the port.
-func (p *Port) Held() bool { return len(p.Sockets)+len(p.counted) > 0 }
+func (p *Port) Held() bool { return len(p.Sockets)+len(p.More) > 0 }
 
 // Tenancy is the time a socket held a port, now over, in JSON.
 type Tenancy struct {
@@ -59,52 +78,163 @@ type Question struct {
 
 func (q Question) about(proto tracer.Proto) bool { return slices.Contains(q.Protos, proto) }
 
-// Port makes the answer to a question, from the sockets on that port now and those
-// before, of whatever protocol.
-func (n *Names) Port(q Question, pool *netns.Pool, now []tracer.Socket, before []tracer.Tenancy) *Port {
-	p := n.port(q, pool)
-	if p.Proto != "" {
-		now = slices.DeleteFunc(slices.Clone(now), func(s tracer.Socket) bool { return !q.about(s.Proto) })
+// MaxShown is how many sockets of a role, and how many of those who had a port before,
+// the text of who is made from.
+const MaxShown = 1000
+
+// Unlimited is a limit for all rows.
+const Unlimited = math.MaxInt
+
+// portCount counts sockets, and those that a limit leaves out.
+type portCount struct {
+	limit int
+	kinds []portKind // in the order of the sockets
+}
+
+type portKind struct {
+	role  tracer.Role
+	proto tracer.Proto
+	count int
+}
+
+// add counts a socket, and tells whether it is shown. Sockets come in the order of
+// SortSockets, which has those of a kind together.
+func (c *portCount) add(role tracer.Role, proto tracer.Proto) bool {
+	last := len(c.kinds) - 1
+	if last < 0 || c.kinds[last].role != role || c.kinds[last].proto != proto {
+		c.kinds = append(c.kinds, portKind{role: role, proto: proto})
+		last++
 	}
-	p.Sockets = n.socketsInFull(now)
-	for i := range before {
-		if q.about(before[i].Proto) {
-			p.History = append(p.History, n.Tenancy(&before[i]))
+	c.kinds[last].count++
+	return c.kinds[last].count <= c.limit
+}
+
+func (c *portCount) more() []More {
+	var out []More
+	for _, k := range c.kinds {
+		if left := k.count - c.limit; left > 0 {
+			out = append(out, More{k.role.String(), k.proto.String(), left})
 		}
 	}
-	return p
+	return out
+}
+
+// PortJSON writes the answer to a question as one JSON object: from the sockets on that
+// port now and those before, of whatever protocol, at most limit of each role and
+// protocol, and limit of those before. Each row is made when it is written: there may be
+// very many.
+func (n *Names) PortJSON(w io.Writer, q Question, pool *netns.Pool, now Sockets, before iter.Seq[tracer.Tenancy], limit int) error {
+	head, err := json.Marshal(n.about(q, pool))
+	if err != nil {
+		return err
+	}
+	out := bufio.NewWriterSize(w, 32<<10) // keeps the first error
+	out.Write(bytes.TrimSuffix(head, []byte("}")))
+	out.WriteString(`,"sockets":[`)
+	more, err := n.portSockets(out, q, now, limit)
+	if err != nil {
+		return err
+	}
+	out.WriteString(`],"history":[`)
+	left, err := n.portHistory(out, q, before, limit)
+	if err != nil {
+		return err
+	}
+	out.WriteByte(']')
+	if len(more) > 0 {
+		text, err := json.Marshal(more)
+		if err != nil {
+			return err
+		}
+		out.WriteString(`,"more":`)
+		out.Write(text)
+	}
+	if left > 0 {
+		fmt.Fprintf(out, `,"history_more":%d`, left)
+	}
+	out.WriteString("}\n")
+	return out.Flush()
+}
+
+// portSockets writes rows with commas between them.
+func (n *Names) portSockets(out *bufio.Writer, q Question, now Sockets, limit int) (more []More, err error) {
+	count := portCount{limit: limit}
+	var enc Encoder
+	var so tracer.Socket
+	var row Socket
+	var text []byte
+	first := true
+	for i := range now.count {
+		if !now.read(i, &so) || !q.about(so.Proto) || !count.add(so.Role, so.Proto) {
+			continue
+		}
+		text = text[:0]
+		if !first {
+			text = append(text, ',')
+		}
+		first = false
+		n.fillInFull(&row, &so, row.Holders)
+		text = enc.AppendSocket(text, &row)
+		if _, err := out.Write(text); err != nil {
+			return nil, err
+		}
+	}
+	return count.more(), nil
+}
+
+// portHistory writes tenancies with commas between them, and tells how many it left out.
+func (n *Names) portHistory(out *bufio.Writer, q Question, before iter.Seq[tracer.Tenancy], limit int) (left int, err error) {
+	count := 0
+	for t := range before {
+		if !q.about(t.Proto) {
+			continue
+		}
+		if count++; count > limit {
+			continue
+		}
+		if count > 1 {
+			out.WriteByte(',')
+		}
+		text, err := json.Marshal(n.Tenancy(&t))
+		if err != nil {
+			return 0, err
+		}
+		if _, err := out.Write(escapeControls(text)); err != nil {
+			return 0, err
+		}
+	}
+	return max(count-limit, 0), nil
 }
 
 // PortInBrief is the answer for PortText alone: what that only counts has no row.
 func (n *Names) PortInBrief(q Question, pool *netns.Pool, rows *tracer.Rows) *Port {
-	p := n.port(q, pool)
-	p.counted = make(map[section]int)
+	p := &Port{about: n.about(q, pool), History: []Tenancy{}}
+	shown, counted := portCount{limit: MaxShown}, portCount{}
 	for i := range rows.Len() {
 		role, proto := rows.Kind(i)
 		switch {
 		case !q.about(proto):
 		case role == tracer.RoleServer || role == tracer.RoleOrphan || role == tracer.RoleTimeWait:
-			p.counted[section{role.String(), proto.String()}]++
-		default:
+			counted.add(role, proto)
+		case shown.add(role, proto):
 			var so tracer.Socket
 			rows.Read(i, &so)
-			p.Sockets = append(p.Sockets, n.socketInFull(&so, nil))
+			p.Sockets = append(p.Sockets, n.socketInFull(&so))
 		}
 	}
+	p.More = append(shown.more(), counted.more()...)
 	return p
 }
 
-// port is the answer but for who has it.
-func (n *Names) port(q Question, pool *netns.Pool) *Port {
-	p := &Port{
+func (n *Names) about(q Question, pool *netns.Pool) about {
+	a := about{
 		Port: q.Port, Range: services.ClassOf(q.Port), Service: n.Services.Name(q.Port, q.Protos[0] == tracer.UDP),
 		InEphemeralRange: pool.Has(q.Port), RangeLow: pool.Low, RangeHigh: pool.High, Reserved: pool.Reserved(q.Port),
-		History: []Tenancy{},
 	}
 	if len(q.Protos) == 1 {
-		p.Proto = q.Protos[0].String()
+		a.Proto = q.Protos[0].String()
 	}
-	return p
+	return a
 }
 
 // Tenancy makes the row of a tenancy.

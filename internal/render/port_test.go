@@ -3,7 +3,9 @@ package render
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -49,12 +51,37 @@ const otherNS = 4026532000
 // askWho answers a question about these sockets in words.
 func askWho(t *testing.T, q Question, before []tracer.Tenancy, sockets ...tracer.Socket) string {
 	t.Helper()
-	tracer.SortSockets(sockets)
+	return textOf(t, portAnswer(t, q, sockets, before, Unlimited))
+}
+
+func textOf(t *testing.T, p *Port) string {
+	t.Helper()
 	var b strings.Builder
-	if err := portNames().PortText(&b, Style{}, portNames().Port(q, testPool(t), sockets, before)); err != nil {
+	if err := portNames().PortText(&b, Style{}, p); err != nil {
 		t.Fatal(err)
 	}
 	return b.String()
+}
+
+// portJSON answers a question about these sockets in JSON.
+func portJSON(t *testing.T, q Question, sockets []tracer.Socket, before []tracer.Tenancy, limit int) string {
+	t.Helper()
+	tracer.SortSockets(sockets)
+	var b strings.Builder
+	if err := portNames().PortJSON(&b, q, testPool(t), SocketsOf(sockets, nil), slices.Values(before), limit); err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
+// portAnswer is that answer read back.
+func portAnswer(t *testing.T, q Question, sockets []tracer.Socket, before []tracer.Tenancy, limit int) *Port {
+	t.Helper()
+	p := new(Port)
+	if err := json.Unmarshal([]byte(portJSON(t, q, sockets, before, limit)), p); err != nil {
+		t.Fatal(err)
+	}
+	return p
 }
 
 const about8080 = "8080: registered (1024-49151); my-web/tcp; http-alt/udp\n" +
@@ -207,12 +234,14 @@ func TestPortJSON(t *testing.T) {
 				`{"proto":"udp","local_ip":"127.0.0.1","local_port":53,"netns":4026531840,"pid":19,"comm":"dnsmasq","uid":0,` +
 				`"since":"2026-01-02T03:04:05.000000006Z","until":"2026-01-02T03:04:06.000000006Z","duration_ns":1000000000}]}`},
 	} {
-		got, err := json.Marshal(portNames().Port(test.question, testPool(t), test.sockets, test.past))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if d := cmp.Diff(test.want, string(got)); d != "" {
+		got := portJSON(t, test.question, test.sockets, test.past, Unlimited)
+		if d := cmp.Diff(test.want+"\n", got); d != "" {
 			t.Errorf("%v (-want +got):\n%s", test.question, d)
+		}
+		// What is written row by row is what encoding/json would write.
+		whole, err := json.Marshal(portAnswer(t, test.question, test.sockets, test.past, Unlimited))
+		if d := cmp.Diff(string(whole)+"\n", got); err != nil || d != "" {
+			t.Errorf("%v: %v (-encoding/json +got):\n%s", test.question, err, d)
 		}
 	}
 }
@@ -247,6 +276,51 @@ func TestPortTextBefore(t *testing.T) {
 	}
 }
 
+// A limit leaves out rows, of each kind and of the past, and says how many; the text
+// counts them all.
+func TestPortLimit(t *testing.T) {
+	var sockets []tracer.Socket
+	var past []tracer.Tenancy
+	for i := range 5 {
+		peer := fmt.Sprintf("10.0.0.2:%d", 40000+i)
+		sockets = append(sockets,
+			handmade.Socket(hostNS, tracer.TCP, tracer.RoleListener, fmt.Sprintf("10.0.0.%d:8080", i+1), ""),
+			handmade.Socket(hostNS, tracer.TCP, tracer.RoleServer, "10.0.0.1:8080", peer),
+			handmade.Socket(hostNS, tracer.TCP, tracer.RoleClient, "10.0.0.3:8080", peer),
+			handmade.Socket(hostNS, tracer.UDP, tracer.RoleBound, fmt.Sprintf("10.0.0.%d:8080", i+1), ""))
+		past = append(past, tracer.Tenancy{
+			Proto: tracer.TCP, Local: netip.MustParseAddrPort("0.0.0.0:8080"), NetNS: hostNS, Owner: handmade.Process(uint32(30-i), 0, "old"),
+			Until: time.Date(2026, 1, 2, 3, 4, 5, 0, time.Local),
+		})
+	}
+	for _, limit := range []int{0, 2, 4, 5} {
+		p := portAnswer(t, question(8080), slices.Clone(sockets), past, limit)
+		left := 5 - limit
+		var want []More
+		if left > 0 {
+			want = []More{{"listener", "tcp", left}, {"client", "tcp", left}, {"server", "tcp", left}, {"bound", "udp", left}}
+		}
+		byName := func(a, b More) int { return strings.Compare(a.Role, b.Role) }
+		slices.SortFunc(want, byName)
+		slices.SortFunc(p.More, byName)
+		if d := cmp.Diff(want, p.More); d != "" || len(p.Sockets) != 4*limit || len(p.History) != limit || p.HistoryMore != left || !p.Held() {
+			t.Errorf("limit %d: %d sockets, %d before and %d more (-want more +got):\n%s", limit, len(p.Sockets), len(p.History), p.HistoryMore, d)
+		}
+	}
+	got := textOf(t, portAnswer(t, question(8080), sockets, past, 2))
+	for _, want := range []string{
+		"8080/tcp is held by no process, listening on 10.0.0.1", "3 more listeners", "5 accepted connections", "5 clients",
+		"3 more sockets that are bound to it", "that is of the latest 2 times; there were 3 before\n", "and 3 more of tcp\n",
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("the text lacks %q:\n%s", want, got)
+		}
+	}
+	if whole := textOf(t, portAnswer(t, question(8080), sockets, past, 5)); strings.Contains(whole, "more") || strings.Contains(whole, "latest") {
+		t.Errorf("the whole text tells of more:\n%s", whole)
+	}
+}
+
 // What was written as JSON and read back is the same text: that is how the agent's
 // answers are shown.
 func TestTextFromJSON(t *testing.T) {
@@ -273,12 +347,6 @@ func TestTextFromJSON(t *testing.T) {
 	if err := errors.Join(n.SocketsText(&want, Style{}, SocketsOf(sockets, nil)), n.RowsText(&got, Style{}, rows)); err != nil {
 		t.Fatal(err)
 	}
-	answer := n.Port(question(80), testPool(t), sockets[:1], nil)
-	var read Port
-	again(answer, &read)
-	if err := errors.Join(n.PortText(&want, Style{}, answer), n.PortText(&got, Style{}, &read)); err != nil {
-		t.Fatal(err)
-	}
 	ev := ordinaryEvent()
 	ev.Type, ev.Errno, ev.HeldBy = tracer.EventBind, syscall.EADDRINUSE, sockets[:1]
 	row := n.Event(&ev)
@@ -302,7 +370,7 @@ func TestDuration(t *testing.T) {
 }
 
 func TestPortTextWriteError(t *testing.T) {
-	if err := portNames().PortText(&noSpace{}, Style{}, portNames().Port(question(8080), testPool(t), nil, nil)); !errors.Is(err, syscall.ENOSPC) {
+	if err := portNames().PortText(&noSpace{}, Style{}, portAnswer(t, question(8080), nil, nil, Unlimited)); !errors.Is(err, syscall.ENOSPC) {
 		t.Errorf("error %v, want %v", err, syscall.ENOSPC)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/netip"
 	"os/user"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -24,10 +25,10 @@ func (n *Names) PortText(out io.Writer, style Style, p *Port) error {
 	}
 	all := sections(p.Sockets)
 	for _, proto := range protos {
-		w.proto(proto, all, p.counted, p.Proto != "" || !p.Held())
+		w.proto(proto, all, p.More, p.Proto != "" || !p.Held())
 	}
 	w.about(p, protos)
-	w.before(p.History)
+	w.before(p.History, p.HistoryMore)
 	if w.err != nil {
 		return w.err
 	}
@@ -37,9 +38,16 @@ func (n *Names) PortText(out io.Writer, style Style, p *Port) error {
 	}
 	if len(clients) > 0 {
 		fmt.Fprintf(out, "\nclients that have %d as their own port:\n", p.Port)
-		return n.RowsText(out, style, clients)
+		if err := n.RowsText(out, style, clients); err != nil {
+			return err
+		}
+		for _, m := range p.More {
+			if m.Role == tracer.RoleClient.String() && slices.Contains(protos, m.Proto) {
+				w.printf("and %d more of %s\n", m.Sockets, m.Proto)
+			}
+		}
 	}
-	return nil
+	return w.err
 }
 
 // section names the sockets of a role and a protocol.
@@ -75,7 +83,11 @@ func (w *portWriter) printf(format string, args ...any) {
 }
 
 // proto tells of one protocol; nobody says so only where asked.
-func (w *portWriter) proto(proto string, all map[section][]Socket, counted map[section]int, sayNobody bool) {
+func (w *portWriter) proto(proto string, all map[section][]Socket, more []More, sayNobody bool) {
+	left := make(map[section]int)
+	for _, m := range more {
+		left[section{m.Role, m.Proto}] = m.Sockets
+	}
 	held := false
 	for _, role := range []tracer.Role{tracer.RoleListener, tracer.RoleBound} {
 		for _, group := range groups(all[section{role.String(), proto}]) {
@@ -88,6 +100,8 @@ func (w *portWriter) proto(proto string, all map[section][]Socket, counted map[s
 		one  string
 		many string
 	}{
+		{tracer.RoleListener, "1 more listener", "%d more listeners"},
+		{tracer.RoleBound, "1 more socket that is bound to it", "%d more sockets that are bound to it"},
 		{tracer.RoleServer, "1 accepted connection", "%d accepted connections"},
 		{tracer.RoleOrphan, "1 connection that no process holds", "%d connections that no process holds"},
 		{tracer.RoleTimeWait, "1 connection in TIME-WAIT, for up to a minute", "%d connections in TIME-WAIT, each for up to a minute"},
@@ -96,7 +110,11 @@ func (w *portWriter) proto(proto string, all map[section][]Socket, counted map[s
 	var parts []string
 	for _, r := range rest {
 		s := section{r.role.String(), proto}
-		switch n := len(all[s]) + counted[s]; {
+		n := left[s]
+		if r.role != tracer.RoleListener && r.role != tracer.RoleBound { // else those there are have been told
+			n += len(all[s])
+		}
+		switch {
 		case n == 1:
 			parts = append(parts, r.one)
 		case n > 1:
@@ -293,8 +311,9 @@ func (w *portWriter) about(p *Port, protos []string) {
 // maxBefore is how many of those who had the port before are told in words.
 const maxBefore = 5
 
-// before tells who had the port, the latest first, each process once.
-func (w *portWriter) before(history []Tenancy) {
+// before tells who had the port, the latest first, each process once. earlier is how
+// many tenancies there were before the history begins.
+func (w *portWriter) before(history []Tenancy, earlier int) {
 	type who struct {
 		pid   uint32
 		comm  string
@@ -318,6 +337,9 @@ func (w *portWriter) before(history []Tenancy) {
 	}
 	if more := len(latest) - maxBefore; more > 0 {
 		w.printf("  and %d more\n", more)
+	}
+	if earlier > 0 {
+		w.printf("  that is of the latest %d times; there were %d before\n", len(history), earlier)
 	}
 }
 

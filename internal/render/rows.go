@@ -4,7 +4,6 @@ package render
 
 import (
 	"net/netip"
-	"slices"
 	"time"
 
 	"github.com/porthole-dev/porthole/internal/container"
@@ -208,26 +207,16 @@ func (n *Names) containerOf(s *tracer.Socket) *container.Container {
 	return n.Cgroups.Resolve(s.Holders[0].Cgroup).Container
 }
 
-// socketsInFull makes the rows of the sockets of a Port.
-func (n *Names) socketsInFull(sockets []tracer.Socket) []Socket {
-	rows := make([]Socket, len(sockets))
-	shareRows(len(rows), func(_, from, to int) {
-		pool := make([]Holder, 0, to-from) // for the usual case of a holder each
-		for i := from; i < to; i++ {
-			row := n.socketInFull(&sockets[i], pool[len(pool):])
-			if len(pool)+len(row.Holders) <= cap(pool) {
-				pool = pool[:len(pool)+len(row.Holders)]
-			}
-			row.Holders = slices.Clip(row.Holders)
-			rows[i] = row
-		}
-	})
-	return rows
+// socketInFull makes the row of a socket of a Port.
+func (n *Names) socketInFull(s *tracer.Socket) Socket {
+	var row Socket
+	n.fillInFull(&row, s, []Holder{})
+	return row
 }
 
-// socketInFull is socket, with what only a Port tells.
-func (n *Names) socketInFull(s *tracer.Socket, holders []Holder) Socket {
-	row := n.socket(s, holders)
+// fillInFull is fill, with what only a Port tells.
+func (n *Names) fillInFull(row *Socket, s *tracer.Socket, holders []Holder) {
+	n.fill(row, s, holders)
 	for i := range s.Holders {
 		row.Holders[i].UID = &s.Holders[i].UID
 		row.Holders[i].Container = n.Cgroups.Resolve(s.Holders[i].Cgroup).Container
@@ -235,7 +224,6 @@ func (n *Names) socketInFull(s *tracer.Socket, holders []Holder) Socket {
 	if row.Owner != nil && s.OwnerStatus != 0 {
 		row.Owner.Status = s.OwnerStatus.String()
 	}
-	return row
 }
 
 // hasLocal: a socket without a port has no local end worth telling, unless it
