@@ -93,7 +93,7 @@ var probes = []probe{
 		new: "5.15", lost: "that SOCK_DESTROY (ss -K) took the port from a UDP socket, before the socket is closed",
 	},
 	{
-		progs: []string{bpfProgPhSysX}, hook: "tp_btf/sys_exit", tier: TierTracepoint, syscall: true,
+		progs: []string{bpfProgPhSysX}, hook: hookSyscall, tier: TierTracepoint, syscall: true,
 		parts: partBind | partListen | partConnect | partAccept | partImplicit | partPeer,
 		lost: "accepts without an address, refused binds and listens, UDP connects, TCP connects refused before a SYN, " +
 			"implicit binds by datagrams that cannot be sent",
@@ -103,6 +103,20 @@ var probes = []probe{
 		parts: partAccept | partImplicit | partPeer,
 		lost:  "accepts by io_uring without an address, UDP connects by it, implicit binds by datagrams it cannot send",
 	},
+}
+
+// hookSyscall is at the end of every system call.
+const hookSyscall = "tp_btf/sys_exit"
+
+// skippedCalls is what is not seen in a kernel of syscallsPreempted.
+const skippedCalls = "system calls that end while another task is stopped in " + hookSyscall + " on the same processor (Linux 7.2 and newer; they count as lost)"
+
+// syscallsPreempted tells whether the kernel may give the processor to another task within
+// a program of hookSyscall, as since 7.2: that task's calls skip the program. The
+// function came with it.
+func syscallsPreempted(kernel *btf.Spec) bool {
+	var fn *btf.Func
+	return kernel.TypeByName("trace_call_bpf_faultable", &fn) == nil
 }
 
 // hookUring is at the end of every io_uring request.

@@ -48,6 +48,7 @@ type Tracer struct {
 	// byTracepoint are the parts that hooks of the tracepoint tier report; the
 	// programs read them from partsVar.
 	byTracepoint   bpfPart
+	preempted      bool // syscallsPreempted
 	partsVar       *ebpf.Variable
 	establishedVar *ebpf.Variable
 	reader         *ringbuf.Reader
@@ -202,6 +203,7 @@ func (t *Tracer) attach(spec *ebpf.CollectionSpec, cfg Config) error {
 	if err != nil {
 		return err
 	}
+	t.preempted = syscallsPreempted(kernel)
 	l := loader{t: t, spec: spec, opts: opts, kernel: kernel, uring: !cfg.NoSyscallHooks && pickUring(kernel) != ""}
 	if err := l.attach(hooksOf(func(p *probe) bool { return p.tier == "" })); err != nil {
 		return err
@@ -367,8 +369,11 @@ func (t *Tracer) Hooks() []HookStatus { return t.hooks }
 func (t *Tracer) NotSeen() []string {
 	var out []string
 	for _, h := range t.hooks {
-		if !h.Attached && h.Lost != "" {
+		switch {
+		case !h.Attached && h.Lost != "":
 			out = append(out, h.Lost)
+		case h.Attached && h.Hook == hookSyscall && t.preempted:
+			out = append(out, skippedCalls)
 		}
 	}
 	for _, b := range blindSpots {

@@ -132,17 +132,32 @@ func sourcesOf(targets, keyring string, releases []string) (string, error) {
 	return sources.String(), nil
 }
 
-// image names the package of a kernel.
-func (a *archive) image(ctx context.Context, k kernel) (string, error) {
-	if k.series == "" {
-		return "linux-image-cloud-" + k.arch, nil
+// kernelPackages names the packages with parts of a kernel. Of a series only that of the image: what
+// it depends on may be gone from the archive, and up to 6.18 the image's own has all that is needed.
+func (a *archive) kernelPackages(ctx context.Context, k kernel) ([]string, error) {
+	if k.series != "" {
+		prefix, suffix := "linux-image-"+k.series+".", "-cloud-"+k.arch
+		names, err := output(ctx, "", "apt-cache", "-c", a.conf, "pkgnames", prefix)
+		if err != nil {
+			return nil, err
+		}
+		image, err := newestImage(names, prefix, suffix)
+		return []string{image}, err
 	}
-	prefix, suffix := "linux-image-"+k.series+".", "-cloud-"+k.arch
-	names, err := output(ctx, "", "apt-cache", "-c", a.conf, "pkgnames", prefix)
+	all, err := a.closure(ctx, "linux-image-cloud-"+k.arch)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	return newestImage(names, prefix, suffix)
+	var names []string
+	for _, name := range all {
+		if kernelPackage.MatchString(name) {
+			names = append(names, name)
+		}
+	}
+	if len(names) == 0 {
+		return nil, fmt.Errorf("no package of a kernel is among %s", strings.Join(all, " "))
+	}
+	return names, nil
 }
 
 // newestImage picks the name with the highest number between a prefix and a suffix.

@@ -14,25 +14,25 @@ const wantDoc = docIntro + `
 
 Not on 6.1 arm64: not attached.
 
-| hook | 5.10 amd64 |
-| --- | --- |
-| ` + "`fexit/a`" + ` | yes |
-| ` + "`fexit/b`" + ` | no |
+| hook | 5.10 amd64 | edge amd64 |
+| --- | --- | --- |
+| ` + "`fexit/a`" + ` | yes | yes |
+| ` + "`fexit/b`" + ` | no | yes |
 
 Not attached:
 
-- ` + "`fexit/b`" + `: no such function
+- ` + "`fexit/b`" + `: no such function (5.10 amd64)
 
 Not seen:
 
-- what b sees
+- what b sees (5.10 amd64)
 
 ## Tier tracepoint
 
-| hook | 5.10 amd64 | 6.1 arm64 |
-| --- | --- | --- |
-| ` + "`tp/a`" + ` | yes | yes |
-| ` + "`tp/c`" + ` |  | yes |
+| hook | 5.10 amd64 | edge amd64 | 6.1 arm64 |
+| --- | --- | --- | --- |
+| ` + "`tp/a`" + ` | yes | yes | yes |
+| ` + "`tp/c`" + ` |  |  | yes |
 
 Not seen:
 
@@ -45,6 +45,8 @@ Not seen:
 | --- | --- | --- |
 | 5.10 amd64 | fentry | all pass but what it lacks |
 | 5.10 amd64 | tracepoint | all pass |
+| edge amd64 | fentry | all pass |
+| edge amd64 | tracepoint | not run: lossy |
 | 6.1 arm64 | tracepoint | all pass |
 
 Lacking:
@@ -66,6 +68,12 @@ func TestWriteDoc(t *testing.T) {
 		}, doctors: map[tier]*doctor{
 			"fentry":     read(`{"hooks":[{"hook":"fexit/a","attached":true},{"hook":"fexit/b","reason":"no such function"}],"not_seen":["what b sees"]}`),
 			"tracepoint": read(`{"hooks":[{"hook":"tp/a","attached":true}],"not_seen":["holders elsewhere","io_uring"]}`),
+		}},
+		{kernel: kernel{name: "edge", arch: "amd64", untested: map[tier]string{"tracepoint": "lossy"}}, tiers: map[tier]*tally{
+			"fentry": {run: 3, passed: 3},
+		}, doctors: map[tier]*doctor{
+			"fentry":     read(`{"hooks":[{"hook":"fexit/a","attached":true},{"hook":"fexit/b","attached":true}],"not_seen":[]}`),
+			"tracepoint": read(`{"hooks":[{"hook":"tp/a","attached":true}],"not_seen":["holders elsewhere"]}`),
 		}},
 		{kernel: kernel{name: "6.1", arch: "arm64", missing: map[tier]string{"fentry": "not attached"}}, tiers: map[tier]*tally{
 			"tracepoint": {run: 3, passed: 3},

@@ -34,22 +34,9 @@ type cache struct {
 // root/modules, named so that those that others need sort first.
 func (c *cache) kernel(ctx context.Context, k kernel) (string, error) {
 	return c.get(ctx, "linux-"+k.name, k.releases, k.arch, modules, func(a *archive, tmp, dir string) error {
-		image, err := a.image(ctx, k)
+		names, err := a.kernelPackages(ctx, k)
 		if err != nil {
 			return err
-		}
-		all, err := a.closure(ctx, image)
-		if err != nil {
-			return err
-		}
-		var names []string
-		for _, name := range all {
-			if kernelPackage.MatchString(name) {
-				names = append(names, name)
-			}
-		}
-		if len(names) == 0 {
-			return fmt.Errorf("no package of a kernel is among %s", strings.Join(all, " "))
 		}
 		c.log("fetching %s", strings.Join(names, ", "))
 		if err := a.unpack(ctx, tmp, names); err != nil {

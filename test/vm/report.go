@@ -18,6 +18,9 @@ func summary(w io.Writer, reports []*report) error {
 			if why := r.kernel.missing[t]; why != "" {
 				row = append(row, "0", "0", "0", "0s")
 				skipped = append(skipped, fmt.Sprintf("%s has no tier %s: %s", r.kernel, t, why))
+			} else if why := r.kernel.untested[t]; why != "" {
+				row = append(row, "0", "0", "0", "0s")
+				skipped = append(skipped, fmt.Sprintf("%s is not tested in tier %s: %s", r.kernel, t, why))
 			} else if c := r.tiers[t]; c != nil {
 				row = append(row, fmt.Sprint(c.run), fmt.Sprint(c.passed), fmt.Sprint(len(c.skipped)), fmt.Sprintf("%.0fs", c.seconds))
 				for _, s := range c.skipped {

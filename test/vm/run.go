@@ -155,9 +155,8 @@ func (m *runner) modules(k kernel) ([]string, error) {
 	return files, err
 }
 
-// plans is the jobs of each machine: for each tier that the kernel has porthole
-// doctor and each suite. The first machine runs porthole doctor in a tier that the
-// kernel has not got, too.
+// plans is the jobs of each machine: for each tier that is tested porthole doctor
+// and each suite. The first machine runs porthole doctor in the other tiers, too.
 func (m *runner) plans(k kernel) ([]guest.Plan, error) {
 	modules, err := m.modules(k)
 	if err != nil {
@@ -171,7 +170,7 @@ func (m *runner) plans(k kernel) ([]guest.Plan, error) {
 	var without []guest.Job
 	for _, t := range tiers {
 		look := guest.Job{Name: doctorJob(t), Argv: []string{"/bin/porthole", "doctor", "--json", "--tier", string(t)}}
-		if k.missing[t] != "" {
+		if k.missing[t] != "" || k.untested[t] != "" {
 			without = append(without, look)
 			continue
 		}
@@ -200,7 +199,7 @@ func (m *runner) judge(r *report, jobs map[string]*outcome) {
 			failures = append(failures, err.Error())
 		}
 		r.doctors[t] = d
-		if r.kernel.missing[t] == "" {
+		if r.kernel.missing[t] == "" && r.kernel.untested[t] == "" {
 			tally := &tally{}
 			for _, s := range m.suites {
 				tally.count(r.kernel, t, s, jobs[suiteJob(t, s)])

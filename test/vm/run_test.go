@@ -43,16 +43,17 @@ func TestReadMessages(t *testing.T) {
 func TestPlan(t *testing.T) {
 	m := &runner{suites: []suite{{"x/cmd/porthole", []string{"TestKernelLs"}}, {"x/tracer", []string{"TestKernelBind"}}}}
 	for _, test := range []struct {
-		missing map[tier]string
-		want    [][]string
+		missing, untested map[tier]string
+		want              [][]string
 	}{
-		{nil, [][]string{
+		{nil, nil, [][]string{
 			{"fentry doctor", "fentry porthole", "fentry tracer"},
 			{"tracepoint doctor", "tracepoint porthole", "tracepoint tracer"},
 		}},
-		{map[tier]string{"fentry": "too old"}, [][]string{{"fentry doctor", "tracepoint doctor", "tracepoint porthole", "tracepoint tracer"}}},
+		{map[tier]string{"fentry": "too old"}, nil, [][]string{{"fentry doctor", "tracepoint doctor", "tracepoint porthole", "tracepoint tracer"}}},
+		{nil, map[tier]string{"tracepoint": "lossy"}, [][]string{{"tracepoint doctor", "fentry doctor", "fentry porthole", "fentry tracer"}}},
 	} {
-		plans, err := m.plans(kernel{missing: test.missing})
+		plans, err := m.plans(kernel{missing: test.missing, untested: test.untested})
 		if err != nil {
 			t.Fatal(err)
 		}
