@@ -297,7 +297,7 @@ func (r *recorder) manyHolders(copies, children int) {
 		r.fds = append(r.fds, other)
 	}
 	for range children {
-		cmd := exec.Command("sleep", "300")
+		cmd := exec.Command("ip", "monitor") // which the VMs have, and waits
 		if err := cmd.Start(); err != nil {
 			r.Fatal(err)
 		}
