@@ -17,7 +17,7 @@ static __always_inline void handle_accept(struct sock *sk, __u8 flags)
 	event_submit(e);
 	/* Its close came before, or comes now on another CPU; the reader takes the first it can match. */
 	if (!sock_port(sk))
-		emit_close(sk, EVENT_CLOSE, 0, READ_TYPED(sk, sk_err));
+		emit_close(sk, EVENT_CLOSE, sock_last_port(sk), 0, READ_TYPED(sk, sk_err));
 }
 
 /*

@@ -5,12 +5,14 @@
 
 #include "connect.h"
 
-static __always_inline void emit_close(struct sock *sk, __u8 type, __u64 tw, __u16 error)
+/* port is the one it gives back, or keeps; 0: not known. */
+static __always_inline void emit_close(struct sock *sk, __u8 type, __u16 port, __u64 tw, __u16 error)
 {
 	struct event *e = event_short(type, sk);
 
 	if (!e)
 		return;
+	e->requested_port = port;
 	e->detail = tw;
 	e->error = error;
 	event_submit(e);
@@ -42,7 +44,8 @@ static __always_inline void handle_tcp_closed(struct sock *sk, int old)
 	if (old == TCP_FIN_WAIT1 || old == TCP_FIN_WAIT2 || old == TCP_CLOSING)
 		tw = sock_timewait(sk, last);
 	/* Of a listener the error is an earlier connection's, which connect(AF_UNSPEC) undid. */
-	emit_close(sk, port ? EVENT_DOWN : EVENT_CLOSE, tw, old == TCP_LISTEN ? 0 : READ_TYPED(sk, sk_err));
+	emit_close(sk, port ? EVENT_DOWN : EVENT_CLOSE, port ?: last, tw,
+		   old == TCP_LISTEN ? 0 : READ_TYPED(sk, sk_err));
 }
 
 /* The handshake ended well, often in softirq: current is anyone. */
@@ -85,7 +88,7 @@ static __always_inline void handle_tcp_destroy(struct sock *sk)
 	__u16 port = sock_port(sk);
 
 	if (port && sock_protocol(sk) == IPPROTO_TCP)
-		emit_close(sk, EVENT_CLOSE, 0, 0);
+		emit_close(sk, EVENT_CLOSE, port, 0, 0);
 }
 
 /*
@@ -95,13 +98,14 @@ static __always_inline void handle_tcp_destroy(struct sock *sk)
  */
 static __always_inline void handle_release(struct sock *sk)
 {
+	__u16 port = sock_port(sk);
 	int error;
 
-	if ((!sock_port(sk) && !READ(sk, __sk_common.skc_hash)) || !sock_is_udp(sk))
+	if ((!port && !READ(sk, __sk_common.skc_hash)) || !sock_is_udp(sk))
 		return;
 	error = READ_TYPED(sk, sk_err);
 	/* Without a peer it is a former peer's, or of one datagram of many; but for SOCK_DESTROY. */
 	if (error != ECONNABORTED && sock_state(sk) != TCP_ESTABLISHED)
 		error = 0;
-	emit_close(sk, EVENT_CLOSE, 0, error);
+	emit_close(sk, EVENT_CLOSE, port, 0, error);
 }

@@ -65,7 +65,7 @@ struct event {
 			       * connect: nanoseconds the kernel looked for a port; bind and
 			       * connect without a process: address of the first subflow of the
 			       * MPTCP socket that this is a subflow of */
-	__u16 requested_port; /* bind: what was asked for, 0 = any */
+	__u16 requested_port; /* bind: what was asked for, 0 = any; close, down: the local port */
 	__u16 error;	      /* errno, positive; 0 = success */
 	__u8 type;	      /* enum event_type */
 	__u8 proto;	      /* IPPROTO_TCP or IPPROTO_UDP */

@@ -143,6 +143,7 @@ func (d *decoder) event(record []byte, booted time.Time, ev *Event) error {
 	if short := len(record) == shortEvent; short != isShort(ev.Type) {
 		return fmt.Errorf("decode event: %d bytes for %s", len(record), ev.Type)
 	} else if short {
+		ev.Local, ev.RequestedPort = netip.AddrPortFrom(netip.Addr{}, raw.RequestedPort), 0
 		return nil
 	}
 	ev.Local = addrPort(raw.Flow.LocalIp, raw.Flow.LocalPort)

@@ -161,6 +161,7 @@ type Event struct {
 	V6Only        bool           // bind, listen, close: IPV6_V6ONLY is set, as of Socket
 	Duration      time.Duration  // close: how long the port was held; established: of the handshake
 	TimeWait      bool           // close: the port stays taken in TIME_WAIT
+	About         bool           // close: it was not seen, but what it left: Time is when it was at the latest, Duration at the longest
 	Search        time.Duration  // connect of TCP: how long the kernel looked for a port; TierFentry only
 
 	boot  uint64 // CLOCK_BOOTTIME, nanoseconds: orders events and snapshot rows

@@ -24,6 +24,7 @@ type Tenancy struct {
 	Owner       Process       // who bound, connected or accepted the socket, else who held it; PID 0: not known
 	Since       time.Time     // zero: before porthole looked
 	Until       time.Time     // when it gave the port back
+	About       bool          // that was not seen: Until is when it was at the latest
 }
 
 // History keeps the last tenancies that ended, a bounded number of them. It is
@@ -44,6 +45,7 @@ type tenancy struct {
 	proto        Proto
 	mptcp        bool
 	timeWait     bool
+	about        bool
 }
 
 func newHistory(max int) *History { return &History{max: max} }
@@ -62,7 +64,7 @@ func (h *History) add(ev *Event) {
 	h.added++
 	*t = tenancy{
 		until: ev.Time.UnixNano(), flow: ev.flow(), owner: packProcess(&ev.Process),
-		errno: uint16(ev.Errno), proto: ev.Proto, mptcp: ev.MPTCP, timeWait: ev.TimeWait,
+		errno: uint16(ev.Errno), proto: ev.Proto, mptcp: ev.MPTCP, timeWait: ev.TimeWait, about: ev.About,
 	}
 	if ev.Duration > 0 {
 		t.since = t.until - int64(ev.Duration)
@@ -117,7 +119,7 @@ func (t *tenancy) unpack(dec *decoder) Tenancy {
 	return Tenancy{
 		Proto: t.proto, Local: addrPort(t.flow.LocalIp, t.flow.LocalPort), Remote: peer(t.flow.RemoteIp, t.flow.RemotePort),
 		NetNS: t.flow.Netns, NetNSCookie: t.flow.NetnsCookie, Device: t.flow.Dev, MPTCP: t.mptcp, TimeWait: t.timeWait, Errno: syscall.Errno(t.errno),
-		Owner: dec.process(&t.owner), Since: wallTime(t.since), Until: wallTime(t.until),
+		Owner: dec.process(&t.owner), Since: wallTime(t.since), Until: wallTime(t.until), About: t.about,
 	}
 }
 

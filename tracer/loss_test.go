@@ -171,16 +171,19 @@ func TestKernelBalance(t *testing.T) {
 	}
 }
 
-// A close that was lost leaves nothing in the table, once it was reconciled.
+// A close that was lost leaves nothing in the table, once it was compared with the kernel's,
+// and is told and remembered then: when it was at the latest.
 func TestKernelLostClose(t *testing.T) {
 	r := idle(t)
-	tr, err := Open(tested(Config{RingBytes: os.Getpagesize()}))
+	tr, err := Open(tested(Config{RingBytes: os.Getpagesize(), History: 1 << 16}))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer tr.Close()
 	r.tracer = tr
 	l, at := r.listener(unix.AF_INET, "127.0.0.1:9000")
+	sub := tr.Subscribe(1 << 16)
+	var closed time.Time
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	ended := make(chan error, 1)
@@ -192,14 +195,30 @@ func TestKernelLostClose(t *testing.T) {
 				r.close(fd)
 			}
 			r.close(l)
+			closed = time.Now()
 		})
 	}()
-	var stats Stats
-	for stats.Resyncs == 0 || len(r.held(at.Port())) > 0 {
-		if stats, err = tr.Stats(); err != nil || ctx.Err() != nil {
-			t.Fatalf("wait for the table to lose the listener: %v, %v; stats %+v", err, ctx.Err(), stats)
+	var told *Event
+	for told == nil {
+		events, err := sub.Next(ctx, nil)
+		if err != nil {
+			t.Fatalf("wait for the close of the listener: %v; stats %+v", err, stats(t, tr))
 		}
-		time.Sleep(time.Millisecond)
+		for i, ev := range events {
+			if ev.Type == EventClose && ev.NetNS == r.netns && ev.Local == at {
+				told = &events[i]
+			}
+		}
+	}
+	if !told.About || told.Time.Before(closed) || int(told.Process.PID) != os.Getpid() {
+		t.Errorf("told %+v, want a close before it was noticed, of a socket of this process, closed at %v", told, closed)
+	}
+	before := slices.DeleteFunc(tr.History().Port(at.Port()), func(p Tenancy) bool { return p.NetNS != r.netns })
+	if len(before) != 1 || !before[0].About || !before[0].Until.Equal(told.Time) || int(before[0].Owner.PID) != os.Getpid() {
+		t.Errorf("the history has %+v, want the listener", before)
+	}
+	if got := r.held(at.Port()); len(got) != 0 {
+		t.Errorf("the table still has %+v", got)
 	}
 	cancel()
 	if err := <-ended; err != nil {

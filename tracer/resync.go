@@ -53,6 +53,7 @@ func (t *Tracer) mergeRows(rows []bpfRow, files filesOf) error {
 	}
 	for some := range slices.Chunk(rows, mergeAtOnce) {
 		t.mergeSome(some, files)
+		t.tellMissed()
 		if err := t.breathe(); err != nil {
 			return err
 		}
@@ -118,8 +119,31 @@ func (t *Tracer) lookAgain(w *bpfWalk, files filesOf) error {
 		t.table.mu.Lock()
 		t.table.merge(&now)
 		t.table.mu.Unlock()
+		t.tellMissed()
 	}
 	return nil
+}
+
+// settleNow removes what the last comparison did not find and the kernel does not have, and
+// tells of it as closed: its close was lost, or the kernel did not run the hook. False: that
+// is not all there is to it.
+func (t *Tracer) settleNow() (sure bool) {
+	sure = true
+	var w bpfWalk
+	for _, so := range t.table.missing() {
+		row, err := t.snap.again(&w, so.id, so.Proto, &bpfFlow{LocalPort: so.Local.Port(), Netns: so.NetNS})
+		if err != nil || row.Sock != 0 && (row.Inode == so.Inode || row.Inode == 0 || so.Inode == 0) {
+			t.table.found(so.id) // the walk did not come by
+		}
+		if err == nil {
+			err = t.breathe()
+		}
+		sure = sure && err == nil
+	}
+	sure = t.table.Settle(boottime()) && sure
+	t.tellMissed()
+	t.handOn()
+	return sure
 }
 
 // filesOf has the sockets of each file, by address: but for the subflows of an MPTCP

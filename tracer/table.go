@@ -30,6 +30,11 @@ type Table struct {
 	doubt bool
 	// changes counts what the writer has done, so that it can tell whether that was anything.
 	changes uint64
+	// missed are the closes of sockets that were found to be gone, for the writer to take.
+	missed []Event
+	// zero is the wall-clock time of CLOCK_BOOTTIME zero, as events have it: how long a port
+	// is held does not depend on who sets the clock meanwhile.
+	zero int64
 }
 
 // left is who left a socket in TIME_WAIT.
@@ -48,7 +53,7 @@ const maxLeft = 1 << 16
 type row struct {
 	id    uint64
 	stamp uint64
-	since int64 // wall clock, nanoseconds; 0: not known
+	since uint64 // CLOCK_BOOTTIME, nanoseconds; 0: not known
 	inode uint64
 	flow  bpfFlow // no remote port: no peer
 	uid   uint32
@@ -72,6 +77,7 @@ type row struct {
 	missing   bool // the last snapshot did not have it, and no event since
 	shared    bool // there are more holders
 	peered    bool // linked by Table.byPeer
+	closed    bool // a close was told, and a snapshot had it later: one came between the word and the deed
 	told      told
 }
 
@@ -115,6 +121,7 @@ func (t *Table) row(id uint64) *row {
 func (t *Table) Apply(ev *Event) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.zero = ev.Time.UnixNano() - int64(ev.boot)
 	r := t.row(ev.sock)
 	if ev.Errno == 0 || isShort(ev.Type) {
 		t.changes++
@@ -133,6 +140,10 @@ func (t *Table) Apply(ev *Event) bool {
 	}
 	if first := t.row(ev.first); ev.first != 0 && first != nil {
 		ev.Process = t.owner(first)
+	}
+	if r != nil && r.contradicts(ev) {
+		t.miss(r, ev.boot) // its close was lost; of this one there is no word but that
+		return false
 	}
 	switch ev.Type {
 	case EventClose:
@@ -162,7 +173,7 @@ func (t *Table) Apply(ev *Event) bool {
 func (t *Table) applyTaken(r *row, ev *Event) bool {
 	flow := ev.flow()
 	if r != nil && r.reused(&flow) {
-		t.remove(r) // its close was lost
+		t.miss(r, ev.boot)
 		r = nil
 	}
 	if r != nil && ev.Type == EventAccept && r.sameRemote(&flow) && t.accepted(r, ev) {
@@ -181,7 +192,7 @@ func (t *Table) applyTaken(r *row, ev *Event) bool {
 	}
 	t.adopt(r, ev)
 	r.proto, r.mptcp, r.flow, r.stamp = ev.Proto, ev.MPTCP, flow, ev.boot
-	r.initial, r.missing = false, false
+	r.initial, r.missing, r.closed = false, false, false
 	r.ended, r.timeWait = 0, false // of an earlier connection
 	// Only these two tell the options.
 	if ev.Type == EventBind || ev.Type == EventListen {
@@ -233,6 +244,16 @@ func (r *row) waits() bool {
 		(r.state == StateEstablished || r.state == StateCloseWait || r.state == StateSynRecv)
 }
 
+// contradicts tells whether word of the end of a connection, or of a socket, is about
+// another one, whose beginning was lost. It tells the port at most, and no peer.
+func (r *row) contradicts(ev *Event) bool {
+	if !isShort(ev.Type) || r.stamp > ev.boot {
+		return false
+	}
+	port := ev.Local.Port()
+	return r.proto != ev.Proto || port != 0 && port != r.flow.LocalPort || r.role == RoleListener && ev.tw != 0
+}
+
 // unpeer: the socket keeps its port and nothing else.
 func (r *row) unpeer(stamp uint64) {
 	r.state, r.role, r.stamp = StateUnconn, RoleBound, stamp
@@ -252,7 +273,7 @@ func (t *Table) adopt(r *row, ev *Event) {
 	}
 	t.setOwner(r, &ev.Process)
 	if r.since == 0 {
-		r.since = ev.Time.UnixNano()
+		r.since = ev.boot
 	}
 }
 
@@ -268,7 +289,7 @@ func (t *Table) applyEstablished(r *row, ev *Event) bool {
 	}
 	ev.Process = t.owner(r)
 	if r.role == RoleClient && r.since != 0 && r.state == StateSynSent {
-		ev.Duration = time.Duration(ev.Time.UnixNano() - r.since)
+		ev.Duration = time.Duration(ev.boot - r.since)
 	}
 	if r.stamp <= ev.boot {
 		r.state, r.stamp, r.missing = StateEstablished, ev.boot, false
@@ -284,6 +305,25 @@ func (t *Table) applyClose(r *row, ev *Event) bool {
 		t.remove(r)
 		return false
 	}
+	t.fillClose(r, ev)
+	t.leave(r, ev)
+	t.remove(r)
+	return true
+}
+
+// miss removes a socket whose close was not seen: a loss, or a kernel that does not run the
+// hook. That it is gone is known since a time of CLOCK_BOOTTIME.
+func (t *Table) miss(r *row, known uint64) {
+	if !r.waits() && !r.closed {
+		ev := Event{Type: EventClose, Proto: r.proto, About: true, Time: t.wall(known), boot: known, sock: r.id}
+		t.fillClose(r, &ev)
+		t.missed = append(t.missed, ev)
+	}
+	t.remove(r)
+}
+
+// fillClose adds what is known of a socket to its close.
+func (t *Table) fillClose(r *row, ev *Event) {
 	ev.Process = t.owner(r)
 	ev.Local, ev.MPTCP = addrPort(r.flow.LocalIp, r.flow.LocalPort), r.mptcp
 	ev.NetNS, ev.NetNSCookie, ev.Device, ev.V6Only = r.flow.Netns, r.flow.NetnsCookie, r.flow.Dev, r.v6Only
@@ -298,11 +338,23 @@ func (t *Table) applyClose(r *row, ev *Event) bool {
 	}
 	ev.TimeWait = ev.TimeWait || r.timeWait
 	if r.since != 0 {
-		ev.Duration = time.Duration(ev.Time.UnixNano() - r.since)
+		ev.Duration = time.Duration(ev.boot - min(ev.boot, r.since))
 	}
-	t.leave(r, ev)
-	t.remove(r)
-	return true
+}
+
+// setZero is for where there was no event since the clock was set.
+func (t *Table) setZero(zero int64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.zero = zero
+}
+
+// wall is the wall-clock time of a time of CLOCK_BOOTTIME; 0 is the zero time.
+func (t *Table) wall(boot uint64) time.Time {
+	if boot == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, t.zero+int64(boot))
 }
 
 // leave remembers who left a timewait sock, while there is room.
@@ -374,9 +426,10 @@ func (t *Table) merge(s *Socket) {
 		return
 	}
 	if r != nil && r.reusedBy(&flow, s.Inode) {
-		t.remove(r)
+		t.miss(r, s.stamp)
 		r = nil
 	}
+	told := false
 	if r == nil {
 		// Nobody is known to have the address since it was closed. Then either the open of
 		// the next was lost, or the snapshot came before the socket was gone.
@@ -384,20 +437,21 @@ func (t *Table) merge(s *Socket) {
 			if at >= s.stamp || !s.attached {
 				return
 			}
-			t.doubt = true
+			t.doubt, told = true, true
 		}
 		r = t.add(s.id, &flow)
 		r.initial, r.origin = !t.loaded, s.Origin
 		t.setOwner(r, &s.Owner)
 		if !s.Since.IsZero() {
-			r.since = s.Since.UnixNano()
+			r.since = uint64(s.Since.UnixNano() - t.zero)
 		}
 	}
 	t.doubt = t.doubt || r.state == StateUnconn && s.State != StateUnconn
 	r.flow, r.stamp, r.inode, r.uid = flow, s.stamp, s.Inode, s.UID
 	r.proto, r.state, r.role, r.mptcp = s.Proto, s.State, s.Role, s.MPTCP
 	r.v6Only, r.reuseAddr, r.reusePort, r.attached = s.V6Only, s.ReuseAddr, s.ReusePort, s.attached
-	r.missing, r.told = false, toldState
+	_, again := t.closed[s.id] // read twice
+	r.missing, r.told, r.closed = false, toldState, told || r.closed && again
 }
 
 // hold takes a holder of a socket that has been merged.
@@ -458,17 +512,39 @@ func (t *Table) finish(start uint64) {
 	}
 }
 
+// missing returns the sockets that the last snapshot lacked, but for who holds them.
+func (t *Table) missing() []Socket {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var out []Socket
+	for r := range t.all() {
+		if r.missing {
+			out = append(out, t.socket(r))
+		}
+	}
+	return out
+}
+
+// found tells that a socket is there, though the last snapshot lacked it.
+func (t *Table) found(id uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if r := t.row(id); r != nil {
+		r.missing = false
+	}
+}
+
 // Settle removes what the last snapshot lacked. Call it when every event older than
-// that has been applied. False: the snapshot and those events contradict each other, so
-// that only another snapshot can tell. It may have come between what a hook told and
-// what the kernel then did.
-func (t *Table) Settle() bool {
+// that has been applied, with the time of CLOCK_BOOTTIME since when those are known to be
+// gone. False: the snapshot and those events contradict each other, so that only another
+// snapshot can tell. It may have come between what a hook told and what the kernel then did.
+func (t *Table) Settle(known uint64) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.changes++
 	for r := range t.all() {
 		if r.missing {
-			t.remove(r)
+			t.miss(r, known)
 		}
 	}
 	sure := !t.doubt
@@ -491,7 +567,7 @@ func (t *Table) complete(s *Socket) {
 	if s.Role == RoleTimeWait {
 		s.Owner = t.knownOwner(s.id, &flow)
 	} else if r := t.row(s.id); r != nil && !r.reusedBy(&flow, s.Inode) {
-		s.Owner, s.Since, s.Origin = t.procs.at(r.owner), wallTime(r.since), r.origin
+		s.Owner, s.Since, s.Origin = t.procs.at(r.owner), t.wall(r.since), r.origin
 		s.late = r.stamp > s.stamp
 	}
 }
@@ -503,7 +579,7 @@ func (t *Table) Count(port uint16) (n int) {
 	if port == 0 {
 		return len(t.byID)
 	}
-	for i := t.byPort[port]; i != 0; i = t.rows.at(i).next {
+	for range t.onPort(port) {
 		n++
 	}
 	return n
@@ -621,7 +697,7 @@ func (t *Table) socket(r *row) Socket {
 		Local: addrPort(r.flow.LocalIp, r.flow.LocalPort), Remote: peer(r.flow.RemoteIp, r.flow.RemotePort),
 		NetNS: r.flow.Netns, NetNSCookie: r.flow.NetnsCookie, Device: r.flow.Dev,
 		Inode: r.inode, UID: r.uid, MPTCP: r.mptcp, V6Only: r.v6Only, ReuseAddr: r.reuseAddr, ReusePort: r.reusePort,
-		Owner: t.procs.at(r.owner), Since: wallTime(r.since), Origin: r.origin,
+		Owner: t.procs.at(r.owner), Since: t.wall(r.since), Origin: r.origin,
 		id: r.id, attached: r.attached, stamp: r.stamp,
 	}
 }

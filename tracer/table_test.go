@@ -461,7 +461,7 @@ func TestTableSettle(t *testing.T) {
 	}
 	t.Run("gone", func(t *testing.T) {
 		tt := start(t)
-		tt.Settle()
+		tt.Settle(bootAt(1000))
 		tt.empty()
 		tt.swallowed(tcp(80, EventClose, sockA, "10.0.0.1:80", "10.0.0.2:40000"))
 	})
@@ -474,7 +474,7 @@ func TestTableSettle(t *testing.T) {
 	t.Run("there again", func(t *testing.T) {
 		tt := start(t)
 		tt.reconcile(55, row)
-		tt.Settle()
+		tt.Settle(bootAt(1000))
 		want := row
 		want.Owner, want.Since, want.Origin = proc(10), wallAt(20), OriginObserved
 		equal(t, "row", want, tt.only())
@@ -482,7 +482,7 @@ func TestTableSettle(t *testing.T) {
 	t.Run("news of it between", func(t *testing.T) {
 		tt := start(t)
 		tt.news(tcp(65, EventEstablished, sockA, "10.0.0.1:80", "10.0.0.2:40000"))
-		tt.Settle()
+		tt.Settle(bootAt(1000))
 		if tt.Len() != 1 {
 			t.Error("removed though the last event is newer than the snapshot")
 		}
@@ -706,10 +706,10 @@ func TestTableDoubt(t *testing.T) {
 			if there := tt.Len() > 0; there == test.sure {
 				t.Errorf("in the table: %t", there)
 			}
-			if sure := tt.Settle(); sure != test.sure {
+			if sure := tt.Settle(bootAt(1000)); sure != test.sure {
 				t.Errorf("sure: %t, want %t", sure, test.sure)
 			}
-			if !tt.Settle() {
+			if !tt.Settle(bootAt(1000)) {
 				t.Error("in doubt without another snapshot")
 			}
 			tt.reconcile(90, row(95))
@@ -726,7 +726,7 @@ func TestTableDoubt(t *testing.T) {
 		other := found(60, RoleBound, sockA, "10.0.0.1:81", "")
 		other.State = StateUnconn
 		tt.reconcile(50, other)
-		if got := tt.only(); got.Local != other.Local || got.Owner != proc(10) || !tt.Settle() {
+		if got := tt.only(); got.Local != other.Local || got.Owner != proc(10) || !tt.Settle(bootAt(1000)) {
 			t.Errorf("the table has %+v, want the socket bound last, beyond doubt", got)
 		}
 	})
@@ -734,7 +734,7 @@ func TestTableDoubt(t *testing.T) {
 		tt := newTableTest(t)
 		tt.reconcile(10, row(20))
 		tt.swallowed(end(15))
-		if tt.Settle() {
+		if tt.Settle(bootAt(1000)) {
 			t.Error("sure of a socket that was closed before it was read")
 		}
 	})
@@ -744,7 +744,7 @@ func TestTableDoubt(t *testing.T) {
 		tt.news(bind)
 		for _, sure := range []bool{false, true} {
 			tt.reconcile(50, row(60))
-			if tt.Settle() != sure {
+			if tt.Settle(bootAt(1000)) != sure {
 				t.Errorf("sure: %t, want %t", !sure, sure)
 			}
 		}
@@ -970,4 +970,131 @@ func TestTableAcceptDuringReconcile(t *testing.T) {
 	tt.swallowed(flagged(bpfEventFlagEVENT_MAYBE, accept))
 	tt.news(accept)
 	tt.swallowed(accept)
+}
+
+// takeMissed returns the closes that the table has noticed, and forgets them.
+func (tt tableTest) takeMissed() []Event {
+	missed := tt.missed
+	tt.Table.missed = nil
+	return missed
+}
+
+// A close that nobody saw is told once the socket is known to be gone, as such.
+func TestTableMissedClose(t *testing.T) {
+	listen := tcp(20, EventListen, sockA, "10.0.0.1:80", "")
+	want := by(10, tcp(0, EventClose, sockA, "10.0.0.1:80", ""))
+	want.About = true
+	at := func(ms int) []Event {
+		ev := want
+		ev.Time, ev.boot, ev.Duration = wallAt(ms), bootAt(ms), time.Duration(ms-20)*time.Millisecond
+		return []Event{ev}
+	}
+	start := func(t *testing.T) tableTest {
+		tt := newTableTest(t)
+		tt.reconcile(10)
+		tt.news(listen)
+		return tt
+	}
+	t.Run("a snapshot lacks it", func(t *testing.T) {
+		tt := start(t)
+		tt.reconcile(50)
+		equal(t, "missed before what is older was read", []Event(nil), tt.takeMissed())
+		if ids := tt.missing(); len(ids) != 1 || ids[0].id != sockA {
+			t.Errorf("missing: %+v, want the listener", ids)
+		}
+		tt.Settle(bootAt(110))
+		equal(t, "missed", at(110), tt.takeMissed())
+		tt.empty()
+	})
+	t.Run("it is there all the same", func(t *testing.T) {
+		tt := start(t)
+		tt.reconcile(50)
+		tt.found(sockA)
+		tt.Settle(bootAt(110))
+		equal(t, "missed", []Event(nil), tt.takeMissed())
+		tt.only()
+	})
+	t.Run("an event of another at its address", func(t *testing.T) {
+		tt := start(t)
+		tt.news(tcp(30, EventConnect, sockA, "10.0.0.1:40000", "10.0.0.2:443"))
+		equal(t, "missed", at(30), tt.takeMissed())
+	})
+	t.Run("a snapshot has another at its address", func(t *testing.T) {
+		tt := start(t)
+		tt.reconcile(50, found(60, RoleListener, sockA, "10.0.0.1:81", ""))
+		equal(t, "missed", at(60), tt.takeMissed())
+	})
+	for _, other := range []struct {
+		name string
+		ev   Event
+	}{
+		{"the close of another port", tcp(40, EventClose, sockA, "0.0.0.0:81", "")},
+		{"the end of another connection", tcp(40, eventDown, sockA, "0.0.0.0:81", "")},
+		{"the close of UDP", udp(40, EventClose, sockA, "0.0.0.0:80", "")},
+		{"a close that leaves TIME-WAIT", Event{
+			Type: EventClose, Proto: TCP, Local: endpoint("0.0.0.0:80"), TimeWait: true, tw: sockC, Time: wallAt(40), boot: bootAt(40), sock: sockA,
+		}},
+	} {
+		t.Run(other.name, func(t *testing.T) {
+			tt := start(t)
+			tt.swallowed(other.ev)
+			equal(t, "missed", at(40), tt.takeMissed())
+			tt.empty()
+		})
+	}
+	t.Run("its close was told, a snapshot came before the deed", func(t *testing.T) {
+		tt := start(t)
+		tt.Expect()
+		tt.news(tcp(55, EventClose, sockA, "10.0.0.1:80", ""))
+		tt.reconcile(50, found(60, RoleListener, sockA, "10.0.0.1:80", ""))
+		tt.Settle(bootAt(110))
+		tt.Expect()
+		tt.reconcile(120)
+		tt.Settle(bootAt(180))
+		equal(t, "missed", []Event(nil), tt.takeMissed())
+		tt.empty()
+	})
+}
+
+// A connection that ends in the accept queue is nobody's, also where a snapshot saw it.
+func TestTableNeverAccepted(t *testing.T) {
+	queued := found(20, RoleOrphan, sockA, "10.0.0.1:80", "10.0.0.2:40000")
+	queued.attached = false
+	left := queued
+	left.State = StateFinWait2
+	tt := newTableTest(t)
+	tt.reconcile(10, queued)
+	tt.swallowed(tcp(30, EventClose, sockA, "10.0.0.1:80", "10.0.0.2:40000"))
+	tt.empty()
+	tt.reconcile(10, queued)
+	tt.reconcile(50)
+	tt.Settle(bootAt(110))
+	equal(t, "missed", []Event(nil), tt.takeMissed())
+	tt.reconcile(10, queued)
+	tt.news(tcp(30, EventAccept, sockA, "10.0.0.1:80", "10.0.0.2:40000"))
+	tt.news(tcp(40, EventClose, sockA, "10.0.0.1:80", "10.0.0.2:40000"))
+	tt.reconcile(10, left) // by its process
+	tt.news(tcp(60, EventClose, sockA, "10.0.0.1:80", "10.0.0.2:40000"))
+}
+
+// How long a port was held does not depend on who sets the clock meanwhile.
+func TestTableClockSet(t *testing.T) {
+	for _, set := range []time.Duration{-time.Hour, time.Hour} {
+		tt := newTableTest(t)
+		tt.news(tcp(20, EventListen, sockA, "10.0.0.1:80", ""))
+		tt.news(tcp(30, EventConnect, sockB, "10.0.0.1:40000", "10.0.0.2:443"))
+		later := func(ev Event) Event {
+			ev.Time = ev.Time.Add(set)
+			return ev
+		}
+		if ev := tt.news(later(tcp(70, EventEstablished, sockB, "10.0.0.1:40000", "10.0.0.2:443"))); ev.Duration != ms(40) {
+			t.Errorf("set by %v: a handshake of %v, want 40ms", set, ev.Duration)
+		}
+		if s := tt.Port(80); !s[0].Since.Equal(wallAt(20).Add(set)) {
+			t.Errorf("set by %v: since %v, want %v by the clock as it is", set, s[0].Since, wallAt(20).Add(set))
+		}
+		if ev := tt.news(later(tcp(120, EventClose, sockA, "10.0.0.1:80", ""))); ev.Duration != ms(100) {
+			t.Errorf("set by %v: held for %v, want 100ms", set, ev.Duration)
+		}
+	}
 }

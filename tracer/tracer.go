@@ -471,7 +471,7 @@ func (t *Tracer) Run(ctx context.Context, ready func(*Snapshot)) error {
 	if err != nil {
 		return err
 	}
-	t.clock.read()
+	t.readClock()
 	t.table.Reconcile(snap)
 	t.settleSoon()
 	if t.every > 0 {
@@ -578,13 +578,34 @@ func (t *Tracer) take(record []byte) {
 		return
 	}
 	t.newest = ev.boot
-	if !t.table.Apply(ev) {
+	news := t.table.Apply(ev)
+	if len(t.table.missed) > 0 { // before what it was noticed by
+		last := *ev
+		t.batch = t.batch[:len(t.batch)-1]
+		t.tellMissed()
+		t.batch = append(t.batch, last)
+		ev = &t.batch[len(t.batch)-1]
+	}
+	if !news {
 		t.batch = t.batch[:len(t.batch)-1]
 	} else if ev.contested() {
 		t.knownInTheWay(ev)
 		t.asks = true
 	}
 	t.decoded++
+}
+
+// tellMissed hands on the closes that were not seen.
+func (t *Tracer) tellMissed() {
+	missed := t.table.missed
+	for i := range missed {
+		if t.batch = append(t.batch, missed[i]); len(t.batch) == maxBatch {
+			t.handOn()
+		}
+	}
+	if t.table.missed = missed[:0]; cap(missed) > maxBatch {
+		t.table.missed = nil
+	}
 }
 
 // handOn publishes what take has collected: last, so that who gets a close finds it in
@@ -606,8 +627,16 @@ func (t *Tracer) handOn() {
 	clear(t.batch) // who was in the way of a bind is the subscribers'
 	t.batch = t.batch[:0]
 	t.decoded = 0
-	t.clock.read()
+	t.readClock()
 	t.round.Store(boottime())
+}
+
+// readClock looks whether the clock was set.
+func (t *Tracer) readClock() {
+	t.clock.read()
+	if zero := t.clock.zero.UnixNano(); zero != t.table.zero {
+		t.table.setZero(zero)
+	}
 }
 
 func (t *Tracer) count(to *uint64, n uint64) {
@@ -622,7 +651,7 @@ func (t *Tracer) check() error {
 	t.checked = time.Now()
 	if t.settle != 0 && (t.newest > t.settle || boottime() > t.settle && t.reader.AvailableBytes() == 0) {
 		t.settle = 0
-		if again := t.checked.Add(retryAfter); !t.table.Settle() && (t.next.IsZero() || t.next.After(again)) {
+		if again := t.checked.Add(retryAfter); !t.settleNow() && (t.next.IsZero() || t.next.After(again)) {
 			t.next = again
 		}
 	}

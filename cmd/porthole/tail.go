@@ -19,6 +19,10 @@ import (
 	"github.com/porthole-dev/porthole/tracer"
 )
 
+// compareEvery is how often what is known is compared with the kernel's tables: closes that
+// the kernel does not tell are noticed then.
+const compareEvery = 30 * time.Second
+
 type tailOptions struct {
 	agent    agentOptions
 	hooks    hookOptions
@@ -73,6 +77,7 @@ func tail(cmd *cobra.Command, e *env, o *tailOptions) error {
 	var t *tracer.Tracer
 	if !o.agent.ask {
 		cfg := o.hooks.config()
+		cfg.Reconcile = compareEvery
 		cfg.Established = o.verbose
 		t, err = tracer.Open(cfg)
 	}

@@ -253,6 +253,7 @@ func (e *Encoder) AppendEvent(b []byte, ev *Event) []byte {
 		o.b = strconv.AppendInt(o.b, ev.DurationNS, 10)
 	}
 	o.optTrue(`,"time_wait":`, ev.TimeWait)
+	o.optTrue(`,"until_about":`, ev.UntilAbout)
 	if ev.SearchNS != 0 {
 		o.key(`,"search_ns":`)
 		o.b = strconv.AppendInt(o.b, ev.SearchNS, 10)

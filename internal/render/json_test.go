@@ -104,7 +104,7 @@ func fullEvent() Event {
 		PID: 1, Comm: "<init>", UID: ptr[uint32](0), NetNS: 1, Cgroup: "/a&b/\x01", MPTCP: true,
 		Device: "<eth0>", Index: 7, Scope: "\x1beth0", V6Only: true,
 		Container:  &container.Container{ID: "0123"},
-		DurationNS: math.MaxInt64, TimeWait: true,
+		DurationNS: math.MaxInt64, TimeWait: true, UntilAbout: true,
 	}
 }
 
@@ -180,6 +180,7 @@ func TestEventJSON(t *testing.T) {
 		func(e *Event) { e.Scope = "" },
 		func(e *Event) { e.DurationNS = -1 },
 		func(e *Event) { e.TimeWait = false },
+		func(e *Event) { e.UntilAbout = false },
 	} {
 		t.Run(fmt.Sprint(i), func(t *testing.T) {
 			row := fullEvent()

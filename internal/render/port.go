@@ -68,6 +68,7 @@ type Tenancy struct {
 	DurationNS int64                `json:"duration_ns,omitempty"`
 	Error      string               `json:"error,omitempty"`
 	TimeWait   bool                 `json:"time_wait,omitempty"`
+	UntilAbout bool                 `json:"until_about,omitempty"`
 }
 
 // Question is what is asked about a port: of these protocols, at least one.
@@ -243,7 +244,7 @@ func (n *Names) Tenancy(t *tracer.Tenancy) Tenancy {
 	row := Tenancy{
 		Proto: t.Proto.String(), LocalIP: t.Local.Addr(), LocalPort: t.Local.Port(),
 		RemoteIP: t.Remote.Addr(), RemotePort: t.Remote.Port(), NetNS: t.NetNS, Cookie: t.NetNSCookie, MPTCP: t.MPTCP,
-		Since: Stamp{t.Since}, Until: Stamp{t.Until}, Error: ended.Error(), TimeWait: t.TimeWait,
+		Since: Stamp{t.Since}, Until: Stamp{t.Until}, Error: ended.Error(), TimeWait: t.TimeWait, UntilAbout: t.About,
 	}
 	if !t.Since.IsZero() {
 		row.DurationNS = t.Until.Sub(t.Since).Nanoseconds()

@@ -259,6 +259,8 @@ func TestPortTextBefore(t *testing.T) {
 	client.Remote, client.Since, client.NetNS = netip.MustParseAddrPort("10.0.0.9:443"), time.Time{}, otherNS
 	short := held(12, "nc")
 	short.Since = until.Add(-1234 * time.Microsecond)
+	missed := held(13, "x")
+	missed.About = true
 	const want = "8080/tcp is held by nobody\n" +
 		"8080: registered (1024-49151); my-web/tcp\n  outside this machine's ephemeral range 32768-60999, and reserved\n" +
 		"held before by sockets of\n" +
@@ -266,10 +268,10 @@ func TestPortTextBefore(t *testing.T) {
 		`  "a\nb" (pid 11, user 4000000001), tcp 0.0.0.0 to 10.0.0.9:443 in network namespace blue, until 2026-01-02 03:04:05` + "\n" +
 		"  nc (pid 12, user 4000000001), tcp 0.0.0.0, until 2026-01-02 03:04:05, for 1ms\n" +
 		"  a process that is not known, tcp 0.0.0.0, until 2026-01-02 03:04:05, for 2s\n" +
-		"  x (pid 13, user 4000000001), tcp 0.0.0.0, until 2026-01-02 03:04:05, for 2s\n" +
+		"  x (pid 13, user 4000000001), tcp 0.0.0.0, until about 2026-01-02 03:04:05, for at most 2s\n" +
 		"  and 1 more\n"
 	got := askWho(t, question(8080, tracer.TCP), []tracer.Tenancy{
-		held(10, "nginx"), client, held(10, "nginx"), short, held(0, ""), held(13, "x"), held(14, "y"),
+		held(10, "nginx"), client, held(10, "nginx"), short, held(0, ""), missed, held(14, "y"),
 	})
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("-want +got:\n%s", d)

@@ -353,9 +353,13 @@ func (w *portWriter) tenancy(t *Tenancy, times int) string {
 	if t.RemoteIP.IsValid() {
 		text += " to " + AddrPort(netip.AddrPortFrom(t.RemoteIP, t.RemotePort))
 	}
-	text += w.where(netns.ID{Inode: t.NetNS, Cookie: t.Cookie}, t.Until.Time, t.MPTCP) + ", until " + date(t.Until.Time)
+	until, held := ", until ", ", for "
+	if t.UntilAbout {
+		until, held = ", until about ", ", for at most "
+	}
+	text += w.where(netns.ID{Inode: t.NetNS, Cookie: t.Cookie}, t.Until.Time, t.MPTCP) + until + date(t.Until.Time)
 	if !t.Since.IsZero() {
-		text += ", for " + duration(time.Duration(t.DurationNS))
+		text += held + duration(time.Duration(t.DurationNS))
 	}
 	if times > 1 {
 		text += fmt.Sprintf("; %d times in all", times)

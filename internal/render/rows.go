@@ -87,6 +87,7 @@ type Event struct {
 	V6Only        bool                 `json:"v6_only,omitempty"`
 	DurationNS    int64                `json:"duration_ns,omitempty"`
 	TimeWait      bool                 `json:"time_wait,omitempty"`
+	UntilAbout    bool                 `json:"until_about,omitempty"`
 	SearchNS      int64                `json:"search_ns,omitempty"`
 }
 
@@ -238,7 +239,7 @@ func (n *Names) Event(ev *tracer.Event) Event {
 		Time: Stamp{ev.Time}, Event: ev.Type.String(), Proto: ev.Proto.String(),
 		RemoteIP: ev.Remote.Addr(), RemotePort: ev.Remote.Port(),
 		Implicit: ev.Implicit, Error: ev.Error(), NetNS: ev.NetNS, Cookie: ev.NetNSCookie, MPTCP: ev.MPTCP, V6Only: ev.V6Only,
-		DurationNS: ev.Duration.Nanoseconds(), TimeWait: ev.TimeWait, SearchNS: ev.Search.Nanoseconds(),
+		DurationNS: ev.Duration.Nanoseconds(), TimeWait: ev.TimeWait, UntilAbout: ev.About, SearchNS: ev.Search.Nanoseconds(),
 	}
 	if hasLocal(ev) {
 		row.LocalIP, row.LocalPort = ev.Local.Addr(), ev.Local.Port()

@@ -276,6 +276,9 @@ func (n *Names) extra(style Style, ev *Event) string {
 	if ev.TimeWait {
 		words = append(words, "time_wait")
 	}
+	if ev.UntilAbout {
+		words = append(words, "noticed late")
+	}
 	if id := (netns.ID{Inode: ev.NetNS, Cookie: ev.Cookie}); !n.NetNS.IsHost(id) {
 		words = append(words, "netns="+n.netNSName(id, ev.Time.Time))
 	}

@@ -290,6 +290,8 @@ func TestEventLine(t *testing.T) {
 		{func(ev *tracer.Event) {
 			ev.Type, ev.Implicit, ev.MPTCP, ev.TimeWait, ev.NetNS = tracer.EventClose, true, true, true, 7
 		}, "03:04:05.006 close   tcp 10.0.3.17:40012   10.0.8.20:5432  48213 fifteen-letters  implicit mptcp time_wait netns=blue"},
+		{func(ev *tracer.Event) { ev.Type, ev.About = tracer.EventClose, true },
+			"03:04:05.006 close   tcp 10.0.3.17:40012   10.0.8.20:5432  48213 fifteen-letters  noticed late"},
 	} {
 		ev := ordinaryEvent()
 		test.change(&ev)
