@@ -38,6 +38,12 @@ func (r *Rows) Kind(i int) (Role, Proto) {
 	return roleOf(row), Proto(row.Proto)
 }
 
+// NetNS is a socket's network namespace.
+func (r *Rows) NetNS(i int) NetNS {
+	flow := &r.from.row(r.keys[i].at()).Flow
+	return NetNS{flow.Netns, flow.NetnsCookie}
+}
+
 // Read makes a socket; they are ordered as SortSockets does. Its holders are in the memory
 // of those that so has, if there is room.
 func (r *Rows) Read(i int, so *Socket) {

@@ -43,13 +43,15 @@ type Snapshotter struct {
 	maps     *ebpf.Collection
 	sockWalk walker // of sockets
 	portWalk walker // of ephemeral ports
-	files    *link.Iter
-	devices  deviceReader
-	udp      int // a UDP socket, for struct walk
-	rows     *ebpf.Memory
-	fds      *ebpf.Memory
-	spaces   *ebpf.Memory
-	dec      *decoder
+	// loadPorts loads portWalk, if that was not asked for; nil: it is loaded.
+	loadPorts func() error
+	files     *link.Iter
+	devices   deviceReader
+	udp       int // a UDP socket, for struct walk
+	rows      *ebpf.Memory
+	fds       *ebpf.Memory
+	spaces    *ebpf.Memory
+	dec       *decoder
 
 	deviceRows *ebpf.Memory
 
@@ -125,8 +127,13 @@ func (s *Snapshotter) load(spec *ebpf.CollectionSpec, reads Reads, oldKernel boo
 	if reads&ReadsSockets != 0 {
 		errs[1] = s.sockWalk.load(spec, snapshotProgPhWalk, snapshotOldProgPhWalkBurst, opts, oldKernel)
 	}
+	loadPorts := func() error {
+		return s.portWalk.load(spec, snapshotProgPhPorts, snapshotOldProgPhPortsBurst, opts, oldKernel)
+	}
 	if reads&ReadsPorts != 0 {
-		errs[2] = s.portWalk.load(spec, snapshotProgPhPorts, snapshotOldProgPhPortsBurst, opts, oldKernel)
+		errs[2] = loadPorts()
+	} else {
+		s.loadPorts = loadPorts
 	}
 	if err := errors.Join(errs[:]...); err != nil {
 		return explain("load snapshot programs", err)

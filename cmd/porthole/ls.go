@@ -61,7 +61,7 @@ func ls(e *env, o *lsOptions, f *filter.Filter) error {
 	if err := locate(f, names); err != nil {
 		return err
 	}
-	rows, err := readRows(e, f.LocalPort())
+	rows, err := readRows(e, f.LocalPort(), nil)
 	if err != nil {
 		return err
 	}
@@ -103,8 +103,9 @@ func lsAgent(ctx context.Context, e *env, o *lsOptions, c *agent.Client, values 
 	return out.Flush()
 }
 
-// readRows reads the kernel's sockets once; port 0 means all.
-func readRows(e *env, port uint16) (*tracer.Rows, error) {
+// readRows reads the kernel's sockets once; port 0 means all. also, if not nil, reads what
+// else is needed.
+func readRows(e *env, port uint16, also func(*tracer.Snapshotter, *tracer.Rows) error) (*tracer.Rows, error) {
 	// A command that ends at once need not collect what it throws away, as long as
 	// it stays small.
 	debug.SetGCPercent(-1)
@@ -115,8 +116,12 @@ func readRows(e *env, port uint16) (*tracer.Rows, error) {
 	}
 	defer s.Close()
 	rows, err := s.Rows(port)
-	if err == nil {
-		tellUnfinished(e, rows.Unfinished)
+	if err != nil {
+		return nil, err
+	}
+	tellUnfinished(e, rows.Unfinished)
+	if also != nil {
+		err = also(s, rows)
 	}
 	return rows, err
 }

@@ -77,13 +77,32 @@ func who(e *env, q render.Question, jsonRow bool) error {
 	if err != nil {
 		return err
 	}
-	rows, err := readRows(e, q.Port)
+	own, err := netns.OfThread()
+	if err != nil {
+		return err
+	}
+	var ranges map[tracer.NetNS]*tracer.Range // of other namespaces, where one has the port
+	rows, err := readRows(e, q.Port, func(s *tracer.Snapshotter, rows *tracer.Rows) (err error) {
+		for i := range rows.Len() {
+			if rows.NetNS(i).Inode != own {
+				ranges, err = s.Ranges()
+				break
+			}
+		}
+		return err
+	})
 	if err != nil {
 		return err
 	}
 	names := newNames(e, nil)
 	defer names.Cgroups.Close()
 	names.Device = rows.Devices.Name
+	names.Range = func(ns tracer.NetNS) *tracer.Range {
+		if ns.Inode == own {
+			return nil
+		}
+		return ranges[ns]
+	}
 	if jsonRow {
 		all := render.SocketsOfRows(rows, func(*tracer.Socket) bool { return true })
 		w := heldWriter{w: e.stdout}

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -250,6 +251,10 @@ func (a *agent) port(t *turn, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	names, err := a.portNames()
+	if err != nil {
+		return err
+	}
 	owners := tracer.NewOwnerLookup()
 	all := render.SocketsOfRows(rows, func(s *tracer.Socket) bool {
 		owners.Set(s)
@@ -261,7 +266,7 @@ func (a *agent) port(t *turn, r *http.Request) error {
 		out = &few
 	}
 	t.Header().Set("Content-Type", oneObject)
-	if err := a.names.PortJSON(out, q, pool, all, a.tracer.History().Latest(q.Port), limit); err != nil {
+	if err := names.PortJSON(out, q, pool, all, a.tracer.History().Latest(q.Port), limit); err != nil {
 		return sentError{err}
 	}
 	t.resize(max(few.Len(), leastAnswer))
@@ -269,6 +274,30 @@ func (a *agent) port(t *turn, r *http.Request) error {
 		return sentError{err}
 	}
 	return nil
+}
+
+// portNames are names that know the ephemeral ranges of other namespaces, read when the first
+// is asked for.
+func (a *agent) portNames() (*render.Names, error) {
+	own, err := netns.OfThread()
+	if err != nil {
+		return nil, err
+	}
+	ranges := sync.OnceValue(func() map[tracer.NetNS]*tracer.Range {
+		all, err := a.tracer.Ranges()
+		if err != nil {
+			a.cfg.Log.Error("read ephemeral ranges", "error", err)
+		}
+		return all
+	})
+	names := *a.names
+	names.Range = func(ns tracer.NetNS) *tracer.Range {
+		if ns.Inode == own {
+			return nil
+		}
+		return ranges()[ns]
+	}
+	return &names, nil
 }
 
 // parseProtos returns the protocols given, each once; of none given all.

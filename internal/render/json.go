@@ -205,6 +205,8 @@ func (e *Encoder) AppendSocket(b []byte, s *Socket) []byte {
 	if s.Container != nil {
 		o.other(`,"container":`, s.Container)
 	}
+	o.optUint(`,"range_low":`, uint64(s.RangeLow))
+	o.optUint(`,"range_high":`, uint64(s.RangeHigh))
 	return append(o.b, '}')
 }
 

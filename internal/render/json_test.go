@@ -89,7 +89,7 @@ func fullSocket() Socket {
 		Holders: []Holder{{PID: 1, Comm: "init", FD: 0}, {PID: math.MaxUint32, Comm: "<&>", FD: 3, UID: ptr[uint32](0), Container: &container.Container{ID: "0123"}}},
 		Owner:   &Owner{PID: 2, Comm: "a\"b", Status: "gone"},
 		Since:   Stamp{time.Date(2026, 1, 2, 3, 4, 5, 6, time.FixedZone("", 3600))}, Origin: "observed", Service: "my-<http>",
-		Container: &container.Container{ID: strings.Repeat("ab", 32), Name: "<web>"},
+		Container: &container.Container{ID: strings.Repeat("ab", 32), Name: "<web>"}, RangeLow: 1, RangeHigh: math.MaxUint16,
 	}
 }
 
@@ -139,6 +139,8 @@ func TestSocketJSON(t *testing.T) {
 		func(s *Socket) { s.Since = Stamp{} },
 		func(s *Socket) { s.Service = "" },
 		func(s *Socket) { s.Container = nil },
+		func(s *Socket) { s.RangeLow = 0 },
+		func(s *Socket) { s.RangeHigh = 0 },
 	} {
 		t.Run(fmt.Sprint(i), func(t *testing.T) {
 			row := fullSocket()

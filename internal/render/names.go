@@ -19,6 +19,9 @@ type Names struct {
 	// Device names network devices, "" where it does not know; nil: it never does. It may be
 	// called by several goroutines at once.
 	Device func(tracer.DeviceID) string
+	// Range is the ephemeral range of a network namespace other than the one that the answer is
+	// given from; nil: it is that, or not known.
+	Range func(tracer.NetNS) *tracer.Range
 }
 
 // device is the name of a device, or where that is not known its index.

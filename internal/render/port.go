@@ -211,10 +211,19 @@ func (n *Names) portHistory(out *bufio.Writer, q Question, before iter.Seq[trace
 func (n *Names) PortInBrief(q Question, pool *netns.Pool, rows *tracer.Rows) *Port {
 	p := &Port{about: n.about(q, pool), History: []Tenancy{}}
 	shown, counted := portCount{limit: MaxShown}, portCount{}
+	listening, strays := make(map[tracer.NetNS]bool), 0 // namespaces: listeners come first
 	for i := range rows.Len() {
 		role, proto := rows.Kind(i)
+		if role == tracer.RoleListener {
+			listening[rows.NetNS(i)] = true
+		}
 		switch {
 		case !q.about(proto):
+		case role == tracer.RoleServer && !listening[rows.NetNS(i)] && strays < MaxShown:
+			strays++
+			var so tracer.Socket
+			rows.Read(i, &so)
+			p.Sockets = append(p.Sockets, n.socketInFull(&so))
 		case role == tracer.RoleServer || role == tracer.RoleOrphan || role == tracer.RoleTimeWait:
 			counted.add(role, proto)
 		case shown.add(role, proto):

@@ -113,6 +113,7 @@ func TestPortText(t *testing.T) {
 	alone := handmade.Socket(hostNS, tracer.TCP, tracer.RoleListener, "0.0.0.0:8080", "", handmade.HeldBy(web(10))...)
 	reuse := handmade.Socket(hostNS, tracer.TCP, tracer.RoleListener, "0.0.0.0:8080", "", handmade.HeldBy(web(11))...)
 	server := handmade.Socket(hostNS, tracer.TCP, tracer.RoleServer, "10.0.0.1:8080", "10.0.0.2:40000", handmade.HeldBy(web(10))...)
+	server2 := handmade.Socket(hostNS, tracer.TCP, tracer.RoleServer, "10.0.0.1:8080", "10.0.0.2:40009", handmade.HeldBy(web(11))...)
 	orphan := handmade.Socket(hostNS, tracer.TCP, tracer.RoleOrphan, "10.0.0.1:8080", "10.0.0.2:40001")
 	gone := handmade.Socket(hostNS, tracer.TCP, tracer.RoleTimeWait, "10.0.0.1:8080", "10.0.0.2:40002")
 	goneToo := handmade.Socket(hostNS, tracer.TCP, tracer.RoleTimeWait, "10.0.0.1:8080", "10.0.0.2:40003")
@@ -138,6 +139,15 @@ func TestPortText(t *testing.T) {
 				"         2 connections in TIME-WAIT, each for up to a minute\n" + about8080},
 		{"TIME_WAIT only", question(8080), []tracer.Socket{gone},
 			"8080/tcp has no listener; it is held by 1 connection in TIME-WAIT, for up to a minute\n" + about8080},
+		{"connections that outlived their listener", question(8080), []tracer.Socket{server, server, orphan},
+			"8080/tcp has no listener; it is held by 2 accepted connections,\n" +
+				"  1 connection that no process holds\n" +
+				"  accepted connections without a listener are held by nginx (pid 10, user 4000000001)\n" + about8080},
+		{"connections that outlived their listener, of two processes, beside another namespace", question(8080), []tracer.Socket{other, server, server2},
+			"8080/tcp is held by nginx (pid 10, user 4000000001), listening on 0.0.0.0 (MPTCP) in network namespace blue since 2026-01-02 03:04:05\n" +
+				"  and by 2 accepted connections\n" +
+				"  accepted connections without a listener are held by 2 processes:\n" +
+				"    nginx (pid 10, user 4000000001)\n    nginx (pid 11, user 4000000001)\n" + about8080},
 		{"clients apart", question(8080), []tracer.Socket{alone, client},
 			"8080/tcp is held by nginx (pid 10, user 4000000001), listening on 0.0.0.0\n  and by 1 client\n" + about8080 +
 				"\nclients that have 8080 as their own port:\n" +

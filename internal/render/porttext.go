@@ -24,8 +24,10 @@ func (n *Names) PortText(out io.Writer, style Style, p *Port) error {
 		protos = []string{tracer.TCP.String(), tracer.UDP.String()}
 	}
 	all := sections(p.Sockets)
+	listening := listeningIn(p.Sockets)
 	for _, proto := range protos {
 		w.proto(proto, all, p.More, p.Proto != "" || !p.Held())
+		w.strays(all[section{tracer.RoleServer.String(), proto}], listening)
 	}
 	w.about(p, protos)
 	w.before(p.History, p.HistoryMore)
@@ -129,6 +131,41 @@ func (w *portWriter) proto(proto string, all map[section][]Socket, more []More, 
 	case !held && sayNobody:
 		w.printf("%d/%s is held by nobody\n", w.port, proto)
 	}
+}
+
+// maxStrays is how many processes that hold connections are named.
+const maxStrays = 10
+
+// strays names who holds accepted connections where nobody listens any more: they alone
+// keep the port from others.
+func (w *portWriter) strays(servers []Socket, listening map[netNS]bool) {
+	var left []Socket
+	for i := range servers {
+		if s := &servers[i]; !listening[netNS{s.NetNS, s.Cookie}] && len(s.Holders) > 0 {
+			left = append(left, *s)
+		}
+	}
+	switch holders := w.holders(left); {
+	case len(holders) == 1:
+		w.printf("  accepted connections without a listener are held by %s\n", holders[0])
+	case len(holders) > 1:
+		w.printf("  accepted connections without a listener are held by %d processes:\n    %s\n",
+			len(holders), strings.Join(holders[:min(len(holders), maxStrays)], "\n    "))
+		if more := len(holders) - maxStrays; more > 0 {
+			w.printf("    and %d more\n", more)
+		}
+	}
+}
+
+// listeningIn are the namespaces where a TCP socket listens.
+func listeningIn(sockets []Socket) map[netNS]bool {
+	out := make(map[netNS]bool)
+	for i := range sockets {
+		if s := &sockets[i]; s.Role == tracer.RoleListener.String() {
+			out[netNS{s.NetNS, s.Cookie}] = true
+		}
+	}
+	return out
 }
 
 // groups puts sockets together that share address, device, namespace and role, as those
@@ -306,6 +343,29 @@ func (w *portWriter) about(p *Port, protos []string) {
 		text += ", and reserved"
 	}
 	w.printf("  %s\n", text)
+	w.otherRanges(p)
+}
+
+// maxRanges is how many ranges of other namespaces are told in words.
+const maxRanges = 5
+
+// otherRanges tells of the other namespaces that have the port and another ephemeral range.
+func (w *portWriter) otherRanges(p *Port) {
+	seen := make(map[netNS]bool)
+	for i := range p.Sockets {
+		s := &p.Sockets[i]
+		if k := (netNS{s.NetNS, s.Cookie}); s.RangeHigh == 0 || s.RangeLow == p.RangeLow && s.RangeHigh == p.RangeHigh || seen[k] {
+			continue
+		} else if seen[k] = true; len(seen) > maxRanges {
+			w.printf("  and more network namespaces have ranges of their own\n")
+			return
+		}
+		in := "outside"
+		if s.RangeLow <= p.Port && p.Port <= s.RangeHigh {
+			in = "inside"
+		}
+		w.printf("  %s the ephemeral range %d-%d of network namespace %s\n", in, s.RangeLow, s.RangeHigh, w.names.netNSName(netns.ID{Inode: s.NetNS, Cookie: s.Cookie}, w.now))
+	}
 }
 
 // maxBefore is how many of those who had the port before are told in words.

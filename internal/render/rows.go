@@ -55,6 +55,8 @@ type Socket struct {
 	Origin     string               `json:"origin"`
 	Service    string               `json:"service,omitempty"`
 	Container  *container.Container `json:"container,omitempty"`
+	RangeLow   uint16               `json:"range_low,omitempty"` // where the socket is of a Port, and of another namespace
+	RangeHigh  uint16               `json:"range_high,omitempty"`
 }
 
 func (s *Socket) netNS() netns.ID { return netns.ID{Inode: s.NetNS, Cookie: s.Cookie} }
@@ -221,6 +223,11 @@ func (n *Names) fillInFull(row *Socket, s *tracer.Socket, holders []Holder) {
 	for i := range s.Holders {
 		row.Holders[i].UID = &s.Holders[i].UID
 		row.Holders[i].Container = n.Cgroups.Resolve(s.Holders[i].Cgroup).Container
+	}
+	if n.Range != nil {
+		if r := n.Range(tracer.NetNS{Inode: s.NetNS, Cookie: s.NetNSCookie}); r != nil {
+			row.RangeLow, row.RangeHigh = r.Low, r.High
+		}
 	}
 	if row.Owner != nil && s.OwnerStatus != 0 {
 		row.Owner.Status = s.OwnerStatus.String()
