@@ -104,6 +104,28 @@ struct inet_bind_bucket___flat {
 	struct hlist_head owners;
 };
 
+struct io_fixed_file {
+	unsigned long file_ptr;
+};
+
+struct io_file_table___flat {
+	struct io_fixed_file *files;
+};
+
+struct fixed_file_table {
+	struct file **files; /* 512 of them */
+};
+
+struct fixed_file_data {
+	struct fixed_file_table *table;
+};
+
+struct io_ring_ctx___old {
+	struct io_file_table___flat file_table;
+	struct fixed_file_data *file_data;
+	unsigned int nr_user_files;
+};
+
 #pragma clang attribute pop
 
 /* netns_ipv4.tcp_death_row is a pointer in 5.19 and 6.0 only, embedded before and since. */
@@ -123,11 +145,17 @@ static __always_inline __u64 netns_cookie(const struct net *net)
 	return bpf_core_field_exists(net->net_cookie) ? READ(net, net_cookie) : 0;
 }
 
+/* The UDP table of a namespace, most often that of all; NULL before 6.2, where there is but one. */
+static __always_inline struct udp_table *netns_udp_table(const struct net *net)
+{
+	return bpf_core_field_exists(net->ipv4.udp_table) ? READ(net, ipv4.udp_table) : NULL;
+}
+
 /* The UDP table hangs off the namespace since 6.2; before, off the protocol of every UDP socket (udp). */
 static __always_inline struct udp_table *udp_table_of(const struct net *net, const struct sock *udp)
 {
 	if (bpf_core_field_exists(net->ipv4.udp_table))
-		return READ(net, ipv4.udp_table);
+		return netns_udp_table(net);
 	return udp ? READ(READ(udp, __sk_common.skc_prot), h.udp_table) : NULL;
 }
 
@@ -135,6 +163,36 @@ static __always_inline struct udp_table *udp_table_of(const struct net *net, con
 static __always_inline bool owners_by_address(void)
 {
 	return bpf_core_field_exists(((struct inet_bind_bucket *)0)->bhash2);
+}
+
+/*
+ * Where a ring has the addresses of its registered files from number first on, and how
+ * many there are. Since 6.13 each is in a node of its own, before that they were one array, and before
+ * 5.15 arrays of 512: first is a multiple of less.
+ */
+static __always_inline __u64 *ring_files(const struct io_ring_ctx *ring, __u32 first, __u32 *count)
+{
+	const struct io_ring_ctx___old *old = (const void *)ring;
+
+	if (bpf_core_field_exists(ring->file_table.data)) {
+		*count = READ(ring, file_table.data.nr);
+		return (__u64 *)READ(ring, file_table.data.nodes) + first;
+	}
+	*count = bpf_core_field_exists(old->nr_user_files) ? READ(old, nr_user_files) : 0;
+	if (bpf_core_field_exists(old->file_table.files))
+		return (__u64 *)READ(old, file_table.files) + first;
+	if (bpf_core_field_exists(old->file_data) && *count)
+		return (__u64 *)READ(READ(READ(old, file_data), table) + first / 512, files) + first % 512;
+	*count = 0;
+	return NULL;
+}
+
+/* The address of a registered file, from what ring_files() has of it. */
+static __always_inline struct file *ring_file(__u64 entry)
+{
+	if (entry && bpf_core_field_exists(((struct io_ring_ctx *)0)->file_table.data))
+		entry = READ((const struct io_rsrc_node *)entry, file_ptr);
+	return (struct file *)(entry & ~7ULL);
 }
 
 static __always_inline struct hlist_node *bucket_owners(const struct inet_bind_bucket *tb)

@@ -90,6 +90,7 @@ enum tcp_state {
 
 struct hlist_node {
 	struct hlist_node *next;
+	struct hlist_node **pprev;
 };
 
 struct hlist_head {
@@ -261,6 +262,8 @@ struct inet_bind_bucket {
 };
 
 struct inet_bind2_bucket {
+	possible_net_t ib_net;
+	unsigned short port;
 	struct hlist_node bhash_node;
 	struct hlist_head owners;
 };
@@ -321,8 +324,11 @@ struct socket_alloc {
 	struct inode vfs_inode;
 };
 
+struct file_operations;
+
 struct file {
 	struct inode *f_inode;
+	const struct file_operations *f_op;
 	void *private_data;
 };
 
@@ -358,6 +364,23 @@ struct css_set {
 
 struct io_uring_task;
 
+struct io_rsrc_node {
+	unsigned long file_ptr; /* the lowest bits are flags */
+};
+
+struct io_rsrc_data {
+	unsigned int nr;
+	struct io_rsrc_node **nodes;
+};
+
+struct io_file_table {
+	struct io_rsrc_data data;
+};
+
+struct io_ring_ctx {
+	struct io_file_table file_table;
+};
+
 struct io_kiocb {
 	struct file *file;
 	__u8 opcode;
@@ -381,6 +404,7 @@ struct thread_info {
 struct task_struct {
 	struct thread_info thread_info;
 	unsigned int flags;
+	int pid;
 	int tgid;
 	struct task_struct *group_leader;
 	const struct cred *cred;

@@ -33,14 +33,20 @@ static __always_inline bool task_uses_io_uring(const struct task_struct *task)
 	return READ(task, io_uring) != NULL;
 }
 
-/* The socket behind a file descriptor of the task, as sock_of_file. */
-static __always_inline struct sock *task_sock(const struct task_struct *task, __u32 fd)
+/* The file behind a descriptor of the task, NULL if there is none. */
+static __always_inline struct file *task_file(const struct task_struct *task, __u32 fd)
 {
 	struct fdtable *fdt = READ(READ(task, files), fdt);
-	struct file *file;
 
 	if (fd >= READ(fdt, max_fds))
 		return NULL;
-	file = (void *)READ_WORD(READ(fdt, fd) + fd);
+	return (void *)READ_WORD(READ(fdt, fd) + fd);
+}
+
+/* The socket behind a file descriptor of the task, as sock_of_file. */
+static __always_inline struct sock *task_sock(const struct task_struct *task, __u32 fd)
+{
+	struct file *file = task_file(task, fd);
+
 	return file ? sock_of_file(file) : NULL;
 }

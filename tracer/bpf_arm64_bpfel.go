@@ -75,16 +75,22 @@ const (
 type bpfFds struct {
 	_       structs.HostLayout
 	Process bpfProcess
-	First   uint32
+	Tid     uint32
 	Pad     uint32
-	Files   [64]uint64
+	First   uint32
+	Ring    uint32
+	Sockets [64]uint64
+	Inodes  [64]uint32
 }
 
 type bpfFdsCursor struct {
-	_    structs.HostLayout
-	Task uint64
-	Next uint32
-	Rows uint32
+	_        structs.HostLayout
+	Task     uint64
+	Rings    uint64
+	Next     uint32
+	RingFd   uint32
+	RingNext uint32
+	Rows     uint32
 }
 
 type bpfFlow struct {
@@ -102,6 +108,7 @@ type bpfFlow struct {
 type bpfNetnsRow struct {
 	_        structs.HostLayout
 	Cookie   uint64
+	UdpTable uint64
 	Netns    uint32
 	Low      uint16
 	High     uint16
@@ -141,7 +148,7 @@ type bpfRow struct {
 	_      structs.HostLayout
 	TimeNs uint64
 	Sock   uint64
-	File   uint64
+	Socket uint64
 	Inode  uint64
 	Flow   bpfFlow
 	Uid    uint32
@@ -158,11 +165,12 @@ const (
 	bpfRowFlagROW_V6ONLY    bpfRowFlag = 4
 	bpfRowFlagROW_REUSEADDR bpfRowFlag = 8
 	bpfRowFlagROW_REUSEPORT bpfRowFlag = 16
-	bpfRowFlagROW_FILE      bpfRowFlag = 32
+	bpfRowFlagROW_SOCKET    bpfRowFlag = 32
 	bpfRowFlagROW_BACKLOG   bpfRowFlag = 64
 	bpfRowFlagROW_TIMEWAIT  bpfRowFlag = 128
 	bpfRowFlagROW_CONNECTED bpfRowFlag = 256
 	bpfRowFlagROW_TW_AGED   bpfRowFlag = 512
+	bpfRowFlagROW_NO_FILE   bpfRowFlag = 1024
 )
 
 type bpfSearch struct {
@@ -216,6 +224,9 @@ type bpfWalk struct {
 	_         structs.HostLayout
 	Table     bpfWalkTable
 	UdpFd     uint32
+	Heads     uint64
+	RingFd    uint32
+	Pad2      uint32
 	Bucket    uint64
 	End       uint64
 	Tb        uint64
@@ -234,7 +245,7 @@ type bpfWalk struct {
 	TbPort    uint16
 	Done      uint8
 	Connected uint8
-	Files     uint8
+	Sockets   uint8
 	Timed     uint8
 	Pad       [4]uint8
 	Net       uint64

@@ -173,8 +173,7 @@ func socketOf(raw *bpfRow) Socket {
 		Origin:    OriginSnapshot,
 		id:        raw.Sock,
 		Inode:     raw.Inode,
-		file:      raw.File,
-		attached:  has(raw, bpfRowFlagROW_FILE),
+		attached:  has(raw, bpfRowFlagROW_SOCKET),
 		stamp:     raw.TimeNs,
 
 		NetNSCookie: raw.Flow.NetnsCookie,
@@ -198,7 +197,7 @@ func roleOf(raw *bpfRow) Role {
 		return RoleListener
 	case state == StateUnconn:
 		return RoleBound
-	case !has(raw, bpfRowFlagROW_FILE):
+	case !has(raw, bpfRowFlagROW_SOCKET):
 		return RoleOrphan
 	case raw.Proto == uint8(UDP) || has(raw, bpfRowFlagROW_ACTIVE):
 		return RoleClient

@@ -142,7 +142,7 @@ func TestDecodeCommBounded(t *testing.T) {
 
 func TestDecodeSocketRole(t *testing.T) {
 	const peerPort = 443
-	const file, active = bpfRowFlagROW_FILE, bpfRowFlagROW_ACTIVE
+	const file, active = bpfRowFlagROW_SOCKET, bpfRowFlagROW_ACTIVE
 	for _, test := range []struct {
 		name   string
 		proto  Proto
@@ -191,7 +191,7 @@ func TestDecodeSocket(t *testing.T) {
 		bpfRowFlagROW_V6ONLY:    func(s *Socket) *bool { return &s.V6Only },
 		bpfRowFlagROW_REUSEADDR: func(s *Socket) *bool { return &s.ReuseAddr },
 		bpfRowFlagROW_REUSEPORT: func(s *Socket) *bool { return &s.ReusePort },
-		bpfRowFlagROW_FILE:      func(s *Socket) *bool { return &s.attached },
+		bpfRowFlagROW_SOCKET:    func(s *Socket) *bool { return &s.attached },
 	} {
 		raw, want := raw, want
 		raw.Flags = uint16(flag)

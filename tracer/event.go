@@ -193,6 +193,8 @@ func (o Origin) String() string {
 type Holder struct {
 	Process
 	FD uint32
+	// Ring: FD is that of an io_uring, with which the socket is registered.
+	Ring bool
 }
 
 // Socket is a kernel socket that has a port.
@@ -209,18 +211,21 @@ type Socket struct {
 	Inode       uint64 // as in /proc/PID/fd; 0: no file refers to it, or not known
 	UID         uint32 // owner of the socket
 	MPTCP       bool
-	V6Only      bool      // IPV6_V6ONLY, which bind() to one IPv6 address sets too
-	ReuseAddr   bool      // SO_REUSEADDR
-	ReusePort   bool      // SO_REUSEPORT
-	Owner       Process   // who bound, connected or accepted it, where observed
-	Holders     []Holder  // every descriptor that refers to it, at the last snapshot
+	V6Only      bool     // IPV6_V6ONLY, which bind() to one IPv6 address sets too
+	ReuseAddr   bool     // SO_REUSEADDR
+	ReusePort   bool     // SO_REUSEPORT
+	Owner       Process  // who bound, connected or accepted it, where observed
+	Holders     []Holder // every descriptor that refers to it, at the last snapshot; see HoldersMore
+	// HoldersMore is how many more descriptors refer to it. Not 0 only where there are very
+	// many: 16 of each socket have room, and 65,536 besides.
+	HoldersMore int
+	NoHolder    NoHolder  // why no process has a descriptor; of a Snapshot
 	Since       time.Time // when it took its port, where observed
 	Origin      Origin
 
 	OwnerStatus OwnerStatus // known after OwnerLookup.Set alone
 
 	id       uint64 // address of the kernel's struct sock
-	file     uint64 // address of the struct file that refers to it, 0: none
 	attached bool   // a struct socket is attached: not orphaned, nor in an accept queue
 	late     bool   // the Owner may be newer than the Holders
 	stamp    uint64 // CLOCK_BOOTTIME of the last word about it, nanoseconds

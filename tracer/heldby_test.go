@@ -54,7 +54,7 @@ func await(t *testing.T, sub *Subscription, n int) []Event {
 
 // rowsOf are those of a snapshot of TCP sockets on 10.0.0.1:80.
 func rowsOf(states ...State) *Rows {
-	c := newCollection()
+	c := newCollection(newDecoder())
 	var rows []bpfRow
 	for i, state := range states {
 		row := bpfRow{Sock: sockB + uint64(i), Proto: uint8(TCP), State: uint8(state), Flow: flowOf(endpoint("10.0.0.1:80"), endpoint(""))}

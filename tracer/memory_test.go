@@ -22,7 +22,7 @@ func TestMemory(t *testing.T) {
 	for i := range uint64(sockets) { // as Tracer.resync does
 		so.id = sockA + i*0x940
 		table.merge(&so)
-		table.hold(so.id, &holder, uint32(i))
+		table.hold(table.row(so.id), owned{table.procs.use(&holder), uint32(i)})
 	}
 	table.finish(0)
 	for range tenancies {

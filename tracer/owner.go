@@ -25,10 +25,6 @@ var ownerStatusNames = [...]string{OwnerHolder: "holder", OwnerAlive: "alive", O
 // String returns the name the JSON contract gives the status.
 func (s OwnerStatus) String() string { return nameOf(ownerStatusNames[:], int(s)) }
 
-// initialPIDNS is the pid namespace that the pids of events are of (PROC_PID_INIT_INO
-// of the kernel).
-const initialPIDNS = "pid:[4026531836]"
-
 // OwnerLookup tells what has become of the owners of sockets, asking for each once. It is
 // not safe for concurrent use.
 type OwnerLookup struct {
@@ -40,8 +36,7 @@ type OwnerLookup struct {
 // the status stays unknown of all that do not hold their socket: they, or other holders,
 // may be outside.
 func NewOwnerLookup() *OwnerLookup {
-	space, err := os.Readlink("/proc/self/ns/pid")
-	return newOwnerLookup(err == nil && space == initialPIDNS)
+	return newOwnerLookup(seesProcesses())
 }
 
 func newOwnerLookup(seesAll bool) *OwnerLookup {
@@ -54,7 +49,7 @@ func (l *OwnerLookup) Set(so *Socket) {
 	case so.Owner.PID == 0:
 	case so.heldBy(&so.Owner):
 		so.OwnerStatus = OwnerHolder
-	case l.seesAll:
+	case l.seesAll && so.HoldersMore == 0:
 		status, ok := l.found[so.Owner]
 		if !ok {
 			status = so.Owner.status()

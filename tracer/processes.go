@@ -34,6 +34,13 @@ func (p *processes) use(process *Process) uint32 {
 	return p.last
 }
 
+// again counts one use more of a number.
+func (p *processes) again(i uint32) {
+	if i != 0 {
+		p.list[i].uses++
+	}
+}
+
 // find returns the number of a process, new or old.
 func (p *processes) find(process *Process) uint32 {
 	if i, ok := p.number[*process]; ok {

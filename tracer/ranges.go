@@ -24,7 +24,7 @@ func (s *Snapshotter) Ranges() (map[NetNS]*Range, error) {
 	}
 	var w bpfWalk
 	p := newPorts()
-	if err := s.readSpaces(&w, p); err != nil {
+	if _, err := s.readSpaces(&w, p); err != nil {
 		return nil, err
 	}
 	out := make(map[NetNS]*Range, len(p.spaces))

@@ -13,28 +13,24 @@ func (t *Tracer) resync() error {
 	t.handOn() // sets the clock
 	t.table.Expect()
 	start := boottime()
-	files := newFilesOf(t.table.Len())
+	held := newMatcher(newDecoder())
 	var w bpfWalk
 	var mergeErr error
 	err := t.snap.readTables(&w, 0, make([]bpfRow, t.snap.laneRows()), func(rows []bpfRow) {
 		if mergeErr == nil {
-			mergeErr = t.mergeRows(rows, files)
+			mergeErr = t.mergeRows(rows, held)
 		}
 	})
 	if err := errors.Join(err, mergeErr); err != nil {
 		return err
 	}
-	dec := newDecoder()
-	var holdErr error
-	err = t.snap.eachFds(func(tables []bpfFds) {
-		if holdErr == nil {
-			holdErr = t.holdPieces(tables, func(some []bpfFds) { t.table.holdFiles(files, dec, some) })
-		}
-	})
-	if err := errors.Join(err, holdErr); err != nil {
+	if err := t.readHolders(held); err != nil {
 		return err
 	}
-	if err := t.lookAgain(&w, files); err != nil {
+	if err := t.lookAgain(&w, held); err != nil {
+		return err
+	}
+	if err := t.hold(held); err != nil {
 		return err
 	}
 	t.table.mu.Lock()
@@ -47,12 +43,12 @@ func (t *Tracer) resync() error {
 // mergeRows puts rows of a walk into the table. What is older is read from the ring
 // buffer and handed on first: else a socket whose address has another by now would lose
 // its last events.
-func (t *Tracer) mergeRows(rows []bpfRow, files filesOf) error {
+func (t *Tracer) mergeRows(rows []bpfRow, held *matcher) error {
 	if err := t.catchUp(boottime()); err != nil {
 		return err
 	}
 	for some := range slices.Chunk(rows, mergeAtOnce) {
-		t.mergeSome(some, files)
+		t.mergeSome(some, held)
 		t.tellMissed()
 		if err := t.breathe(); err != nil {
 			return err
@@ -61,20 +57,37 @@ func (t *Tracer) mergeRows(rows []bpfRow, files filesOf) error {
 	return nil
 }
 
-func (t *Tracer) mergeSome(rows []bpfRow, files filesOf) {
+func (t *Tracer) mergeSome(rows []bpfRow, held *matcher) {
 	t.table.mu.Lock()
 	defer t.table.mu.Unlock()
 	for i := range rows {
 		so := socketOf(&rows[i])
 		t.table.merge(&so)
-		files.add(so.file, so.id)
+		if rows[i].Socket != 0 {
+			held.want(&rows[i])
+		}
 	}
 }
 
-// holdPieces hands hold a few descriptor tables at a time.
-func (t *Tracer) holdPieces(tables []bpfFds, hold func([]bpfFds)) error {
-	for some := range slices.Chunk(tables, holdAtOnce) {
-		hold(some)
+// readHolders looks for the holders of sockets in all tables of descriptors.
+func (t *Tracer) readHolders(held *matcher) error {
+	var catchErr error
+	err := t.snap.eachFds(func(tables []bpfFds) {
+		for some := range slices.Chunk(tables, holdAtOnce) {
+			if catchErr == nil {
+				held.add(some)
+				catchErr = t.breathe()
+			}
+		}
+	})
+	return errors.Join(err, catchErr)
+}
+
+// hold gives the sockets that were merged the holders that were found.
+func (t *Tracer) hold(held *matcher) error {
+	defer t.table.held(held)
+	for from := 0; from < len(held.targets); from += mergeAtOnce {
+		t.table.holdSome(held, from, min(from+mergeAtOnce, len(held.targets)))
 		if err := t.breathe(); err != nil {
 			return err
 		}
@@ -100,28 +113,33 @@ func (t *Tracer) breathe() error {
 	return t.catchUp(boottime())
 }
 
-// lookAgain does as Snapshotter.settle: it reads sockets again that had a file, which
-// no process has. One that is gone is left to its close.
-func (t *Tracer) lookAgain(w *bpfWalk, files filesOf) error {
-	for _, so := range t.table.unheld(files) {
-		flow := so.flow()
-		row, err := t.snap.again(w, so.id, so.Proto, &flow)
+// lookAgain does as Snapshotter.settle: it reads sockets again that no process was found
+// to hold. One that is gone is left to its close.
+func (t *Tracer) lookAgain(w *bpfWalk, held *matcher) error {
+	moved := false
+	for _, row := range t.table.unheld(held) {
+		now, err := t.snap.again(w, &row)
 		if err != nil {
 			return err
 		}
-		if row.Sock == 0 {
+		if now.Sock == 0 {
 			continue
 		}
-		now := socketOf(&row)
+		moved = moved || now.Socket != 0 && !has(&now, bpfRowFlagROW_NO_FILE)
+		so := socketOf(&now)
 		if err := t.catchUp(boottime()); err != nil {
 			return err
 		}
 		t.table.mu.Lock()
-		t.table.merge(&now)
+		t.table.merge(&so)
 		t.table.mu.Unlock()
 		t.tellMissed()
 	}
-	return nil
+	if !moved {
+		return nil
+	}
+	held.again()
+	return t.readHolders(held)
 }
 
 // settleNow removes what the last comparison did not find and the kernel does not have, and
@@ -131,8 +149,8 @@ func (t *Tracer) settleNow() (sure bool) {
 	sure = true
 	var w bpfWalk
 	for _, so := range t.table.missing() {
-		row, err := t.snap.again(&w, so.id, so.Proto, &bpfFlow{LocalPort: so.Local.Port(), Netns: so.NetNS})
-		if err != nil || row.Sock != 0 && (row.Inode == so.Inode || row.Inode == 0 || so.Inode == 0) {
+		row, err := t.snap.again(&w, &bpfRow{Sock: so.id, Inode: so.Inode, Proto: uint8(so.Proto), Flow: so.flow()})
+		if err != nil || row.Sock != 0 {
 			t.table.found(so.id) // the walk did not come by
 		}
 		if err == nil {
@@ -146,64 +164,65 @@ func (t *Tracer) settleNow() (sure bool) {
 	return sure
 }
 
-// filesOf has the sockets of each file, by address: but for the subflows of an MPTCP
-// socket there is one.
-type filesOf struct {
-	first map[uint64]uint64
-	more  map[uint64][]uint64
-}
-
-func newFilesOf(sockets int) filesOf {
-	return filesOf{make(map[uint64]uint64, sockets), make(map[uint64][]uint64)}
-}
-
-func (f filesOf) add(file, id uint64) {
-	if file == 0 {
-		return
-	}
-	switch other, ok := f.first[file]; {
-	case !ok:
-		f.first[file] = id
-	case other != id && !slices.Contains(f.more[file], id): // a slot of a table may be read twice
-		f.more[file] = append(f.more[file], id)
-	}
-}
-
-// holdFiles adds the holders among some descriptor tables.
-func (t *Table) holdFiles(files filesOf, dec *decoder, tables []bpfFds) {
+// holdSome gives some of the sockets that were merged their holders.
+func (t *Table) holdSome(held *matcher, from, to int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for i := range tables {
-		table := &tables[i]
-		process := dec.process(&table.Process)
-		for n, file := range table.Files {
-			id, ok := files.first[file]
-			if !ok {
-				continue
-			}
-			fd := table.First + uint32(n)
-			t.hold(id, &process, fd)
-			for _, id := range files.more[file] {
-				t.hold(id, &process, fd)
-			}
+	for n := from; n < to; n++ {
+		target := &held.targets[n]
+		r := t.row(target.sock)
+		if r == nil || r.inode != uint64(target.inode) || r.told == toldNothing {
+			continue // closed since
 		}
+		for at := range held.refs(uint32(n)) {
+			part := &held.parts[at.part]
+			fd := at.fd
+			if part.ring {
+				fd |= ringBit
+			}
+			t.hold(r, owned{t.holdersOf(held, part), fd})
+		}
+		r.unlisted = target.extra
 	}
 }
 
-// unheld returns the sockets of files that no descriptor table has.
-func (t *Table) unheld(files filesOf) []Socket {
+// held ends what holdSome began.
+func (t *Table) held(held *matcher) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	var out []Socket
-	look := func(id uint64) {
-		if r := t.row(id); r != nil && r.told == toldState {
-			out = append(out, t.socket(r))
-		}
+	for i := range held.parts {
+		t.drop(held.parts[i].holders) // what holdersOf kept
 	}
-	for file, id := range files.first {
-		look(id)
-		for _, id := range files.more[file] {
-			look(id)
+}
+
+// holdersOf returns the processes that have a part of a table, by a number of this table's,
+// and counts a use of it.
+func (t *Table) holdersOf(held *matcher, part *fdsPart) uint32 {
+	if part.holders == 0 {
+		part.holders = t.useAll(func(yield func(*Process) bool) {
+			for _, proc := range part.procs {
+				if !yield(&held.procs[proc].Process) {
+					return
+				}
+			}
+		})
+	}
+	t.use(part.holders)
+	return part.holders
+}
+
+// unheld returns the sockets that no process was found to hold, with what again looks at.
+func (t *Table) unheld(held *matcher) []bpfRow {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var out []bpfRow
+	for n := range held.targets {
+		target := &held.targets[n]
+		if target.found != 0 {
+			continue
+		}
+		if r := t.row(target.sock); r != nil && r.told == toldState && r.inode == uint64(target.inode) {
+			out = append(out, bpfRow{Sock: r.id, Socket: target.socket, Inode: r.inode, Proto: uint8(r.proto), Flow: r.flow})
 		}
 	}
 	return out

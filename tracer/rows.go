@@ -19,6 +19,8 @@ type Rows struct {
 	keys   []sortKey
 	known  []known   // of each key, where a Tracer has completed them
 	owners []Process // that known names by number
+	sight  sight
+	most   int // holders of a socket that Cut leaves
 }
 
 // known is what events told of a socket.
@@ -48,12 +50,22 @@ func (r *Rows) NetNS(i int) NetNS {
 // of those that so has, if there is room.
 func (r *Rows) Read(i int, so *Socket) {
 	at := r.keys[i].at()
-	holders := r.from.holders(so.Holders[:0], at)
-	*so = socketOf(r.from.row(at))
-	so.Holders = holders
+	row := r.from.row(at)
+	holders, more := r.from.holders(so.Holders[:0], at)
+	*so = socketOf(row)
+	so.Holders, so.HoldersMore = holders, more
+	so.NoHolder = r.sight.noHolder(row, holders)
 	if r.known != nil {
 		k := &r.known[i]
 		so.Owner, so.Since, so.Origin, so.late = r.owners[k.owner], wallTime(k.since), k.origin, k.late
+	}
+}
+
+// Cut leaves no more holders of a socket than are listed where all sockets together have
+// very many: a server's children may have inherited all of its connections.
+func (r *Rows) Cut(so *Socket) {
+	if n := len(so.Holders) - r.most; n > 0 {
+		so.Holders, so.HoldersMore = so.Holders[:r.most], so.HoldersMore+n
 	}
 }
 
@@ -66,11 +78,15 @@ func (r *Rows) Snapshot() *Snapshot {
 			so := &snap.Sockets[i]
 			so.Holders = pool[len(pool):]
 			r.Read(i, so)
-			if len(pool)+len(so.Holders) <= cap(pool) {
-				pool = pool[:len(pool)+len(so.Holders)]
-			}
-			if so.Holders = slices.Clip(so.Holders); len(so.Holders) == 0 {
+			r.Cut(so)
+			switch n := len(so.Holders); {
+			case n == 0:
 				so.Holders = nil
+			case len(pool)+n <= cap(pool):
+				pool = pool[:len(pool)+n]
+				so.Holders = slices.Clip(so.Holders)
+			default: // what was cut is not kept
+				so.Holders = slices.Clone(so.Holders)
 			}
 		}
 	}
@@ -85,42 +101,27 @@ func (r *Rows) Snapshot() *Snapshot {
 // collection is rows on their way into a snapshot. A row is named by the number of its
 // part and, in the lower 16 bits, its own.
 type collection struct {
-	mu     sync.Mutex // for add
-	parts  []*part
-	byFile fileIndex
-	next   map[uint32]uint32 // MPTCP: subflows share a file
-	procs  []Process
-	more   map[uint32][]rawHolder // the holders of a row but the first
+	mu    sync.Mutex // for add
+	parts []*part
+	held  *matcher
 }
 
-// part is the rows of one call of the walk, the first holder of each, and their keys.
+// part is the rows of one call of the walk, what they are to find their holders, and their
+// keys.
 type part struct {
 	rows    []bpfRow
-	held    []rawHolder
+	targets []uint32
 	keys    []sortKey
 	deviced bool // some socket is bound to a device
 }
 
-// rawHolder is a holder on its way: a process by its place in collection.procs, or nobody.
-type rawHolder struct {
-	proc int32
-	fd   uint32
-}
-
-const nobody = -1
-
-func newCollection() *collection {
-	return &collection{next: make(map[uint32]uint32), more: make(map[uint32][]rawHolder)}
-}
+func newCollection(dec *decoder) *collection { return &collection{held: newMatcher(dec)} }
 
 func (c *collection) row(at uint32) *bpfRow { return &c.parts[at>>16].rows[at&0xffff] }
 
 // add takes rows, and keeps them. It is safe for concurrent use.
 func (c *collection) add(rows []bpfRow) {
-	p := &part{rows: rows, held: make([]rawHolder, len(rows)), keys: make([]sortKey, 0, len(rows))}
-	for i := range p.held { // written before it is read: a page that is read first faults twice
-		p.held[i].proc = nobody
-	}
+	p := &part{rows: rows, targets: make([]uint32, len(rows)), keys: make([]sortKey, 0, len(rows))}
 	first := c.addPart(p)
 	for i := range rows {
 		p.deviced = p.deviced || rows[i].Flow.Dev != 0
@@ -142,76 +143,19 @@ func (c *collection) addPart(p *part) uint32 {
 	first := uint32(len(c.parts)) << 16
 	c.parts = append(c.parts, p)
 	for i := range p.rows {
-		row, at := &p.rows[i], first|uint32(i)
-		if row.File == 0 {
+		row := &p.rows[i]
+		p.targets[i] = noTarget
+		if row.Socket == 0 {
 			continue
 		}
-		other, ok := c.byFile.find(row.File)
-		if ok && c.row(other).Sock == row.Sock { // a slot of a table was read twice
+		n, known := c.held.want(row)
+		if known { // a slot of a table was read twice
 			*row = bpfRow{}
 			continue
 		}
-		if ok {
-			c.next[at] = other
-		}
-		c.byFile.put(row.File, at)
+		p.targets[i] = n
 	}
 	return first
-}
-
-// fileIndex finds a row by the address of the file that refers to its socket: a hash table
-// with linear probing, at most half full. A map takes three times as long for that.
-type fileIndex struct {
-	slots []fileSlot // a power of two of them
-	used  int
-}
-
-type fileSlot struct {
-	file uint64 // 0: free
-	at   uint32
-}
-
-// slot is where the file is, or would be.
-func (x *fileIndex) slot(file uint64) *fileSlot {
-	mask := uint64(len(x.slots) - 1)
-	for i := file * 0x9e3779b97f4a7c15 >> 32; ; i++ { // Fibonacci hashing: addresses end in zeros
-		if s := &x.slots[i&mask]; s.file == file || s.file == 0 {
-			return s
-		}
-	}
-}
-
-func (x *fileIndex) find(file uint64) (at uint32, ok bool) {
-	if x.used == 0 {
-		return 0, false
-	}
-	s := x.slot(file)
-	return s.at, s.file != 0
-}
-
-// put adds a file, or names another row for it.
-func (x *fileIndex) put(file uint64, at uint32) {
-	if 2*x.used >= len(x.slots) {
-		x.grow()
-	}
-	s := x.slot(file)
-	if s.file == 0 {
-		x.used++
-	}
-	*s = fileSlot{file, at}
-}
-
-func (x *fileIndex) grow() {
-	old := x.slots
-	x.slots = make([]fileSlot, max(2*len(old), 1<<10))
-	for i := range x.slots { // written before it is read: as in add
-		x.slots[i].at = math.MaxUint32
-	}
-	for _, s := range old {
-		if s.file != 0 {
-			*x.slot(s.file) = s
-		}
-	}
 }
 
 func keyOf(row *bpfRow, at uint32) sortKey {
@@ -241,42 +185,29 @@ func (c *collection) sorted() []sortKey {
 	return keys
 }
 
-// join gives each socket its holders among some descriptor tables.
-func (c *collection) join(dec *decoder, tables []bpfFds) {
-	for i := range tables {
-		table := &tables[i]
-		h := rawHolder{proc: int32(len(c.procs))}
-		c.procs = append(c.procs, dec.process(&table.Process))
-		for fd, file := range table.Files {
-			if file == 0 {
-				continue
-			}
-			h.fd = table.First + uint32(fd)
-			for at, ok := c.byFile.find(file); ok; at, ok = c.next[at] {
-				if first := &c.parts[at>>16].held[at&0xffff]; first.proc == nobody {
-					*first = h
-				} else {
-					c.more[at] = append(c.more[at], h)
-				}
-			}
-		}
+// target is the number of a row in held.
+func (c *collection) target(at uint32) uint32 { return c.parts[at>>16].targets[at&0xffff] }
+
+// holders appends the holders of a row; more is how many there was no room for.
+func (c *collection) holders(to []Holder, at uint32) (holders []Holder, more int) {
+	n := c.target(at)
+	if n == noTarget {
+		return to, 0
 	}
+	return c.held.holders(n, to)
 }
 
-// holders appends the holders of a row.
-func (c *collection) holders(to []Holder, at uint32) []Holder {
-	first := c.parts[at>>16].held[at&0xffff]
-	if first.proc == nobody {
-		return to
+// most is how many holders of each socket are listed: all, but where there are very many
+// besides some of each.
+func (c *collection) most() int {
+	total := 0
+	for n := range c.held.targets {
+		total += c.held.count(uint32(n))
 	}
-	to = append(to, Holder{Process: c.procs[first.proc], FD: first.fd})
-	if len(c.more) == 0 {
-		return to
+	if total > fewRefs*len(c.held.targets)+moreRefs {
+		return fewRefs
 	}
-	for _, h := range c.more[at] {
-		to = append(to, Holder{Process: c.procs[h.proc], FD: h.fd})
-	}
-	return to
+	return math.MaxInt
 }
 
 // unique sorts keys anew, and leaves out rows that were read twice or are gone.

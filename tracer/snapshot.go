@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -48,6 +49,8 @@ type Snapshotter struct {
 	files     *link.Iter
 	devices   deviceReader
 	udp       int // a UDP socket, for struct walk
+	ring      int // an io_uring, for struct walk; -1: none
+	sight     sight
 	rows      *ebpf.Memory
 	fds       *ebpf.Memory
 	spaces    *ebpf.Memory
@@ -78,7 +81,7 @@ func newSnapshotter(reads Reads, oldKernel bool) (*Snapshotter, error) {
 	if err := checkLoad(); err != nil {
 		return nil, err
 	}
-	s := &Snapshotter{dec: newDecoder(), udp: -1}
+	s := &Snapshotter{dec: newDecoder(), udp: -1, ring: -1}
 	if err := s.open(reads, oldKernel); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -142,6 +145,7 @@ func (s *Snapshotter) load(spec *ebpf.CollectionSpec, reads Reads, oldKernel boo
 	if s.udp, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
 		return fmt.Errorf("open a UDP socket: %w", err)
 	}
+	s.openRing()
 	for name, memory := range map[string]**ebpf.Memory{
 		snapshotMapRows: &s.rows, snapshotMapNetnsRows: &s.spaces, snapshotMapFds: &s.fds, snapshotMapDevices: &s.deviceRows,
 	} {
@@ -198,8 +202,10 @@ func (s *Snapshotter) Close() error {
 			errs = append(errs, it.Close())
 		}
 	}
-	if s.udp >= 0 {
-		errs = append(errs, unix.Close(s.udp))
+	for _, fd := range []int{s.udp, s.ring} {
+		if fd >= 0 {
+			errs = append(errs, unix.Close(fd))
+		}
 	}
 	if s.maps != nil {
 		s.maps.Close()
@@ -211,8 +217,8 @@ func (s *Snapshotter) Close() error {
 // ordered as SortSockets does. It blocks for about a millisecond and for a
 // microsecond per socket.
 //
-// The tables are read before the file descriptors, so a socket without a holder
-// had none when the descriptors were read.
+// The tables are read before the file descriptors. A holder had the socket when its
+// descriptors were read; why a socket has none is Socket.NoHolder.
 func (s *Snapshotter) Take(port uint16) (*Snapshot, error) {
 	rows, err := s.Rows(port)
 	if err != nil {
@@ -231,7 +237,7 @@ func (s *Snapshotter) Rows(port uint16) (*Rows, error) {
 // rowsOf is Rows of several ports, for who does not wait for others, and has a decoder of
 // its own.
 func (s *Snapshotter) rowsOf(dec *decoder, ports ...uint16) (*Rows, error) {
-	r := &Rows{start: boottime(), from: newCollection()}
+	r := &Rows{start: boottime(), from: newCollection(dec)}
 	var w bpfWalk
 	var adding sync.WaitGroup
 	// Not the walk's own work: the sockets of a busy port are one chain, which one processor follows.
@@ -249,7 +255,7 @@ func (s *Snapshotter) rowsOf(dec *decoder, ports ...uint16) (*Rows, error) {
 	}()
 	joinErr := s.eachFds(func(tables []bpfFds) {
 		adding.Wait()
-		r.from.join(dec, tables)
+		r.from.held.add(tables)
 	})
 	<-sorted
 	if err := errors.Join(err, joinErr); err != nil {
@@ -268,6 +274,7 @@ func (s *Snapshotter) rowsOf(dec *decoder, ports ...uint16) (*Rows, error) {
 			r.Devices = nil // then they are shown by their numbers
 		}
 	}
+	r.sight, r.most = s.sight, r.from.most()
 	return r, nil
 }
 
@@ -275,30 +282,101 @@ func (s *Snapshotter) rowsOf(dec *decoder, ports ...uint16) (*Rows, error) {
 // is nil, several processors walk, and each is called by them at once.
 func (s *Snapshotter) readTables(w *bpfWalk, port uint16, buf []bpfRow, each func([]bpfRow)) error {
 	var backlog atomic.Bool
-	for _, table := range []bpfWalkTable{bpfWalkTableWALK_TCP_BIND, bpfWalkTableWALK_UDP, bpfWalkTableWALK_TCP_REQUEST} {
-		if table == bpfWalkTableWALK_TCP_REQUEST && !backlog.Load() {
-			break // no listener has a half-open connection
-		}
-		what := bpfWalk{Table: table, Port: port, Timed: s.timed}
-		look := func(rows []bpfRow) {
-			for i := range rows {
-				if has(&rows[i], bpfRowFlagROW_BACKLOG) {
-					backlog.Store(true)
-				}
+	look := func(rows []bpfRow) {
+		for i := range rows {
+			if has(&rows[i], bpfRowFlagROW_BACKLOG) {
+				backlog.Store(true)
 			}
-			each(rows)
 		}
-		var err error
-		if buf == nil && s.sockWalk.burst == nil {
-			err = s.readParts(w, what, look)
-		} else {
-			err = s.read(&s.sockWalk, w, what, buf, look)
+		each(rows)
+	}
+	own, err := s.ownTables(w)
+	if err != nil {
+		return err
+	}
+	what := bpfWalk{Port: port, Timed: s.timed}
+	what.Table = bpfWalkTableWALK_TCP_BIND // one for all namespaces
+	if err := s.readTable(w, what, buf, look); err != nil {
+		return err
+	}
+	what.Table = bpfWalkTableWALK_UDP
+	if err := s.readEach(w, what, own.udp, buf, look); err != nil {
+		return err
+	}
+	if !backlog.Load() {
+		return nil // no listener has a half-open connection
+	}
+	what.Table = bpfWalkTableWALK_TCP_REQUEST
+	return s.readEach(w, what, own.tcp, buf, look)
+}
+
+// readTable walks one table.
+func (s *Snapshotter) readTable(w *bpfWalk, what bpfWalk, buf []bpfRow, each func([]bpfRow)) error {
+	if buf == nil && s.sockWalk.burst == nil {
+		return s.readParts(w, what, each)
+	}
+	return s.read(&s.sockWalk, w, what, buf, each)
+}
+
+// readEach walks a table of each of these addresses, the largest first, which is that of
+// most namespaces. The others go with the namespace that has them: what was read
+// of one counts only if it is still there.
+func (s *Snapshotter) readEach(w *bpfWalk, what bpfWalk, tables []ownTable, buf []bpfRow, each func([]bpfRow)) error {
+	for i, table := range tables {
+		what.Heads = table.at
+		if i == 0 {
+			if err := s.readTable(w, what, buf, each); err != nil {
+				return err
+			}
+			continue
 		}
+		var rows []bpfRow
+		if err := s.read(&s.sockWalk, w, what, nil, func(some []bpfRow) { rows = append(rows, some...) }); err != nil {
+			return err
+		}
+		now, err := s.ownTables(w)
 		if err != nil {
 			return err
 		}
+		if slices.Contains(now.udp, table) || slices.Contains(now.tcp, table) {
+			for rows := range slices.Chunk(rows, s.laneRows()) {
+				each(rows)
+			}
+		}
 	}
 	return nil
+}
+
+// ownTable is a table of sockets: its address, and a namespace that has it.
+type ownTable struct {
+	at, cookie uint64
+}
+
+// ownTables are the tables there are, that of most namespaces first: for UDP and, for
+// half-open connections, TCP. A namespace has tables of its own where
+// net.ipv4.udp_child_hash_entries or tcp_child_ehash_entries of its maker said so.
+type ownTables struct{ udp, tcp []ownTable }
+
+func (s *Snapshotter) ownTables(w *bpfWalk) (ownTables, error) {
+	var found ownTables
+	users := make(map[uint64]int)
+	add := func(to []ownTable, t ownTable) []ownTable {
+		if users[t.at]++; users[t.at] > 1 {
+			return to
+		}
+		return append(to, t)
+	}
+	err := s.read(&s.sockWalk, w, bpfWalk{Table: bpfWalkTableWALK_NETNS}, nil, func(rows []bpfRow) {
+		for i := range rows {
+			row := &rows[i]
+			found.udp = add(found.udp, ownTable{row.Socket, row.Flow.NetnsCookie})
+			found.tcp = add(found.tcp, ownTable{row.Inode, row.Flow.NetnsCookie})
+		}
+	})
+	for _, tables := range [][]ownTable{found.udp, found.tcp} {
+		slices.SortStableFunc(tables, func(a, b ownTable) int { return users[b.at] - users[a.at] })
+	}
+	return found, err
 }
 
 // partBuckets is how much of a table a lane walks before it takes another part: few
@@ -332,38 +410,47 @@ func (s *Snapshotter) readParts(w *bpfWalk, what bpfWalk, each func([]bpfRow)) e
 	return errors.Join(errs...)
 }
 
-// settle reads sockets again that had a file when the tables were read, which no process
-// has: they were closed since, or their descriptor is on its way to another process.
-// It tells whether they are to be sorted anew.
+// settle reads sockets again that no process was found to hold: they were closed since,
+// are the kernel's own, or their descriptors moved from a process whose table had not been
+// read yet to one whose table had. For those all tables are read a second time.
+// It tells whether the rows are to be sorted anew.
 func (s *Snapshotter) settle(w *bpfWalk, c *collection) (changed bool, err error) {
+	moved := false
 	for _, p := range c.parts {
 		for i := range p.rows {
 			row := &p.rows[i]
-			if p.held[i].proc != nobody || row.File == 0 {
+			if p.targets[i] == noTarget || c.held.targets[p.targets[i]].found != 0 {
 				continue
 			}
-			now, err := s.again(w, row.Sock, Proto(row.Proto), &row.Flow)
+			now, err := s.again(w, row)
 			if err != nil {
 				return false, err
 			}
 			changed = changed || now.Sock == 0 || roleOf(&now) != roleOf(row)
+			moved = moved || now.Socket != 0 && !has(&now, bpfRowFlagROW_NO_FILE)
 			*row = now
 		}
 	}
-	return changed, nil
+	if !moved {
+		return changed, nil
+	}
+	c.held.again()
+	return changed, s.eachFds(c.held.add)
 }
 
-// again reads one socket as it is now. The zero row: it has no port any more.
-func (s *Snapshotter) again(w *bpfWalk, id uint64, proto Proto, flow *bpfFlow) (bpfRow, error) {
+// again reads one socket as it is now. The zero row: it has no port any more, or its
+// memory is another socket's.
+func (s *Snapshotter) again(w *bpfWalk, row *bpfRow) (bpfRow, error) {
 	var now bpfRow
-	one := bpfWalk{Table: bpfWalkTableWALK_SOCK, Port: flow.LocalPort, Node: id, Timed: s.timed}
+	one := bpfWalk{Table: bpfWalkTableWALK_SOCK, Port: row.Flow.LocalPort, Node: row.Sock, Timed: s.timed}
 	err := s.read(&s.sockWalk, w, one, nil, func(rows []bpfRow) {
 		for i := range rows {
 			now = rows[i]
 		}
 	})
-	if err != nil || now.Proto != uint8(proto) || now.Flow.Netns != flow.Netns || now.Flow.NetnsCookie != flow.NetnsCookie {
-		return bpfRow{}, err // its memory is another socket's
+	if err != nil || now.Proto != row.Proto || now.Flow.Netns != row.Flow.Netns || now.Flow.NetnsCookie != row.Flow.NetnsCookie ||
+		now.Inode != 0 && row.Inode != 0 && now.Inode != row.Inode {
+		return bpfRow{}, err
 	}
 	return now, nil
 }
@@ -377,7 +464,7 @@ func (s *Snapshotter) read(by *walker, w *bpfWalk, what bpfWalk, buf []bpfRow, e
 
 // readPart is read in a lane, from what.Bucket to what.End.
 func (s *Snapshotter) readPart(by *walker, w *bpfWalk, lane int, what bpfWalk, buf []bpfRow, each func([]bpfRow)) error {
-	what.Restarts, what.GaveUp, what.UdpFd = w.Restarts, w.GaveUp, uint32(s.udp)
+	what.Restarts, what.GaveUp, what.UdpFd, what.RingFd = w.Restarts, w.GaveUp, uint32(s.udp), uint32(max(s.ring, 0))
 	*w = what
 	step, err := by.stepper()
 	if err != nil {
@@ -385,7 +472,7 @@ func (s *Snapshotter) readPart(by *walker, w *bpfWalk, lane int, what bpfWalk, b
 	}
 	defer step.Close()
 	for w.Done == 0 {
-		rows, err := s.goOn(w, lane, step, buf)
+		rows, err := s.goOn(by, w, lane, step, buf)
 		if err != nil {
 			return err
 		}
@@ -405,7 +492,7 @@ func (s *Snapshotter) laneRows() int {
 }
 
 // goOn goes on with the walk of a lane and returns the rows of that call.
-func (s *Snapshotter) goOn(w *bpfWalk, lane int, step *stepper, buf []bpfRow) ([]bpfRow, error) {
+func (s *Snapshotter) goOn(by *walker, w *bpfWalk, lane int, step *stepper, buf []bpfRow) ([]bpfRow, error) {
 	s.turns[lane].Lock()
 	defer s.turns[lane].Unlock()
 	call, walks := bpfWalkCall{Lane: uint32(lane)}, s.maps.Maps[snapshotMapWalks]
@@ -418,8 +505,8 @@ func (s *Snapshotter) goOn(w *bpfWalk, lane int, step *stepper, buf []bpfRow) ([
 	if err := walks.Lookup(call.Lane, w); err != nil {
 		return nil, fmt.Errorf("read walk: %w", err)
 	}
-	if w.Table == bpfWalkTableWALK_NETNS {
-		return nil, nil
+	if w.Table == bpfWalkTableWALK_NETNS && by == &s.portWalk {
+		return nil, nil // they are in spaces
 	}
 	rows := buf
 	if rows == nil {
@@ -538,27 +625,38 @@ func (s *Snapshotter) ports(known *Table, withHolders bool) (*Ports, error) {
 	p := newPorts()
 	p.names = s.Devices
 	var w bpfWalk
-	if err := s.readSpaces(&w, p); err != nil {
+	tables, err := s.readSpaces(&w, p)
+	if err != nil {
 		return nil, err
 	}
 	var owners [][]bpfRow
-	files := uint8(0)
+	held := newMatcher(s.dec)
+	what := bpfWalk{Table: bpfWalkTableWALK_TCP_BIND}
 	if withHolders {
-		files = 1
+		what.Sockets = 1
 	}
-	for _, table := range []bpfWalkTable{bpfWalkTableWALK_TCP_BIND, bpfWalkTableWALK_UDP} {
-		err := s.read(&s.portWalk, &w, bpfWalk{Table: table, Files: files}, nil, func(rows []bpfRow) { owners = append(owners, rows) })
-		if err != nil {
+	keep := func(rows []bpfRow) { owners = append(owners, rows) }
+	if err := s.read(&s.portWalk, &w, what, nil, keep); err != nil {
+		return nil, err
+	}
+	what.Table = bpfWalkTableWALK_UDP
+	for _, what.Heads = range tables {
+		if err := s.read(&s.portWalk, &w, what, nil, keep); err != nil {
 			return nil, err
 		}
 	}
 	if w.GaveUp > 0 {
 		return nil, fmt.Errorf("read the kernel's port tables: %d slots did not hold still", w.GaveUp)
 	}
-	var holders map[uint64][]Process
 	if withHolders {
-		var err error
-		if holders, err = s.holdersOf(owners); err != nil {
+		for _, rows := range owners {
+			for i := range rows {
+				if rows[i].Socket != 0 {
+					held.want(&rows[i])
+				}
+			}
+		}
+		if err := s.eachFds(held.add); err != nil {
 			return nil, err
 		}
 	}
@@ -578,17 +676,17 @@ func (s *Snapshotter) ports(known *Table, withHolders bool) (*Ports, error) {
 			} else if seen != nil {
 				seen[row.Sock] = true
 			}
-			p.addOwner(row, usersOf(row, holders, known))
+			p.addOwner(row, usersOf(row, held, known))
 		}
 	}
 	return p, nil
 }
 
-// usersOf are the processes that hold a socket; of one that no process holds who had
-// it last, where that was observed.
-func usersOf(row *bpfRow, holders map[uint64][]Process, known *Table) []Process {
-	if row.File != 0 && holders != nil {
-		if by := holders[row.File]; len(by) > 0 {
+// usersOf are the processes that hold a socket, some if there are very many; of one that no
+// process holds who had it last, where that was observed.
+func usersOf(row *bpfRow, held *matcher, known *Table) []Process {
+	if row.Socket != 0 {
+		if by := held.processes(row); len(by) > 0 {
 			return by
 		}
 	}
@@ -606,48 +704,27 @@ func (s *Snapshotter) NetNamespaces() ([]NetNS, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p := newPorts()
-	if err := s.readSpaces(new(bpfWalk), p); err != nil {
+	if _, err := s.readSpaces(new(bpfWalk), p); err != nil {
 		return nil, err
 	}
 	return p.NetNamespaces(), nil
 }
 
-func (s *Snapshotter) readSpaces(w *bpfWalk, p *Ports) error {
+// readSpaces reads the settings of every namespace, and returns the addresses of the UDP
+// tables they have.
+func (s *Snapshotter) readSpaces(w *bpfWalk, p *Ports) (udpTables []uint64, err error) {
 	var readErr error
-	err := s.read(&s.portWalk, w, bpfWalk{Table: bpfWalkTableWALK_NETNS}, nil, func([]bpfRow) {
+	err = s.read(&s.portWalk, w, bpfWalk{Table: bpfWalkTableWALK_NETNS}, nil, func([]bpfRow) {
 		rows := make([]bpfNetnsRow, w.Rows)
 		if err := readMemory(s.spaces, 0, rows); err != nil {
 			readErr = fmt.Errorf("read namespaces: %w", err)
 		}
 		for i := range rows {
 			p.addSpace(&rows[i])
-		}
-	})
-	return errors.Join(err, readErr)
-}
-
-// holdersOf returns the processes that have the files of owners, by file.
-func (s *Snapshotter) holdersOf(owners [][]bpfRow) (map[uint64][]Process, error) {
-	out := make(map[uint64][]Process)
-	for _, rows := range owners {
-		for i := range rows {
-			if rows[i].File != 0 {
-				out[rows[i].File] = nil
-			}
-		}
-	}
-	err := s.eachFds(func(tables []bpfFds) {
-		for i := range tables {
-			process := s.dec.process(&tables[i].Process)
-			for _, file := range tables[i].Files {
-				if file == 0 {
-					continue
-				}
-				if by, ok := out[file]; ok {
-					out[file] = append(by, process)
-				}
+			if !slices.Contains(udpTables, rows[i].UdpTable) {
+				udpTables = append(udpTables, rows[i].UdpTable)
 			}
 		}
 	})
-	return out, err
+	return udpTables, errors.Join(err, readErr)
 }

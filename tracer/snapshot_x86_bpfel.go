@@ -27,6 +27,8 @@ const (
 	snapshotProgPhWalk       = "ph_walk"
 	snapshotVarDevicesCursor = "devices_cursor"
 	snapshotVarFdsCursor     = "fds_cursor"
+	snapshotVarFileKinds     = "file_kinds"
+	snapshotVarSeen          = "seen"
 )
 
 // loadSnapshot returns the embedded CollectionSpec for snapshot.
@@ -94,6 +96,8 @@ type snapshotMapSpecs struct {
 type snapshotVariableSpecs struct {
 	DevicesCursor *ebpf.VariableSpec `ebpf:"devices_cursor"`
 	FdsCursor     *ebpf.VariableSpec `ebpf:"fds_cursor"`
+	FileKinds     *ebpf.VariableSpec `ebpf:"file_kinds"`
+	Seen          *ebpf.VariableSpec `ebpf:"seen"`
 }
 
 // snapshotObjects contains all objects after they have been loaded into the kernel.
@@ -139,6 +143,8 @@ func (m *snapshotMaps) Close() error {
 type snapshotVariables struct {
 	DevicesCursor *ebpf.Variable `ebpf:"devices_cursor"`
 	FdsCursor     *ebpf.Variable `ebpf:"fds_cursor"`
+	FileKinds     *ebpf.Variable `ebpf:"file_kinds"`
+	Seen          *ebpf.Variable `ebpf:"seen"`
 }
 
 // snapshotPrograms contains all programs after they have been loaded into the kernel.

@@ -29,6 +29,8 @@ const (
 	snapshotOldProgPhWalkBurst  = "ph_walk_burst"
 	snapshotOldVarDevicesCursor = "devices_cursor"
 	snapshotOldVarFdsCursor     = "fds_cursor"
+	snapshotOldVarFileKinds     = "file_kinds"
+	snapshotOldVarSeen          = "seen"
 )
 
 // loadSnapshotOld returns the embedded CollectionSpec for snapshotOld.
@@ -98,6 +100,8 @@ type snapshotOldMapSpecs struct {
 type snapshotOldVariableSpecs struct {
 	DevicesCursor *ebpf.VariableSpec `ebpf:"devices_cursor"`
 	FdsCursor     *ebpf.VariableSpec `ebpf:"fds_cursor"`
+	FileKinds     *ebpf.VariableSpec `ebpf:"file_kinds"`
+	Seen          *ebpf.VariableSpec `ebpf:"seen"`
 }
 
 // snapshotOldObjects contains all objects after they have been loaded into the kernel.
@@ -143,6 +147,8 @@ func (m *snapshotOldMaps) Close() error {
 type snapshotOldVariables struct {
 	DevicesCursor *ebpf.Variable `ebpf:"devices_cursor"`
 	FdsCursor     *ebpf.Variable `ebpf:"fds_cursor"`
+	FileKinds     *ebpf.Variable `ebpf:"file_kinds"`
+	Seen          *ebpf.Variable `ebpf:"seen"`
 }
 
 // snapshotOldPrograms contains all programs after they have been loaded into the kernel.

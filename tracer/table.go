@@ -2,7 +2,6 @@ package tracer
 
 import (
 	"iter"
-	"math"
 	"net/netip"
 	"sync"
 	"syscall"
@@ -21,6 +20,7 @@ type Table struct {
 	byPeer [1 << 16]uint32    // the same of rows that had a peer when they were added
 	free   uint32             // first row to use again, linked by next
 	procs  processes          // owners and holders
+	groups groups             // processes that hold sockets together
 	more   map[uint64][]owned // holders after the first, by id
 	loaded bool               // a snapshot has been merged
 	left   map[uint64]left    // by address of the timewait sock; nil: not kept
@@ -58,7 +58,9 @@ type row struct {
 	flow  bpfFlow // no remote port: no peer
 	uid   uint32
 	owner uint32 // in procs
-	first owned  // the first holder
+	first owned  // the first holder, or some together
+
+	unlisted uint32 // holders that there was no room for
 
 	next, prev uint32 // rows of the same local port; prev is noRow of a row to use again
 
@@ -81,11 +83,19 @@ type row struct {
 	told      told
 }
 
-// owned is a Holder; that of no process is none.
+// owned is a descriptor and who has it; by nobody is none.
 type owned struct {
-	proc uint32 // in procs
-	fd   uint32
+	by uint32 // a process in procs, or with groupBit some in groups
+	fd uint32 // with ringBit that of an io_uring
 }
+
+// maxTableHolders is how many holders of a socket readers of the table get.
+const maxTableHolders = 64
+
+const (
+	groupBit = 1 << 31
+	ringBit  = 1 << 31 // descriptors are smaller: fs.nr_open is
+)
 
 // told is how much the snapshot that is being merged has told of a row.
 type told uint8
@@ -220,7 +230,7 @@ func (t *Table) applyTaken(r *row, ev *Event) bool {
 // descriptor before accept() returned.
 func (t *Table) accepted(r *row, ev *Event) bool {
 	maybe := ev.flags&uint8(bpfEventFlagEVENT_MAYBE) != 0
-	return t.procs.at(r.owner).PID != 0 || (maybe || r.initial) && r.first.proc != 0 && r.stamp < ev.boot
+	return t.procs.at(r.owner).PID != 0 || (maybe || r.initial) && r.first.by != 0 && r.stamp < ev.boot
 }
 
 // reused tells whether word of these ends is about another socket, that has the
@@ -240,7 +250,7 @@ func (r *row) sameLocal(flow *bpfFlow) bool {
 // waits tells whether the socket is a connection in an accept queue: no process has or
 // had it. One that a process closed is past these states.
 func (r *row) waits() bool {
-	return r.role == RoleOrphan && r.owner == 0 && r.first.proc == 0 &&
+	return r.role == RoleOrphan && r.owner == 0 && r.first.by == 0 &&
 		(r.state == StateEstablished || r.state == StateCloseWait || r.state == StateSynRecv)
 }
 
@@ -373,7 +383,10 @@ func (t *Table) owner(r *row) Process {
 	if r.owner != 0 {
 		return t.procs.at(r.owner)
 	}
-	return t.procs.at(r.first.proc)
+	if by := r.first.by; by&groupBit != 0 {
+		return t.procs.at(t.groups.list[by&^groupBit].procs[0])
+	}
+	return t.procs.at(r.first.by)
 }
 
 // Expect tells that a snapshot is about to be taken. Every event older than it is to be
@@ -396,8 +409,8 @@ func (t *Table) Reconcile(snap *Snapshot) {
 	for i := range snap.Sockets {
 		s := &snap.Sockets[i]
 		t.merge(s)
-		for _, h := range s.Holders {
-			t.hold(s.id, &h.Process, h.FD)
+		if r := t.row(s.id); r != nil && r.told != toldNothing {
+			t.holdSnapshot(r, s.Holders)
 		}
 	}
 	t.finish(snap.start)
@@ -454,36 +467,75 @@ func (t *Table) merge(s *Socket) {
 	r.missing, r.told, r.closed = false, toldState, told || r.closed && again
 }
 
-// hold takes a holder of a socket that has been merged.
-func (t *Table) hold(id uint64, process *Process, fd uint32) {
-	r := t.row(id)
-	if r == nil || r.told == toldNothing {
-		return
+// holdSnapshot takes the holders of a socket that has been merged.
+func (t *Table) holdSnapshot(r *row, holders []Holder) {
+	for i := range holders {
+		h := &holders[i]
+		fd := h.FD
+		if h.Ring {
+			fd |= ringBit
+		}
+		t.hold(r, owned{t.procs.use(&h.Process), fd})
 	}
+}
+
+// hold takes a holder of a socket that has been merged, with its use.
+func (t *Table) hold(r *row, h owned) {
 	if r.told == toldState {
 		t.dropHolders(r)
 		r.told = toldHolders
 	}
-	h := owned{t.procs.use(process), fd}
-	if r.first.proc == 0 {
+	if r.first.by == 0 {
 		r.first = h
 		return
 	}
 	r.shared = true
-	t.more[id] = append(t.more[id], h)
+	t.more[r.id] = append(t.more[r.id], h)
 }
 
 func (t *Table) dropHolders(r *row) {
-	t.procs.drop(r.first.proc)
-	r.first = owned{}
+	t.drop(r.first.by)
+	r.first, r.unlisted = owned{}, 0
 	if !r.shared {
 		return
 	}
 	for _, h := range t.more[r.id] {
-		t.procs.drop(h.proc)
+		t.drop(h.by)
 	}
 	delete(t.more, r.id)
 	r.shared = false
+}
+
+// useAll returns the number of some processes, one of procs if it is one, and counts a use.
+func (t *Table) useAll(processes iter.Seq[*Process]) uint32 {
+	var numbers []uint32
+	for p := range processes {
+		numbers = append(numbers, t.procs.use(p))
+	}
+	if len(numbers) == 1 {
+		return numbers[0]
+	}
+	return t.groups.add(numbers)
+}
+
+// use counts a use more of what useAll returned.
+func (t *Table) use(by uint32) {
+	if by&groupBit == 0 {
+		t.procs.again(by)
+		return
+	}
+	t.groups.list[by&^groupBit].uses++
+}
+
+// drop counts a use less.
+func (t *Table) drop(by uint32) {
+	if by&groupBit == 0 {
+		t.procs.drop(by)
+		return
+	}
+	for _, proc := range t.groups.drop(by) {
+		t.procs.drop(proc)
+	}
 }
 
 // finish ends a snapshot, begun at a time of CLOCK_BOOTTIME, whose sockets have been
@@ -702,19 +754,35 @@ func (t *Table) socket(r *row) Socket {
 	}
 }
 
-// holders appends the first holders of a socket.
-func (t *Table) holders(r *row, to []Holder, max int) []Holder {
-	if r.first.proc == 0 {
-		return to
-	}
-	to = append(to, Holder{t.procs.at(r.first.proc), r.first.fd})
+// holders appends the first holders of a socket; more is how many others there are.
+func (t *Table) holders(r *row, to []Holder, max int) (holders []Holder, more int) {
+	to, more = t.holdersBy(r.first, to, max)
+	more += int(r.unlisted)
 	if r.shared {
-		more := t.more[r.id]
-		for _, h := range more[:min(len(more), max-1)] {
-			to = append(to, Holder{t.procs.at(h.proc), h.fd})
+		for _, h := range t.more[r.id] {
+			n := 0
+			to, n = t.holdersBy(h, to, max)
+			more += n
 		}
 	}
-	return to
+	return to, more
+}
+
+// holdersBy appends those who have a descriptor, up to max holders.
+func (t *Table) holdersBy(h owned, to []Holder, max int) (holders []Holder, more int) {
+	if h.by == 0 {
+		return to, 0
+	}
+	one := [1]uint32{h.by}
+	procs := one[:]
+	if h.by&groupBit != 0 {
+		procs = t.groups.list[h.by&^groupBit].procs
+	}
+	room := min(max-len(to), len(procs))
+	for _, proc := range procs[:room] {
+		to = append(to, Holder{Process: t.procs.at(proc), FD: h.fd &^ ringBit, Ring: h.fd&ringBit != 0})
+	}
+	return to, len(procs) - room
 }
 
 // sockets makes n rows sockets, in the order of SortSockets.
@@ -726,12 +794,12 @@ func (t *Table) sockets(n int, rows iter.Seq[*row]) []Socket {
 	var holders []Holder
 	for r := range rows {
 		s := t.socket(r)
-		if r.first.proc != 0 {
+		if r.first.by != 0 {
 			if holders == nil {
 				holders = make([]Holder, 0, n) // one allocation for the usual case of a holder each
 			}
 			from := len(holders)
-			holders = t.holders(r, holders, math.MaxInt)
+			holders, s.HoldersMore = t.holders(r, holders, from+maxTableHolders)
 			s.Holders = holders[from:len(holders):len(holders)]
 		}
 		out = append(out, s)
@@ -792,9 +860,10 @@ func (t *Table) Each(f func(*Socket)) {
 	var s Socket
 	var holders []Holder
 	for r := range t.all() {
-		holders = t.holders(r, holders[:0], math.MaxInt)
+		var more int
+		holders, more = t.holders(r, holders[:0], maxTableHolders)
 		s = t.socket(r)
-		s.Holders = holders
+		s.Holders, s.HoldersMore = holders, more
 		f(&s)
 	}
 }

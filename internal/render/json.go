@@ -183,6 +183,7 @@ func (e *Encoder) AppendSocket(b []byte, s *Socket) []byte {
 			o.key(`,"fd":`)
 		})
 		o.b = strconv.AppendUint(o.b, uint64(h.FD), 10)
+		o.optTrue(`,"io_uring":`, h.IOUring)
 		if h.UID != nil {
 			o.uint(`,"uid":`, uint64(*h.UID))
 		}
@@ -192,6 +193,8 @@ func (e *Encoder) AppendSocket(b []byte, s *Socket) []byte {
 		o.b = append(o.b, '}')
 	}
 	o.b = append(o.b, ']')
+	o.optUint(`,"holders_more":`, uint64(s.HoldersMore))
+	o.optStr(`,"no_holder":`, s.NoHolder)
 	if s.Owner != nil {
 		o.other(`,"owner":`, s.Owner)
 	}

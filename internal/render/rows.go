@@ -17,6 +17,7 @@ type Holder struct {
 	PID       uint32               `json:"pid"`
 	Comm      string               `json:"comm"`
 	FD        uint32               `json:"fd"`
+	IOUring   bool                 `json:"io_uring,omitempty"`
 	UID       *uint32              `json:"uid,omitempty"`
 	Container *container.Container `json:"container,omitempty"`
 }
@@ -31,32 +32,34 @@ type Owner struct {
 
 // Socket is a socket in JSON, and the row of ls.
 type Socket struct {
-	Proto      string               `json:"proto"`
-	State      string               `json:"state"`
-	Role       string               `json:"role"`
-	LocalIP    netip.Addr           `json:"local_ip"`
-	LocalPort  uint16               `json:"local_port"`
-	RemoteIP   netip.Addr           `json:"remote_ip,omitzero"`
-	RemotePort uint16               `json:"remote_port,omitempty"`
-	Device     string               `json:"device,omitempty"`
-	Index      uint32               `json:"device_index,omitempty"` // where the device's name is not known
-	Scope      string               `json:"scope,omitempty"`
-	NetNS      uint32               `json:"netns"`
-	Cookie     uint64               `json:"netns_cookie,omitempty"`
-	Inode      uint64               `json:"inode,omitempty"`
-	UID        *uint32              `json:"uid,omitempty"`
-	MPTCP      bool                 `json:"mptcp,omitempty"`
-	V6Only     bool                 `json:"v6_only,omitempty"`
-	ReuseAddr  bool                 `json:"reuse_addr,omitempty"`
-	ReusePort  bool                 `json:"reuse_port,omitempty"`
-	Holders    []Holder             `json:"holders"`
-	Owner      *Owner               `json:"owner,omitempty"` // where observed
-	Since      Stamp                `json:"since,omitzero"`
-	Origin     string               `json:"origin"`
-	Service    string               `json:"service,omitempty"`
-	Container  *container.Container `json:"container,omitempty"`
-	RangeLow   uint16               `json:"range_low,omitempty"` // where the socket is of a Port, and of another namespace
-	RangeHigh  uint16               `json:"range_high,omitempty"`
+	Proto       string               `json:"proto"`
+	State       string               `json:"state"`
+	Role        string               `json:"role"`
+	LocalIP     netip.Addr           `json:"local_ip"`
+	LocalPort   uint16               `json:"local_port"`
+	RemoteIP    netip.Addr           `json:"remote_ip,omitzero"`
+	RemotePort  uint16               `json:"remote_port,omitempty"`
+	Device      string               `json:"device,omitempty"`
+	Index       uint32               `json:"device_index,omitempty"` // where the device's name is not known
+	Scope       string               `json:"scope,omitempty"`
+	NetNS       uint32               `json:"netns"`
+	Cookie      uint64               `json:"netns_cookie,omitempty"`
+	Inode       uint64               `json:"inode,omitempty"`
+	UID         *uint32              `json:"uid,omitempty"`
+	MPTCP       bool                 `json:"mptcp,omitempty"`
+	V6Only      bool                 `json:"v6_only,omitempty"`
+	ReuseAddr   bool                 `json:"reuse_addr,omitempty"`
+	ReusePort   bool                 `json:"reuse_port,omitempty"`
+	Holders     []Holder             `json:"holders"`
+	HoldersMore int                  `json:"holders_more,omitempty"`
+	NoHolder    string               `json:"no_holder,omitempty"`
+	Owner       *Owner               `json:"owner,omitempty"` // where observed
+	Since       Stamp                `json:"since,omitzero"`
+	Origin      string               `json:"origin"`
+	Service     string               `json:"service,omitempty"`
+	Container   *container.Container `json:"container,omitempty"`
+	RangeLow    uint16               `json:"range_low,omitempty"` // where the socket is of a Port, and of another namespace
+	RangeHigh   uint16               `json:"range_high,omitempty"`
 }
 
 func (s *Socket) netNS() netns.ID { return netns.ID{Inode: s.NetNS, Cookie: s.Cookie} }
@@ -149,7 +152,11 @@ func SocketsOf(sockets []tracer.Socket, keep func(*tracer.Socket) bool) Sockets 
 func SocketsOfRows(rows *tracer.Rows, keep func(*tracer.Socket) bool) Sockets {
 	return Sockets{rows.Len(), func(i int, so *tracer.Socket) bool {
 		rows.Read(i, so)
-		return keep(so)
+		if !keep(so) { // by any of its holders
+			return false
+		}
+		rows.Cut(so)
+		return true
 	}}
 }
 
@@ -171,8 +178,8 @@ func (n *Names) fill(row *Socket, s *tracer.Socket, holders []Holder) {
 		RemoteIP: s.Remote.Addr(), RemotePort: s.Remote.Port(),
 		NetNS: s.NetNS, Cookie: s.NetNSCookie, Inode: s.Inode, MPTCP: s.MPTCP,
 		V6Only: s.V6Only, ReuseAddr: s.ReuseAddr, ReusePort: s.ReusePort,
-		Holders: holders[:0],
-		Origin:  s.Origin.String(), Service: n.service(s), Since: Stamp{s.Since},
+		Holders: holders[:0], HoldersMore: s.HoldersMore, NoHolder: s.NoHolder.String(),
+		Origin: s.Origin.String(), Service: n.service(s), Since: Stamp{s.Since},
 	}
 	if s.Device != 0 {
 		row.Device, row.Index = n.device(s.DeviceID())
@@ -183,7 +190,7 @@ func (n *Names) fill(row *Socket, s *tracer.Socket, holders []Holder) {
 	}
 	for i := range s.Holders {
 		h := &s.Holders[i]
-		row.Holders = append(row.Holders, Holder{PID: h.PID, Comm: h.Comm, FD: h.FD})
+		row.Holders = append(row.Holders, Holder{PID: h.PID, Comm: h.Comm, FD: h.FD, IOUring: h.Ring})
 	}
 	if s.Owner.PID != 0 {
 		row.Owner = &Owner{PID: s.Owner.PID, Comm: s.Owner.Comm}
