@@ -86,9 +86,10 @@ func fullSocket() Socket {
 		RemoteIP: netip.MustParseAddr("::ffff:10.0.0.1"), RemotePort: 1,
 		Device: "<eth0>", Index: 7, Scope: "\x1beth0", V6Only: true, ReuseAddr: true, ReusePort: true,
 		NetNS: math.MaxUint32, Cookie: math.MaxUint64, Inode: math.MaxUint64, UID: ptr[uint32](math.MaxUint32), MPTCP: true,
-		Holders: []Holder{{PID: 1, Comm: "init", FD: 0}, {PID: math.MaxUint32, Comm: "<&>", FD: 3, UID: ptr[uint32](0), Container: &container.Container{ID: "0123"}}},
-		Owner:   &Owner{PID: 2, Comm: "a\"b", Status: "gone"},
-		Since:   Stamp{time.Date(2026, 1, 2, 3, 4, 5, 6, time.FixedZone("", 3600))}, Origin: "observed", Service: "my-<http>",
+		Holders:     []Holder{{PID: 1, Comm: "init", FD: 0, IOUring: true}, {PID: math.MaxUint32, Comm: "<&>", FD: 3, UID: ptr[uint32](0), Container: &container.Container{ID: "0123"}}},
+		HoldersMore: 7, NoHolder: "<in_flight>",
+		Owner: &Owner{PID: 2, Comm: "a\"b", Status: "gone"},
+		Since: Stamp{time.Date(2026, 1, 2, 3, 4, 5, 6, time.FixedZone("", 3600))}, Origin: "observed", Service: "my-<http>",
 		Container: &container.Container{ID: strings.Repeat("ab", 32), Name: "<web>"}, RangeLow: 1, RangeHigh: math.MaxUint16,
 	}
 }
@@ -129,6 +130,8 @@ func TestSocketJSON(t *testing.T) {
 		func(s *Socket) { s.UID = nil },
 		func(s *Socket) { s.MPTCP = false },
 		func(s *Socket) { s.V6Only = false },
+		func(s *Socket) { s.HoldersMore = 0 },
+		func(s *Socket) { s.NoHolder = "" },
 		func(s *Socket) { s.ReuseAddr = false },
 		func(s *Socket) { s.ReusePort = false },
 		func(s *Socket) { s.Device = "" },

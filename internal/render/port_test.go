@@ -120,7 +120,12 @@ func TestPortText(t *testing.T) {
 	client := handmade.Socket(hostNS, tracer.TCP, tracer.RoleClient, "10.0.0.1:8080", "10.0.0.9:443", handmade.HeldBy(handmade.Process(12, nobodysUID, "curl"))...)
 	other := alone
 	other.NetNS, other.MPTCP, other.Since = otherNS, true, time.Date(2026, 1, 2, 3, 4, 5, 6, time.Local)
-	kernels := handmade.Socket(hostNS, tracer.UDP, tracer.RoleBound, "[::]:8080", "")
+	unknown := handmade.Socket(hostNS, tracer.UDP, tracer.RoleBound, "[::]:8080", "")
+	without := func(why tracer.NoHolder, holders ...tracer.Holder) tracer.Socket {
+		so := handmade.Socket(hostNS, tracer.UDP, tracer.RoleBound, "127.0.0.1:8080", "", holders...)
+		so.NoHolder = why
+		return so
+	}
 	hostile := handmade.Socket(hostNS, tracer.UDP, tracer.RoleBound, "127.0.0.1:8080", "", handmade.HeldBy(handmade.Process(13, nobodysUID, "a\x1b[2J\nb"))...)
 	comparePortText(t, []portTextTest{
 		{"nobody", question(8080), nil, "8080/tcp is held by nobody\n8080/udp is held by nobody\n" + about8080},
@@ -156,8 +161,24 @@ func TestPortText(t *testing.T) {
 		{"two namespaces", question(8080), []tracer.Socket{alone, other},
 			"8080/tcp is held by nginx (pid 10, user 4000000001), listening on 0.0.0.0\n" +
 				"8080/tcp is held by nginx (pid 10, user 4000000001), listening on 0.0.0.0 (MPTCP) in network namespace blue since 2026-01-02 03:04:05\n" + about8080},
-		{"the kernel", question(8080), []tracer.Socket{kernels},
-			"8080/udp is held by no process, bound to * (IPv4 and IPv6) (a socket of the kernel, or one on its way between processes)\n" + about8080},
+		{"nobody knows who", question(8080), []tracer.Socket{unknown},
+			"8080/udp is held by no process that is known, bound to * (IPv4 and IPv6)\n" + about8080},
+		{"the kernel", question(8080), []tracer.Socket{without(tracer.NoHolderKernel)},
+			"8080/udp is held by the kernel, bound to 127.0.0.1\n" +
+				"  a socket of the kernel itself (VXLAN, WireGuard, NFS ...): no process has it\n" + about8080},
+		{"in flight", question(8080), []tracer.Socket{without(tracer.NoHolderInFlight)},
+			"8080/udp is held by no process, bound to 127.0.0.1\n" +
+				"  its file is in a message between processes that nobody has received, or the\n  kernel keeps it: no process has it\n" + about8080},
+		{"out of sight", question(8080), []tracer.Socket{without(tracer.NoHolderOutOfSight)},
+			"8080/udp is held by a process that is out of sight, bound to 127.0.0.1\n" +
+				"  holders outside this container's pid namespace are not visible; run with\n  --pid=host\n" + about8080},
+		{"io_uring", question(8080), []tracer.Socket{without(tracer.NoHolderIOUring, handmade.HeldBy(web(10))...)},
+			"8080/udp is held by nginx (pid 10, user 4000000001), bound to 127.0.0.1\n" +
+				"  no process has a descriptor of it: it is registered with an io_uring\n" + about8080},
+		{"two with a reason each", question(8080), []tracer.Socket{without(tracer.NoHolderInFlight), without(tracer.NoHolderKernel), without(tracer.NoHolderKernel)},
+			"8080/udp is held by no process, bound to 127.0.0.1, 3 sockets\n" +
+				"  its file is in a message between processes that nobody has received, or the\n  kernel keeps it: no process has it\n" +
+				"  a socket of the kernel itself (VXLAN, WireGuard, NFS ...): no process has it\n" + about8080},
 		{"a name with escapes", question(8080, tracer.UDP), []tracer.Socket{hostile},
 			`8080/udp is held by "a\x1b[2J\nb" (pid 13, user 4000000001), bound to 127.0.0.1` + "\n" +
 				"8080: registered (1024-49151); http-alt/udp\n  outside this machine's ephemeral range 32768-60999, and reserved\n"},
@@ -198,7 +219,7 @@ func TestPortTextCreator(t *testing.T) {
 		{"the creator has let go of it, nobody holds it", question(8080), []tracer.Socket{nobodys},
 			"8080/udp, bound to 127.0.0.1:\n" +
 				`  created by "sys\x1btemd" (pid 1), which does not hold it,` + "\n" +
-				"  now held by no process (a socket of the kernel, or one on its way between processes)\n" + about8080},
+				"  now held by no process that is known\n" + about8080},
 		{"the creator holds it", question(8080), []tracer.Socket{kept},
 			"8080/tcp is held by nginx (pid 11, user 4000000001), listening on 127.0.0.1\n" + about8080},
 		{"nobody knows what has become of the creator", question(8080), []tracer.Socket{unknown},
@@ -321,7 +342,7 @@ func TestPortLimit(t *testing.T) {
 	}
 	got := textOf(t, portAnswer(t, question(8080), sockets, past, 2))
 	for _, want := range []string{
-		"8080/tcp is held by no process, listening on 10.0.0.1", "3 more listeners", "5 accepted connections", "5 clients",
+		"8080/tcp is held by no process that is known, listening on 10.0.0.1", "3 more listeners", "5 accepted connections", "5 clients",
 		"3 more sockets that are bound to it", "that is of the latest 2 times; there were 3 before\n", "and 3 more of tcp\n",
 	} {
 		if !strings.Contains(got, want) {

@@ -210,22 +210,55 @@ func (w *portWriter) group(group []Socket) {
 		w.printf("%d/%s, %s:\n  %s,\n  now held by ", w.port, s.Proto, where, strings.Join(creators, ",\n  "))
 		switch len(holders) {
 		case 0:
-			w.printf("no process %s\n", unheld)
+			w.printf("%s\n", nobody(group))
 		case 1:
 			w.printf("%s\n", holders[0])
 		default:
 			w.printf("%d processes:\n    %s\n", len(holders), strings.Join(holders, "\n    "))
 		}
-		return
+	} else {
+		switch len(holders) {
+		case 0:
+			w.printf("%d/%s is held by %s, %s\n", w.port, s.Proto, nobody(group), where)
+		case 1:
+			w.printf("%d/%s is held by %s, %s\n", w.port, s.Proto, holders[0], where)
+		default:
+			w.printf("%d/%s is held by %d processes, %s:\n  %s\n", w.port, s.Proto, len(holders), where, strings.Join(holders, "\n  "))
+		}
 	}
-	switch len(holders) {
-	case 0:
-		w.printf("%d/%s is held by no process, %s %s\n", w.port, s.Proto, where, unheld)
-	case 1:
-		w.printf("%d/%s is held by %s, %s\n", w.port, s.Proto, holders[0], where)
-	default:
-		w.printf("%d/%s is held by %d processes, %s:\n  %s\n", w.port, s.Proto, len(holders), where, strings.Join(holders, "\n  "))
+	for _, why := range w.noHolder(group) {
+		w.printf("  %s\n", why)
 	}
+}
+
+// nobody is who holds sockets of which no process is known to.
+func nobody(group []Socket) string {
+	switch group[0].NoHolder {
+	case byKernel:
+		return "the kernel"
+	case outOfSight:
+		return "a process that is out of sight"
+	case inFlight:
+		return "no process"
+	}
+	return "no process that is known"
+}
+
+// noHolder says why no process has a descriptor of some of the sockets, each reason once.
+func (w *portWriter) noHolder(group []Socket) []string {
+	words := map[string]string{
+		byKernel:   "a socket of the kernel itself (VXLAN, WireGuard, NFS ...): no process has it",
+		inFlight:   "its file is in a message between processes that nobody has received, or the\n  kernel keeps it: no process has it",
+		byIOUring:  "no process has a descriptor of it: it is registered with an io_uring",
+		outOfSight: "holders outside this container's pid namespace are not visible; run with\n  --pid=host",
+	}
+	var out []string
+	for i := range group {
+		if why := words[group[i].NoHolder]; why != "" && !slices.Contains(out, why) {
+			out = append(out, why)
+		}
+	}
+	return out
 }
 
 // address is where a socket listens or is bound, in words where that has a catch.
@@ -239,9 +272,6 @@ func address(s *Socket) string {
 	}
 	return host + " (IPv4 and IPv6)"
 }
-
-// unheld is why a socket may have no holder.
-const unheld = "(a socket of the kernel, or one on its way between processes)"
 
 // holders names every process that holds one of the sockets, once.
 func (w *portWriter) holders(group []Socket) []string {

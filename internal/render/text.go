@@ -177,7 +177,7 @@ func (n *Names) appendCells(g *grid, s *Socket, at time.Time) {
 	g.text = appendEnd(g.text, netip.AddrPortFrom(s.RemoteIP, s.RemotePort), end{})
 	g.cell()
 	g.add(s.Role)
-	pid, comm := holderCells(s.Holders)
+	pid, comm := holderCells(s)
 	g.add(pid)
 	g.add(comm)
 	g.add(n.netNSName(s.netNS(), at))
@@ -187,9 +187,27 @@ func (n *Names) appendCells(g *grid, s *Socket, at time.Time) {
 	g.cell()
 }
 
-// holderCells shows the first process that holds a socket, and how many more.
-func holderCells(holders []Holder) (pid, comm string) {
-	if len(holders) == 0 {
+// The values of Socket.NoHolder.
+var (
+	byKernel   = tracer.NoHolderKernel.String()
+	inFlight   = tracer.NoHolderInFlight.String()
+	byIOUring  = tracer.NoHolderIOUring.String()
+	outOfSight = tracer.NoHolderOutOfSight.String()
+)
+
+// holderCells shows the first process that holds a socket, and how many more, or in brackets why
+// there is none.
+func holderCells(s *Socket) (pid, comm string) {
+	holders := s.Holders
+	switch {
+	case len(holders) > 0:
+	case s.NoHolder == byKernel:
+		return "-", "(kernel)"
+	case s.NoHolder == inFlight:
+		return "-", "(in flight)"
+	case s.NoHolder == outOfSight:
+		return "-", "(out of sight)"
+	default:
 		return "-", "-"
 	}
 	first := holders[0]
@@ -205,6 +223,9 @@ func holderCells(holders []Holder) (pid, comm string) {
 	pid, comm = strconv.Itoa(int(first.PID)), Safe(first.Comm)
 	if len(others) > 0 {
 		comm += fmt.Sprintf(" +%d", len(others))
+	}
+	if s.NoHolder == byIOUring {
+		comm += " (io_uring)"
 	}
 	return pid, comm
 }
@@ -246,8 +267,14 @@ func (n *Names) EventLine(style Style, ev *Event) string {
 // heldBy names the socket in the way of a bind by who holds it, or else by who
 // opened it.
 func heldBy(s *Socket) string {
-	if pid, comm := holderCells(s.Holders); pid != "-" {
+	if pid, comm := holderCells(s); pid != "-" {
 		return fmt.Sprintf("held by %s (%s, pid %s)", comm, s.Role, pid)
+	}
+	switch s.NoHolder {
+	case byKernel:
+		return fmt.Sprintf("held by the kernel (%s)", s.Role)
+	case outOfSight:
+		return fmt.Sprintf("held by a process out of sight (%s)", s.Role)
 	}
 	if s.Owner != nil {
 		return fmt.Sprintf("held by a %s of %s (pid %d)", s.Role, Safe(s.Owner.Comm), s.Owner.PID)

@@ -218,6 +218,32 @@ func TestSocketsTextElsewhere(t *testing.T) {
 	}
 }
 
+// Why no process has a socket stands where its name would.
+func TestSocketsTextNoHolder(t *testing.T) {
+	var sockets []tracer.Socket
+	for why := range tracer.NoHolderOutOfSight + 1 {
+		s := socketLine(tracer.RoleBound, tracer.StateUnconn, "10.0.0.5:22", "")
+		if s.NoHolder = why; why == tracer.NoHolderIOUring {
+			s.Holders = []tracer.Holder{holder(7, "nginx"), holder(8, "nginx")}
+		}
+		sockets = append(sockets, s)
+	}
+	const want = "" +
+		"PROTO STATE  LOCAL       REMOTE ROLE  PID COMM\n" +
+		"tcp   UNCONN 10.0.0.5:22 *:*    bound   - -\n" +
+		"tcp   UNCONN 10.0.0.5:22 *:*    bound   - (kernel)\n" +
+		"tcp   UNCONN 10.0.0.5:22 *:*    bound   - (in flight)\n" +
+		"tcp   UNCONN 10.0.0.5:22 *:*    bound   7 nginx +1 (io_uring)\n" +
+		"tcp   UNCONN 10.0.0.5:22 *:*    bound   - (out of sight)\n"
+	var b strings.Builder
+	if err := testNames().SocketsText(&b, Style{}, SocketsOf(sockets, nil)); err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(want, b.String()); d != "" {
+		t.Errorf("-want +got:\n%s", d)
+	}
+}
+
 func TestNetNSName(t *testing.T) {
 	n := testNames()
 	n.NetNS = netns.Fixed(hostNS, map[netns.ID]string{{Inode: 7, Cookie: 70}: "blue", {Inode: 8}: "a\x1bb"})
@@ -249,6 +275,10 @@ func TestEventLine(t *testing.T) {
 	leftOver := socketLine(tracer.RoleTimeWait, tracer.StateTimeWait, "10.0.3.17:80", "10.0.0.9:1")
 	noHolder := socketLine(tracer.RoleListener, tracer.StateListen, "0.0.0.0:80", "")
 	noHolder.Owner = tracer.Process{PID: 9, Comm: "ng\nx"}
+	kernels := socketLine(tracer.RoleBound, tracer.StateUnconn, "0.0.0.0:80", "")
+	kernels.NoHolder = tracer.NoHolderKernel
+	unseen := socketLine(tracer.RoleListener, tracer.StateListen, "0.0.0.0:80", "")
+	unseen.NoHolder = tracer.NoHolderOutOfSight
 	refused := func(by ...tracer.Socket) func(*tracer.Event) {
 		return func(ev *tracer.Event) {
 			ev.Type, ev.Errno, ev.HeldBy = tracer.EventBind, syscall.EADDRINUSE, by
@@ -281,6 +311,8 @@ func TestEventLine(t *testing.T) {
 		{refused(inTheWay), bind + "EADDRINUSE held by nginx (listener, pid 9)"},
 		{refused(leftOver), bind + "EADDRINUSE held by a socket in TIME-WAIT"},
 		{refused(noHolder), bind + `EADDRINUSE held by a listener of "ng\nx" (pid 9)`},
+		{refused(kernels), bind + "EADDRINUSE held by the kernel (bound)"},
+		{refused(unseen), bind + "EADDRINUSE held by a process out of sight (listener)"},
 		{refused(inTheWay, leftOver, leftOver), bind + "EADDRINUSE held by nginx (listener, pid 9) and 2 more"},
 		// Long addresses take the room there is, and what they need.
 		{func(ev *tracer.Event) { ev.Local = netip.MustParseAddrPort("192.168.100.10:40012") },
