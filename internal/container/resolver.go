@@ -122,10 +122,10 @@ func (r *Resolver) path(fd int) (string, error) {
 		path = strings.TrimSuffix(path, gone)
 	}
 	rel, err := filepath.Rel(r.root, path)
-	if err != nil || rel == ".." || strings.HasPrefix(rel, "../") {
-		return "", fmt.Errorf("cgroup %s is not below %s", path, r.root)
+	if err != nil {
+		return "", fmt.Errorf("path of a cgroup: %w", err)
 	}
-	return filepath.Join("/", rel), nil
+	return filepath.Join("/", rel), nil // of what was unmounted since path is below the hierarchy's root already
 }
 
 // container is the innermost container that a cgroup belongs to, of those whose cgroup
