@@ -64,6 +64,9 @@ func missingCaps(need []capability) ([]string, error) {
 }
 
 func checkCaps(need []capability) error {
+	if InOtherNamespace("user") {
+		return errUserNamespace(need)
+	}
 	missing, err := missingCaps(need)
 	if err != nil {
 		return err
@@ -75,12 +78,13 @@ func checkCaps(need []capability) error {
 }
 
 // Capabilities tells for each capability porthole can use whether the process
-// has it in effect.
+// has it in effect. Those of a user namespace do not count.
 func Capabilities() map[string]bool {
 	out := make(map[string]bool)
+	counts := !InOtherNamespace("user")
 	for _, c := range capsTracepoint {
 		missing, err := missingCaps([]capability{c})
-		out[c.name] = err == nil && len(missing) == 0
+		out[c.name] = counts && err == nil && len(missing) == 0
 	}
 	return out
 }

@@ -1,11 +1,9 @@
 package tracer
 
 import (
-	"bufio"
 	"fmt"
 	"os"
 	"path"
-	"strings"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
@@ -148,7 +146,6 @@ var blindSpots = []struct {
 	{TierTracepoint, partConnect, "a TCP connect that fails for want of memory, or of a route for the port it got, is reported as EADDRNOTAVAIL"},
 	{"", 0, "binds and connects that are refused because their address is neither IPv4 nor IPv6"},
 	{"", 0, "paths that the peer of an MPTCP connection opens after the first (they show at the next snapshot)"},
-	{"", 0, "holders that are outside the pid namespace porthole runs in"},
 }
 
 // HookStatus is what became of one hook.
@@ -265,31 +262,6 @@ func kernelTypes() func() *btf.Cache {
 	}
 }
 
-// CgroupRoot returns where the cgroup v2 hierarchy is mounted. The error wraps
-// ErrNotSupported when it is mounted nowhere.
-func CgroupRoot() (string, error) {
-	f, err := os.Open("/proc/self/mounts")
-	if err != nil {
-		return "", fmt.Errorf("find cgroup2: %w", err)
-	}
-	defer f.Close()
-	lines := bufio.NewScanner(f)
-	for lines.Scan() {
-		if fields := strings.Fields(lines.Text()); len(fields) > 2 && fields[2] == "cgroup2" {
-			return unescapeMount(fields[1]), nil
-		}
-	}
-	if err := lines.Err(); err != nil {
-		return "", fmt.Errorf("find cgroup2: %w", err)
-	}
-	return "", fmt.Errorf("%w: no cgroup2 mount; mount one with: mount -t cgroup2 none /sys/fs/cgroup/unified", ErrNotSupported)
-}
-
-// unescapeMount undoes the escapes of proc_pid_mounts(5).
-func unescapeMount(s string) string {
-	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
-}
-
 // load loads the program of one hook. opts has the maps all programs share.
 func (p *probe) load(spec *ebpf.CollectionSpec, opts ebpf.CollectionOptions) (*ebpf.Program, error) {
 	name, err := p.pick(opts.Cache)
@@ -339,13 +311,14 @@ func hasTracepoint(kernel *btf.Spec, hook string) bool {
 }
 
 // attach attaches a loaded program; the link keeps it.
-func (p *probe) attach(prog *ebpf.Program, as ebpf.AttachType, cgroup string) (link.Link, error) {
+func (p *probe) attach(prog *ebpf.Program, as ebpf.AttachType, cgroup *os.File) (link.Link, error) {
 	var l link.Link
 	var err error
 	if prog.Type() == ebpf.Tracing {
 		l, err = link.AttachTracing(link.TracingOptions{Program: prog})
 	} else {
-		l, err = link.AttachCgroup(link.CgroupOptions{Path: cgroup, Attach: as, Program: prog})
+		path := fmt.Sprintf("/proc/self/fd/%d", cgroup.Fd())
+		l, err = link.AttachCgroup(link.CgroupOptions{Path: path, Attach: as, Program: prog})
 	}
 	if err != nil {
 		return nil, explain("attach "+p.hook, err)

@@ -49,6 +49,7 @@ type Tracer struct {
 	// programs read them from partsVar.
 	byTracepoint   bpfPart
 	preempted      bool // syscallsPreempted
+	cgroupPart     bool // see PartOfCgroups
 	partsVar       *ebpf.Variable
 	establishedVar *ebpf.Variable
 	reader         *ringbuf.Reader
@@ -205,6 +206,7 @@ func (t *Tracer) attach(spec *ebpf.CollectionSpec, cfg Config) error {
 	}
 	t.preempted = syscallsPreempted(kernel)
 	l := loader{t: t, spec: spec, opts: opts, kernel: kernel, uring: !cfg.NoSyscallHooks && pickUring(kernel) != ""}
+	defer l.close()
 	if err := l.attach(hooksOf(func(p *probe) bool { return p.tier == "" })); err != nil {
 		return err
 	}
@@ -254,7 +256,14 @@ type loader struct {
 	opts   ebpf.CollectionOptions
 	kernel *btf.Spec
 	// uring: hookUring is wanted, and this kernel has what it needs.
-	uring bool
+	uring  bool
+	cgroup *os.File // see openCgroup; nil: not opened yet
+}
+
+func (l *loader) close() {
+	if l.cgroup != nil {
+		l.cgroup.Close()
+	}
 }
 
 // needed picks hooks of the tracepoint tier, and tells of those left out why.
@@ -310,14 +319,15 @@ func (l *loader) attach(hooks []*probe) (err error) {
 		}
 		progs = append(progs, prog)
 	}
-	cgroup := ""
 	for i, p := range hooks {
-		if progs[i].Type() != ebpf.Tracing && cgroup == "" {
-			if cgroup, err = CgroupRoot(); err != nil {
+		if progs[i].Type() != ebpf.Tracing && l.cgroup == nil {
+			var whole bool
+			if l.cgroup, whole, err = openCgroup(); err != nil {
 				return err
 			}
+			l.t.cgroupPart = !whole
 		}
-		link, err := p.attach(progs[i], l.spec.Programs[p.progs[0]].AttachType, cgroup)
+		link, err := p.attach(progs[i], l.spec.Programs[p.progs[0]].AttachType, l.cgroup)
 		if err != nil {
 			return &hookError{p.hook, true, err}
 		}
@@ -383,6 +393,11 @@ func (t *Tracer) NotSeen() []string {
 	}
 	return out
 }
+
+// PartOfCgroups tells whether hooks could only be attached below the root of the cgroup
+// hierarchy, as from within a cgroup namespace: what they see of processes that are not
+// below is missing.
+func (t *Tracer) PartOfCgroups() bool { return t.cgroupPart }
 
 // Table is the live map. It is empty until Run has taken the first snapshot.
 func (t *Tracer) Table() *Table { return t.table }

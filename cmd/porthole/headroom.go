@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/porthole-dev/porthole/internal/agent"
+	"github.com/porthole-dev/porthole/internal/doctor"
 	"github.com/porthole-dev/porthole/internal/filter"
 	"github.com/porthole-dev/porthole/internal/headroom"
 	"github.com/porthole-dev/porthole/internal/netns"
@@ -77,9 +78,12 @@ func runHeadroom(cmd *cobra.Command, e *env, o *headroomOptions) error {
 		return err
 	}
 	var rows []render.Headroom
+	tellPIDs(e.stderr)
 	if c == nil {
+		tellView(e, doctor.View())
 		rows, err = readHeadroom(q)
 	} else {
+		tellView(e, c.PartialView)
 		rows, err = askHeadroom(cmd.Context(), e, c, values)
 	}
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/porthole-dev/porthole/internal/agent"
+	"github.com/porthole-dev/porthole/internal/doctor"
 	"github.com/porthole-dev/porthole/internal/filter"
 	"github.com/porthole-dev/porthole/internal/render"
 	"github.com/porthole-dev/porthole/tracer"
@@ -56,7 +57,7 @@ func newLs(e *env) *cobra.Command {
 }
 
 func ls(e *env, o *lsOptions, f *filter.Filter) error {
-	names := newNames(e, livingNow)
+	names := render.LoadNames(livingNow)
 	defer names.Cgroups.Close()
 	if err := locate(f, names); err != nil {
 		return err
@@ -65,6 +66,8 @@ func ls(e *env, o *lsOptions, f *filter.Filter) error {
 	if err != nil {
 		return err
 	}
+	tellView(e, doctor.View())
+	tellPIDs(e.stderr)
 	names.Device = rows.Devices.Name
 	sockets := render.SocketsOfRows(rows, func(s *tracer.Socket) bool { return f.Socket(names.Cgroups, s) })
 	out := bufio.NewWriterSize(e.stdout, 1<<16)
@@ -86,6 +89,8 @@ func lsAgent(ctx context.Context, e *env, o *lsOptions, c *agent.Client, values 
 		return err
 	}
 	defer answer.Close()
+	tellView(e, c.PartialView)
+	tellPIDs(e.stderr)
 	if o.jsonRows {
 		_, err := io.Copy(e.stdout, answer)
 		return err

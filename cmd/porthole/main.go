@@ -18,6 +18,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/porthole-dev/porthole/internal/agent"
+	"github.com/porthole-dev/porthole/internal/doctor"
 	"github.com/porthole-dev/porthole/internal/render"
 	"github.com/porthole-dev/porthole/tracer"
 )
@@ -90,6 +91,11 @@ func run(ctx context.Context, e *env, args []string) int {
 // hints says what a person can do about an error.
 func hints(err error) []string {
 	switch {
+	case errors.Is(err, tracer.ErrUserNamespace):
+		return []string{
+			"run it outside of the user namespace, as root of the host; a rootless container cannot trace",
+			"or ask an agent of the host: mount its socket, and be in group porthole there",
+		}
 	case errors.Is(err, tracer.ErrNotPermitted):
 		return []string{
 			"run it as root: sudo porthole ...",
@@ -189,12 +195,17 @@ func noArgs(cmd *cobra.Command, args []string) error {
 	return nil
 }
 
-// newNames is render.LoadNames; it tells on stderr what cannot be named. The caller
-// closes Cgroups.
-func newNames(e *env, living func() ([]tracer.NetNS, error)) *render.Names {
-	n := render.LoadNames(living)
-	if err := n.Cgroups.Check(); err != nil {
-		fmt.Fprintf(e.stderr, "porthole: %v\n", err)
+// tellView says on stderr what is not seen, one sentence each.
+func tellView(e *env, notSeen []string) {
+	for _, s := range notSeen {
+		fmt.Fprintf(e.stderr, "porthole: %s\n", s)
 	}
-	return n
+}
+
+// tellPIDs says whose process numbers are shown, where they are not those of this
+// process's namespace.
+func tellPIDs(to io.Writer) {
+	if s := doctor.PIDs(); s != "" {
+		fmt.Fprintf(to, "porthole: %s\n", s)
+	}
 }

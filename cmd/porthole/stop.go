@@ -12,8 +12,9 @@ import (
 )
 
 const (
-	// stopWithin is how long a command that ends itself has from the first signal on.
-	stopWithin = 5 * time.Second
+	// stopWithin is how long a command that ends itself has from the first signal on: to
+	// take trampolines away takes the kernel seconds.
+	stopWithin = 10 * time.Second
 	// unreadFor is how long a write may take once the command is to end.
 	unreadFor = time.Second
 )

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/porthole-dev/porthole/internal/doctor"
 	"github.com/porthole-dev/porthole/internal/filter"
 	"github.com/porthole-dev/porthole/internal/render"
 	"github.com/porthole-dev/porthole/tracer"
@@ -101,7 +102,7 @@ func tailOwn(ctx context.Context, e *env, o *tailOptions, t *tracer.Tracer, f *f
 	defer stop()
 	stopWhenUnread(ctx, e.stdout, cancel)
 	e = e.letGo(ctx)
-	names := newNames(e, t.NetNamespaces)
+	names := render.LoadNames(t.NetNamespaces)
 	defer names.Cgroups.Close()
 	names.Device = t.DeviceName
 	if err := locate(f, names); err != nil {
@@ -225,6 +226,8 @@ func (p *ownTail) start(snap *tracer.Snapshot) error {
 			return err
 		}
 	}
+	tellView(p.e, doctor.ViewOf(p.t))
+	tellPIDs(p.e.stderr)
 	attached := 0
 	for _, h := range p.t.Hooks() {
 		if h.Attached {

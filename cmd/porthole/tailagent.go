@@ -24,7 +24,11 @@ func tailAgent(ctx context.Context, e *env, o *tailOptions, c *agent.Client, val
 	if err != nil {
 		return err
 	}
-	return followAgent(ctx, e, o, c, values, func() { tellAttached(e, status.Tier, status.CountAttached()) })
+	return followAgent(ctx, e, o, c, values, func() {
+		tellView(e, c.PartialView)
+		tellPIDs(e.stderr)
+		tellAttached(e, status.Tier, status.CountAttached())
+	})
 }
 
 // followAgent writes the agent's events until ctx ends or there are enough, and

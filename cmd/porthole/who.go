@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/porthole-dev/porthole/internal/agent"
+	"github.com/porthole-dev/porthole/internal/doctor"
 	"github.com/porthole-dev/porthole/internal/filter"
 	"github.com/porthole-dev/porthole/internal/netns"
 	"github.com/porthole-dev/porthole/internal/render"
@@ -94,7 +95,7 @@ func who(e *env, q render.Question, jsonRow bool) error {
 	if err != nil {
 		return err
 	}
-	names := newNames(e, nil)
+	names := render.LoadNames(nil)
 	defer names.Cgroups.Close()
 	names.Device = rows.Devices.Name
 	names.Range = func(ns tracer.NetNS) *tracer.Range {
@@ -103,7 +104,9 @@ func who(e *env, q render.Question, jsonRow bool) error {
 		}
 		return ranges[ns]
 	}
+	tellView(e, doctor.View())
 	if jsonRow {
+		tellPIDs(e.stderr)
 		all := render.SocketsOfRows(rows, func(*tracer.Socket) bool { return true })
 		w := heldWriter{w: e.stdout}
 		return w.ends(names.PortJSON(&w, q, pool, all, func(func(tracer.Tenancy) bool) {}, render.Unlimited))
@@ -114,6 +117,7 @@ func who(e *env, q render.Question, jsonRow bool) error {
 // whoText writes an answer in words.
 func whoText(e *env, names *render.Names, answer *render.Port) error {
 	out := bufio.NewWriter(e.stdout)
+	tellPIDs(out)
 	if err := names.PortText(out, e.style, answer); err != nil {
 		return err
 	}
@@ -170,7 +174,9 @@ func whoAgent(ctx context.Context, e *env, c *agent.Client, q render.Question, j
 		return err
 	}
 	defer body.Close()
+	tellView(e, c.PartialView)
 	if jsonRow {
+		tellPIDs(e.stderr)
 		w := heldWriter{w: e.stdout}
 		_, err := io.Copy(&w, body)
 		return w.ends(err)

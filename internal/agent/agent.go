@@ -98,9 +98,6 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	a := &agent{cfg: cfg, since: time.Now()}
 	a.names = render.LoadNames(func() ([]tracer.NetNS, error) { return a.tracer.NetNamespaces() })
 	defer a.names.Cgroups.Close()
-	if err := a.names.Cgroups.Check(); err != nil {
-		cfg.Log.Warn("not all is named", "error", err)
-	}
 	if a.report, err = doctor.Machine(); err != nil {
 		return err
 	}
@@ -119,6 +116,9 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		}
 	}
 	a.report.Attached(a.tracer)
+	for _, what := range a.report.PartialView {
+		cfg.Log.Warn("not everything is seen", "what", what)
+	}
 	return a.serve(ctx, socket, front)
 }
 

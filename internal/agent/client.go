@@ -18,6 +18,8 @@ import (
 
 // Client asks the agent on a socket.
 type Client struct {
+	PartialView []string // what the agent does not see, as in its doctor.Report
+
 	socket string
 	http   http.Client
 }
@@ -54,15 +56,18 @@ func Dial(socket string) (*Client, error) {
 	c := newClient(socket)
 	ctx, cancel := context.WithTimeout(context.Background(), aliveWithin)
 	defer cancel()
-	resp, err := c.do(ctx, "/healthz")
+	resp, err := c.do(ctx, "/v1/status")
 	if err != nil && ctx.Err() != nil {
 		return nil, fmt.Errorf("ask the agent on %s: %w within %v", socket, ErrSilent, aliveWithin)
 	} else if err != nil {
 		return nil, err
 	}
-	// Read to its end the connection serves the next request.
-	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, 1<<10))
-	resp.Body.Close()
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	var status Status
+	if err == nil && json.Unmarshal(body, &status) == nil { // else the next request says what is wrong
+		c.PartialView = status.PartialView
+	}
 	return c, nil
 }
 

@@ -23,9 +23,11 @@ type Report struct {
 	Arch         string          `json:"arch"`
 	BTF          bool            `json:"btf"`
 	Cgroup2      string          `json:"cgroup2,omitempty"`
+	UserNS       bool            `json:"user_namespace,omitempty"`
 	MissingCaps  []string        `json:"missing_capabilities"`
 	Hooks        []Hook          `json:"hooks"`
 	NotSeen      []string        `json:"not_seen"`
+	PartialView  []string        `json:"partial_view"`
 	Capabilities map[string]bool `json:"capabilities"`
 }
 
@@ -40,7 +42,7 @@ type Hook struct {
 
 // Machine reports what can be said before anything is attached.
 func Machine() (*Report, error) {
-	r := &Report{MissingCaps: []string{}, Hooks: []Hook{}, NotSeen: []string{}, Capabilities: tracer.Capabilities()}
+	r := &Report{MissingCaps: []string{}, Hooks: []Hook{}, NotSeen: []string{}, PartialView: append([]string{}, View()...), Capabilities: tracer.Capabilities()}
 	var uts unix.Utsname
 	if err := unix.Uname(&uts); err != nil {
 		return nil, fmt.Errorf("read kernel version: %w", err)
@@ -57,6 +59,7 @@ func Machine() (*Report, error) {
 		}
 	}
 	slices.Sort(r.MissingCaps)
+	r.UserNS = tracer.InOtherNamespace("user")
 	return r, nil
 }
 
@@ -67,6 +70,7 @@ func (r *Report) Attached(t *tracer.Tracer) {
 		r.Hooks = append(r.Hooks, Hook{h.Hook, h.Tier, h.Attached, h.Reason, h.Lost})
 	}
 	r.NotSeen = append(r.NotSeen, t.NotSeen()...)
+	r.PartialView = append([]string{}, ViewOf(t)...)
 }
 
 // CountAttached is how many hooks are attached.
@@ -108,7 +112,11 @@ func (r *Report) Text(out io.Writer, style render.Style) error {
 	fmt.Fprintf(&b, "kernel        %s %s\n", r.Kernel, r.Arch)
 	fmt.Fprintf(&b, "BTF           %s\n", yes(r.BTF, "yes", "no"))
 	fmt.Fprintf(&b, "cgroup2       %s\n", yes(r.Cgroup2 != "", r.Cgroup2, "not mounted"))
-	fmt.Fprintf(&b, "capabilities  %s\n", yes(len(r.MissingCaps) == 0, "all that are needed", "missing "+strings.Join(r.MissingCaps, ", ")))
+	missing := "missing " + strings.Join(r.MissingCaps, ", ")
+	if r.UserNS {
+		missing = "those of a user namespace, which do not count; needed of the host: " + strings.Join(r.MissingCaps, ", ")
+	}
+	fmt.Fprintf(&b, "capabilities  %s\n", yes(len(r.MissingCaps) == 0, "all that are needed", missing))
 	tier, why := string(r.Tier), r.refused()
 	if why != "" {
 		tier += ", not fentry: " + why
@@ -130,11 +138,20 @@ func (r *Report) Text(out io.Writer, style render.Style) error {
 		if err := render.Table(&b, style, lines); err != nil {
 			return err
 		}
-		b.WriteString("\nnot seen in this tier:\n")
-		for _, s := range r.NotSeen {
-			fmt.Fprintf(&b, "  %s\n", s)
-		}
+		list(&b, "not seen in this tier", r.NotSeen)
 	}
+	list(&b, "not seen from here", r.PartialView)
 	_, err := io.WriteString(out, b.String())
 	return err
+}
+
+// list writes sentences below a heading, if there are any.
+func list(b *strings.Builder, head string, sentences []string) {
+	if len(sentences) == 0 {
+		return
+	}
+	fmt.Fprintf(b, "\n%s:\n", head)
+	for _, s := range sentences {
+		fmt.Fprintf(b, "  %s\n", s)
+	}
 }
