@@ -70,9 +70,21 @@ endif
 ## test-here: the tests on this machine's kernel alone
 .PHONY: test-here
 test-here: deps build
-	@log=$$(mktemp); trap 'rm -f "$$log"' EXIT; set -o pipefail; rc=0; \
-	$(GO) test -p 1 -count=1 -v -exec '$(SUDO)' ./... 2>&1 | tee "$$log" | sed '/^=== /d' || rc=$$?; \
-	echo; grep -E '^ *--- (FAIL|SKIP)' "$$log"; grep -E '^(ok|FAIL)\b.' "$$log"; exit $$rc
+	@set -o pipefail; rc=0; \
+	$(GO) test -p 1 -count=1 -v -exec '$(SUDO)' ./... 2>&1 | tee test-here.log | sed -u '/^=== /d' || rc=$$?; \
+	echo; grep -E '^ *--- (FAIL|SKIP)' test-here.log; \
+	awk '/^=== (RUN|CONT)/ { test = $$3 } /^(panic|fatal error): / { print $$0 ", in or after " test }' test-here.log; \
+	sed -n '/running tests:$$/,/^$$/p' test-here.log; \
+	grep -E '^(ok|FAIL)\b.' test-here.log; exit $$rc
+
+# The packages all of whose tests anybody can run, anywhere.
+UNIT := ./internal/cache ./internal/doctor ./internal/headroom ./internal/netns ./internal/services ./test/vm
+
+## unit: the tests that need no root, no packages and no network: seconds
+.PHONY: unit
+unit:
+	@$(GO) test $(UNIT)
+	@$(GO) test -run '^Test(Help|WrongUsage|Version|Hints|StopWritesEnd|JSONDocs)$$' ./cmd/porthole
 
 ## test-kernels: the kernel tests in VMs of other kernels; needs no root
 .PHONY: test-kernels
@@ -158,4 +170,4 @@ install: build
 ## clean: remove what build made
 .PHONY: clean
 clean:
-	rm -f porthole tracer.test
+	rm -f porthole tracer.test test-here.log
