@@ -114,7 +114,7 @@ func TestWrongUsage(t *testing.T) {
 		{"tail --agent --tier fentry", []string{"--tier", "--agent"}},
 		{"doctor --agent --no-syscall-hooks", []string{"--no-syscall-hooks", "--agent"}},
 		{"agent extra", []string{`"extra"`, "porthole agent --help"}},
-		{"agent --history -1", []string{"--history", "-1", "from 0 up"}},
+		{"agent --history -1", []string{"--history", "-1", "from 0 to 10000000"}},
 		{"agent --history many", []string{"--history", `"many"`, "porthole agent --help"}},
 		{"doctor extra", []string{`"extra"`, "porthole doctor --help"}},
 		{"version extra", []string{`"extra"`, "porthole version --help"}},
