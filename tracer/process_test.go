@@ -22,6 +22,11 @@ var helpers = map[string]func() error{
 	"bind-refused":        helperBindRefused,
 	"udp-connect-refused": helperUDPConnectRefused,
 	"worker":              helperWorker,
+	"motion-churn":        helperMotionChurn,
+	"motion-files":        helperMotionFiles,
+	"motion-leader":       helperMotionLeader,
+	"motion-tables":       helperMotionTables,
+	"motion-pass":         helperMotionPass,
 }
 
 // helperAccept takes one connection from the listener it inherited.

@@ -1,0 +1,398 @@
+package tracer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"os/exec"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// The processes of TestKernelMotion bind their sockets to an address of their own, which
+// tells who alone may ever be named as a holder: 127.H.M.L of the pid.
+
+func addressOfPID(pid int) [4]byte {
+	return [4]byte{127, byte(1 + pid>>16), byte(pid >> 8), byte(pid)}
+}
+
+func pidOfAddress(a netip.Addr) int {
+	b := a.As4()
+	return int(b[1]-1)<<16 | int(b[2])<<8 | int(b[3])
+}
+
+const (
+	motionOperations = 10_000 // events of the namespace, at least
+	motionSnapshots  = 30     // taken meanwhile, at least
+	motionStable     = 40     // sockets of those that keep theirs
+	motionPassed     = 0x7f   // second byte of the address of a socket that two processes pass
+)
+
+// socketOfPID makes a socket bound to the address of this process.
+func socketOfPID(kind int) (int, error) {
+	fd, err := unix.Socket(unix.AF_INET, kind|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	return fd, unix.Bind(fd, &unix.SockaddrInet4{Addr: addressOfPID(os.Getpid())})
+}
+
+// helperMotionChurn closes sockets and opens others.
+func helperMotionChurn() error {
+	if err := pinned(); err != nil {
+		return err
+	}
+	var fds []int
+	for i := 0; ; i++ {
+		if len(fds) == 64 {
+			n := rand.IntN(len(fds))
+			if err := unix.Close(fds[n]); err != nil {
+				return err
+			}
+			fds = slices.Delete(fds, n, n+1)
+			yield() // to who opens files and no sockets
+		}
+		fd, err := socketOfPID([]int{unix.SOCK_DGRAM, unix.SOCK_STREAM}[i%2])
+		if err != nil {
+			return err
+		}
+		fds = append(fds, fd)
+	}
+}
+
+// helperMotionFiles opens and closes files that are no sockets.
+func helperMotionFiles() error {
+	if err := pinned(); err != nil {
+		return err
+	}
+	var fds [64]int
+	for i := 0; ; i = (i + 1) % len(fds) {
+		if fds[i] != 0 {
+			if err := unix.Close(fds[i]); err != nil {
+				return err
+			}
+		}
+		fd, err := unix.Open("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		fds[i] = fd
+		yield()
+	}
+}
+
+// pinned keeps all threads on one processor, so that what one process frees the other gets.
+func pinned() error {
+	var set unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &set); err != nil {
+		return err
+	}
+	for cpu := range 1024 {
+		if set.IsSet(cpu) {
+			set.Zero()
+			set.Set(cpu)
+			break
+		}
+	}
+	runtime.LockOSThread()
+	return unix.SchedSetaffinity(0, &set)
+}
+
+// yield lets other processes have the processor.
+func yield() { _, _, _ = unix.Syscall(unix.SYS_SCHED_YIELD, 0, 0, 0) }
+
+// stable opens the sockets of a process that keeps them.
+func stable() error {
+	for i := range motionStable {
+		if _, err := socketOfPID([]int{unix.SOCK_DGRAM, unix.SOCK_STREAM}[i%2]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// helperMotionLeader keeps sockets, and ends its first thread.
+func helperMotionLeader() error {
+	if err := stable(); err != nil {
+		return err
+	}
+	var ended sync.Mutex
+	for {
+		// Those that are not the first stay, each in a thread of its own.
+		leader := make(chan bool)
+		go func() {
+			runtime.LockOSThread()
+			if leader <- unix.Gettid() == os.Getpid(); unix.Gettid() == os.Getpid() {
+				_, _, _ = unix.Syscall(unix.SYS_EXIT, 0, 0, 0)
+			}
+			ended.Lock()
+			ended.Lock()
+		}()
+		if <-leader {
+			select {}
+		}
+	}
+}
+
+// helperMotionTables keeps sockets in several tables: threads have their own, in which they
+// close and open others.
+func helperMotionTables() error {
+	if err := stable(); err != nil {
+		return err
+	}
+	failed := make(chan error)
+	for range 4 {
+		go func() {
+			runtime.LockOSThread()
+			err := unix.Unshare(unix.CLONE_FILES)
+			for err == nil {
+				var fd int
+				if fd, err = socketOfPID(unix.SOCK_DGRAM); err == nil {
+					err = unix.Close(fd)
+				}
+			}
+			failed <- err
+		}()
+	}
+	return <-failed
+}
+
+// helperMotionPass passes the sockets it gets by descriptor 3 back.
+func helperMotionPass() error {
+	buf, oob := make([]byte, 1), make([]byte, unix.CmsgSpace(4))
+	for {
+		n, oobn, _, _, err := unix.Recvmsg(3, buf, oob, unix.MSG_CMSG_CLOEXEC)
+		if err != nil || n == 0 {
+			return err
+		}
+		fds, err := rights(oob[:oobn])
+		if err != nil {
+			return err
+		}
+		for _, fd := range fds {
+			if err := errors.Join(unix.Sendmsg(3, buf, unix.UnixRights(fd), nil, 0), unix.Close(fd)); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// motion is what may and must be seen while processes churn.
+type motion struct {
+	*recorder
+	stable []int // pids of those that keep their sockets
+	files  int   // pid of who has none
+	pair   []int // pids of those that pass a socket
+}
+
+// Whatever is opened, closed, passed and unshared while a snapshot is taken, it names no
+// process that never had a socket, lacks none that was there all the time, and has nothing
+// twice; and so does the table that snapshots are merged into.
+func TestKernelMotion(t *testing.T) {
+	m := &motion{recorder: idle(t)}
+	m.churn()
+	// Of its own, for events may be lost here: they come as fast as they can.
+	running, err := newRunning(tested(Config{Reconcile: 50 * time.Millisecond}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.tracer = running.tracer
+	var seen atomic.Int64
+	sub := m.tracer.Subscribe(1 << 16)
+	var counting sync.WaitGroup
+	counting.Go(func() { m.count(sub, &seen) })
+	defer func() {
+		if err := running.stop(); err != nil {
+			t.Error(err)
+		}
+		counting.Wait()
+	}()
+	for taken := 0; (seen.Load() < motionOperations || taken < motionSnapshots) && !t.Failed(); taken++ {
+		m.check("a snapshot", snapshot(t, 0).Sockets, true)
+		m.check("the table", m.tracer.Table().All(), false)
+	}
+}
+
+// count counts the events of the namespace until the tracer ends.
+func (m *motion) count(sub *Subscription, seen *atomic.Int64) {
+	for {
+		events, err := sub.Next(context.Background(), nil)
+		if err != nil {
+			return
+		}
+		for i := range events {
+			if events[i].NetNS == m.netns {
+				seen.Add(1)
+			}
+		}
+	}
+}
+
+// churn starts the processes.
+func (m *motion) churn() {
+	m.Helper()
+	start := func(name string, fds ...int) int {
+		cmd := m.child(name, fds...)
+		m.Cleanup(func() { endChild(cmd) })
+		return cmd.Process.Pid
+	}
+	m.stable = []int{start("motion-leader"), start("motion-tables")}
+	for range 2 {
+		start("motion-churn")
+	}
+	m.files = start("motion-files")
+	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		m.Fatal(err)
+	}
+	m.pair = []int{os.Getpid(), start("motion-pass", ends[1])}
+	m.close(ends[1])
+	passed, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err == nil {
+		err = unix.Bind(passed, &unix.SockaddrInet4{Addr: [4]byte{127, motionPassed, 0, 1}})
+	}
+	if err != nil {
+		m.Fatal(err)
+	}
+	stop, done := make(chan struct{}), make(chan error, 1)
+	go func() { done <- pass(ends[0], passed, stop) }()
+	m.Cleanup(func() {
+		close(stop)
+		if err := <-done; err != nil {
+			m.Error(err)
+		}
+		m.close(ends[0])
+	})
+	for _, pid := range m.stable {
+		m.await(fmt.Sprintf("the sockets of process %d", pid), func() bool {
+			n := 0
+			for _, s := range snapshot(m.T, 0).Sockets {
+				if m.own(&s) && pidOfAddress(s.Local.Addr()) == pid {
+					n++
+				}
+			}
+			return n >= motionStable
+		})
+	}
+	awaitZombieLeader(m.T, m.stable[0])
+}
+
+// pass sends a socket away and takes it back, until stop.
+func pass(by, fd int, stop chan struct{}) error {
+	buf, oob := make([]byte, 1), make([]byte, unix.CmsgSpace(4))
+	for {
+		select {
+		case <-stop:
+			return unix.Close(fd)
+		default:
+		}
+		if err := errors.Join(unix.Sendmsg(by, buf, unix.UnixRights(fd), nil, 0), unix.Close(fd)); err != nil {
+			return fmt.Errorf("pass a socket: %w", err)
+		}
+		_, oobn, _, _, err := unix.Recvmsg(by, buf, oob, unix.MSG_CMSG_CLOEXEC)
+		if err != nil {
+			return fmt.Errorf("take a socket back: %w", err)
+		}
+		fds, err := rights(oob[:oobn])
+		if err != nil || len(fds) != 1 {
+			return fmt.Errorf("take a socket back: %v, %w", fds, err)
+		}
+		fd = fds[0]
+	}
+}
+
+func endChild(cmd *exec.Cmd) {
+	_ = cmd.Process.Kill()
+	_ = cmd.Wait()
+}
+
+// await waits for a condition.
+func (m *motion) await(what string, is func() bool) {
+	m.Helper()
+	for deadline := time.Now().Add(time.Minute); !is(); {
+		if time.Now().After(deadline) {
+			m.Fatalf("%s: not within a minute", what)
+		}
+	}
+}
+
+// awaitZombieLeader waits until the first thread of a process has ended.
+func awaitZombieLeader(t *testing.T, pid int) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/stat", pid, pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if state := string(stat[slices.Index(stat, ')')+2]); state == "Z" {
+			return
+		}
+	}
+	t.Fatalf("the first thread of process %d does not end", pid)
+}
+
+// own tells whether a socket is one of a process of the test.
+func (m *motion) own(s *Socket) bool {
+	return s.NetNS == m.netns && s.Local.Addr().Is4() && s.Local.Addr().IsLoopback() && s.Local.Addr().As4()[1] != motionPassed
+}
+
+// check looks at all that is listed of the namespace. fresh: it has its holders now, not
+// as of the last comparison.
+func (m *motion) check(where string, sockets []Socket, fresh bool) {
+	m.Helper()
+	inodes, kept, passed := make(map[uint64]bool), make(map[int]int), 0
+	for i := range sockets {
+		s := &sockets[i]
+		if s.NetNS != m.netns || s.Local.Addr().As16() == (netip.Addr{}).As16() {
+			continue
+		}
+		if s.Inode != 0 && inodes[s.Inode] {
+			m.Errorf("%s: socket %d is there twice", where, s.Inode)
+		}
+		inodes[s.Inode] = true
+		may := m.pair
+		switch {
+		case m.own(s):
+			pid := pidOfAddress(s.Local.Addr())
+			may = []int{pid}
+			kept[pid]++
+			if fresh && pid == m.stable[0] && len(s.Holders) == 0 {
+				m.Errorf("%s: nobody holds %v of process %d: %v", where, s.Local, pid, s.NoHolder)
+			}
+		case s.Local.Addr().Is4() && s.Local.Addr().As4()[1] == motionPassed:
+			passed++
+			if fresh && len(s.Holders) == 0 && s.NoHolder != NoHolderInFlight {
+				m.Errorf("%s: the socket on its way has no holder: %q", where, s.NoHolder)
+			}
+		default:
+			continue
+		}
+		told := make(map[Holder]bool)
+		for _, h := range s.Holders {
+			if !slices.Contains(may, int(h.PID)) {
+				m.Errorf("%s: %v is held by %s (pid %d), want none but %v (who has no sockets is %d)", where, s.Local, h.Comm, h.PID, may, m.files)
+			}
+			if told[h] {
+				m.Errorf("%s: %v: descriptor %d of process %d is told twice", where, s.Local, h.FD, h.PID)
+			}
+			told[h] = true
+		}
+	}
+	for _, pid := range m.stable {
+		if kept[pid] < motionStable {
+			m.Errorf("%s: %d sockets of process %d, which keeps %d", where, kept[pid], pid, motionStable)
+		}
+	}
+	if passed != 1 {
+		m.Errorf("%s: the socket that is passed is there %d times", where, passed)
+	}
+}
