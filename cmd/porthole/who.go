@@ -98,12 +98,7 @@ func who(e *env, q render.Question, jsonRow bool) error {
 	names := render.LoadNames(nil)
 	defer names.Cgroups.Close()
 	names.Device = rows.Devices.Name
-	names.Range = func(ns tracer.NetNS) *tracer.Range {
-		if ns.Inode == own {
-			return nil
-		}
-		return ranges[ns]
-	}
+	names.Range = func(ns tracer.NetNS) *tracer.Range { return render.OtherRange(ranges[ns], pool) }
 	tellView(e, doctor.View())
 	if jsonRow {
 		tellPIDs(e.stderr)

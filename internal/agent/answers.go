@@ -14,11 +14,11 @@ import (
 const (
 	// answerBytes is the memory of all answers that clients have still to read; one that
 	// takes more than largest of it has as much.
-	answerBytes = 6 << 20
+	answerBytes = 8 << 20
 	// turnWithin is how long others wait.
 	turnWithin = 10 * time.Second
 	// stalledFor is how long a client may take for a part of its answer while others wait.
-	stalledFor = 3 * time.Second
+	stalledFor = 2 * time.Second
 	// leastAnswer is what any answer takes: buffers.
 	leastAnswer = 64 << 10
 )
@@ -156,8 +156,9 @@ func (t *turn) writes(since time.Time) {
 // Unwrap is for http.ResponseController.
 func (t *turn) Unwrap() http.ResponseWriter { return t.ResponseWriter }
 
-// rowsBytes is what so many sockets take: as the kernel's rows, and some of them encoded.
-func rowsBytes(rows int) int { return 256*rows + 512*min(rows, 4096) }
+// rowsBytes is what so many sockets take: as the kernel's rows, and some of those that are
+// asked for encoded.
+func rowsBytes(rows, wanted int) int { return 256*rows + 512*min(rows, wanted, 4096) }
 
 // parseLimit reads how many rows are wanted; none given: all.
 func parseLimit(given []string, all int) (int, error) {

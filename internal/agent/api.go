@@ -189,7 +189,7 @@ func (a *agent) sockets(t *turn, r *http.Request) error {
 	if err := a.locate(f); err != nil {
 		return err
 	}
-	rows, err := a.rows(t, f.LocalPort())
+	rows, err := a.rows(t, f.LocalPort(), math.MaxInt)
 	if err != nil {
 		return err
 	}
@@ -210,16 +210,16 @@ func (a *agent) locate(f *filter.Filter) error {
 	return err
 }
 
-// rows reads the sockets of a port, 0: of all.
-func (a *agent) rows(t *turn, port uint16) (*tracer.Rows, error) {
-	if err := t.begin(rowsBytes(a.tracer.Table().Count(port))); err != nil {
+// rows reads the sockets of a port, 0: of all, of which so many are wanted.
+func (a *agent) rows(t *turn, port uint16, limit int) (*tracer.Rows, error) {
+	if err := t.begin(rowsBytes(a.tracer.Table().Count(port), limit)); err != nil {
 		return nil, err
 	}
 	rows, err := a.tracer.Rows(port)
 	if err != nil {
 		return nil, fmt.Errorf("read sockets: %w", err)
 	}
-	t.made(rowsBytes(rows.Len()))
+	t.made(rowsBytes(rows.Len(), limit))
 	if rows.Unfinished > 0 {
 		t.Header().Set(unfinishedHeader, strconv.Itoa(rows.Unfinished))
 	}
@@ -247,14 +247,11 @@ func (a *agent) port(t *turn, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	rows, err := a.rows(t, q.Port)
+	rows, err := a.rows(t, q.Port, limit)
 	if err != nil {
 		return err
 	}
-	names, err := a.portNames()
-	if err != nil {
-		return err
-	}
+	names := a.portNames(pool)
 	owners := tracer.NewOwnerLookup()
 	all := render.SocketsOfRows(rows, func(s *tracer.Socket) bool {
 		owners.Set(s)
@@ -276,13 +273,9 @@ func (a *agent) port(t *turn, r *http.Request) error {
 	return nil
 }
 
-// portNames are names that know the ephemeral ranges of other namespaces, read when the first
-// is asked for.
-func (a *agent) portNames() (*render.Names, error) {
-	own, err := netns.OfThread()
-	if err != nil {
-		return nil, err
-	}
+// portNames are names that know the ephemeral ranges that are not this machine's, read when
+// the first is asked for.
+func (a *agent) portNames(pool *netns.Pool) *render.Names {
 	ranges := sync.OnceValue(func() map[tracer.NetNS]*tracer.Range {
 		all, err := a.tracer.Ranges()
 		if err != nil {
@@ -291,13 +284,8 @@ func (a *agent) portNames() (*render.Names, error) {
 		return all
 	})
 	names := *a.names
-	names.Range = func(ns tracer.NetNS) *tracer.Range {
-		if ns.Inode == own {
-			return nil
-		}
-		return ranges()[ns]
-	}
-	return &names, nil
+	names.Range = func(ns tracer.NetNS) *tracer.Range { return render.OtherRange(ranges()[ns], pool) }
+	return &names
 }
 
 // parseProtos returns the protocols given, each once; of none given all.

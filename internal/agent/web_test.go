@@ -228,7 +228,7 @@ func TestAnswersInTurn(t *testing.T) {
 		}
 		var slow []chan error
 		for range room / leastAnswer {
-			slow = append(slow, begin(1, stalledFor-time.Second))
+			slow = append(slow, begin(1, stalledFor*2/3))
 		}
 		var busy *httpError
 		if err := <-begin(1, 0); !errors.As(err, &busy) || busy.code != http.StatusServiceUnavailable {

@@ -71,6 +71,14 @@ type Tenancy struct {
 	UntilAbout bool                 `json:"until_about,omitempty"`
 }
 
+// OtherRange returns the range of a namespace where it is not that of the answer, else nil.
+func OtherRange(r *tracer.Range, answer *netns.Pool) *tracer.Range {
+	if r != nil && r.Low == answer.Low && r.High == answer.High {
+		return nil
+	}
+	return r
+}
+
 // Question is what is asked about a port: of these protocols, at least one.
 type Question struct {
 	Port   uint16
