@@ -18,7 +18,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 # What is needed besides Go: command or file = Debian package.
-TEST_NEEDS := ss=iproute2 lsof=lsof qemu-system-x86_64=qemu-system-x86 qemu-system-aarch64=qemu-system-arm xz=xz-utils \
+TEST_NEEDS := gcc=gcc ss=iproute2 lsof=lsof qemu-system-x86_64=qemu-system-x86 qemu-system-aarch64=qemu-system-arm xz=xz-utils \
 	prometheus=prometheus promtool=prometheus
 # Its package starts a server and lets it start at boot; the tests start their own.
 STOP_PROMETHEUS := if [ -d /run/systemd/system ]; then systemctl disable --now prometheus; \
@@ -85,6 +85,12 @@ UNIT := ./internal/cache ./internal/doctor ./internal/headroom ./internal/netns 
 unit:
 	@$(GO) test $(UNIT)
 	@$(GO) test -run '^Test(Help|WrongUsage|Version|Hints|StopWritesEnd|JSONDocs)$$' ./cmd/porthole
+
+## race: goroutines that share what they must not, in the packages that can show it (needs a C compiler)
+.PHONY: race
+race:
+	@CGO_ENABLED=1 $(GO) test -race $(UNIT) ./internal/agent ./internal/container ./internal/filter ./internal/render
+	@CGO_ENABLED=1 $(GO) test -race -exec '$(SUDO)' -run '^Test(Matcher|Rows|Table|Completer|Fanout|KernelStartsAtOnce)' ./tracer
 
 ## test-kernels: the kernel tests in VMs of other kernels; needs no root
 .PHONY: test-kernels
