@@ -11,7 +11,7 @@ import (
 // Table is the live port-to-process map. One goroutine writes it (Apply,
 // Reconcile); any number may read, and get copies. It knows no kernel and no
 // clock. It keeps the memory of the most sockets there ever were for others to come:
-// some 150 bytes each.
+// some 160 bytes each.
 type Table struct {
 	mu     sync.Mutex         // not RWMutex, which takes the writer twice as long
 	rows   slab[row]          // the first is none: its index means that there is no row
