@@ -48,9 +48,6 @@ the tracepoint tier when the SYN leaves, with the first data.
 From 7.2 on the kernel may give the processor to another task within a program at the end of a system call, and skips the
 program for that task's calls. Only the tracepoint tier has such a hook. What is skipped counts as lost, and the table is
 rebuilt.
-
-Of namespaces with tables of their own (net.ipv4.udp_child_hash_entries, tcp_child_ehash_entries, both off by default) the
-snapshot lacks the UDP sockets, and the TCP connections in SYN-RECV. Their events are seen.
 `
 
 // column is a kernel and a tier of it.
