@@ -4,14 +4,20 @@ package services
 
 import (
 	"bufio"
+	_ "embed"
 	"io"
 	"os"
 	"strconv"
 	"strings"
 	"sync"
-
-	"github.com/gopacket/gopacket/layers"
 )
+
+// iana is the Service Name and Transport Protocol Port Number Registry of IANA, what has a
+// name: a line for each port, in order, with the name it has for TCP and, where that is
+// another, the one for UDP; "-" is none. Text, for a table of it would be in memory whole.
+//
+//go:embed iana.txt
+var iana string
 
 // File is where services(5) lives.
 const File = "/etc/services"
@@ -100,11 +106,46 @@ func (n Names) Name(port uint16, udp bool) string {
 	if name, ok := n.local[keyOf(port, udp)]; ok {
 		return name
 	}
-	var name string
-	if udp {
-		name, _ = layers.UDPPortNames(layers.UDPPort(port))
-	} else {
-		name, _ = layers.TCPPortNames(layers.TCPPort(port))
+	return nameOfIANA(port, udp)
+}
+
+// ianaBlock is how many ports share an entry of ianaBlocks.
+const ianaBlock = 8
+
+// ianaBlocks is where in iana the lines of each block of ports begin: a name is looked up
+// for every row.
+var ianaBlocks = sync.OnceValue(func() *[1<<16/ianaBlock + 1]uint32 {
+	var at [1<<16/ianaBlock + 1]uint32
+	block, offset := 0, 0
+	for line := range strings.Lines(iana) {
+		number, _, _ := strings.Cut(line, " ")
+		port, _ := strconv.Atoi(number)
+		for ; block <= port/ianaBlock; block++ {
+			at[block] = uint32(offset)
+		}
+		offset += len(line)
 	}
-	return name
+	for ; block < len(at); block++ {
+		at[block] = uint32(offset)
+	}
+	return &at
+})
+
+func nameOfIANA(port uint16, udp bool) string {
+	at, block := ianaBlocks(), port/ianaBlock
+	for line := range strings.Lines(iana[at[block]:at[block+1]]) {
+		number, names, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
+		if is, _ := strconv.Atoi(number); is != int(port) {
+			continue
+		}
+		name, other, differ := strings.Cut(names, " ")
+		if udp && differ {
+			name = other
+		}
+		if name == "-" {
+			return ""
+		}
+		return name
+	}
+	return ""
 }

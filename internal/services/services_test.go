@@ -88,6 +88,30 @@ func TestNameOfIANA(t *testing.T) {
 	}
 }
 
+// The list is in order, and each line of it is found.
+func TestIANA(t *testing.T) {
+	before := -1
+	for line := range strings.Lines(iana) {
+		fields := strings.Fields(line)
+		port, err := strconv.ParseUint(fields[0], 10, 16)
+		if err != nil || int(port) <= before || len(fields) < 2 || len(fields) > 3 || line != strings.Join(fields, " ")+"\n" {
+			t.Fatalf("line %q after port %d", line, before)
+		}
+		before = int(port)
+		for udp, name := range map[bool]string{false: fields[1], true: fields[len(fields)-1]} {
+			if name == "-" {
+				name = ""
+			}
+			if got := nameOfIANA(uint16(port), udp); got != name {
+				t.Errorf("port %d udp %t: %q, want %q", port, udp, got, name)
+			}
+		}
+	}
+	if before < 48000 {
+		t.Errorf("the last port is %d", before)
+	}
+}
+
 func TestClassOf(t *testing.T) {
 	for port, want := range map[uint16]Class{
 		0: System, 1: System, 1023: System,
@@ -97,6 +121,13 @@ func TestClassOf(t *testing.T) {
 		if got := ClassOf(port); got != want {
 			t.Errorf("port %d is %s, want %s", port, got, want)
 		}
+	}
+}
+
+func BenchmarkName(b *testing.B) {
+	n := Parse(strings.NewReader(""))
+	for i := range b.N {
+		n.Name(uint16(i*7), false)
 	}
 }
 
