@@ -231,12 +231,14 @@ func (n *Names) PortInBrief(q Question, pool *netns.Pool, rows *tracer.Rows) *Po
 			strays++
 			var so tracer.Socket
 			rows.Read(i, &so)
+			rows.Cut(&so)
 			p.Sockets = append(p.Sockets, n.socketInFull(&so))
 		case role == tracer.RoleServer || role == tracer.RoleOrphan || role == tracer.RoleTimeWait:
 			counted.add(role, proto)
 		case shown.add(role, proto):
 			var so tracer.Socket
 			rows.Read(i, &so)
+			rows.Cut(&so)
 			p.Sockets = append(p.Sockets, n.socketInFull(&so))
 		}
 	}
