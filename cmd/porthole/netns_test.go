@@ -83,11 +83,11 @@ func TestKernelTailNamesNetNS(t *testing.T) {
 }
 
 // wantIn waits for the next line of a tail, which is of a listener in a namespace.
-func (out lineWriter) wantIn(t *testing.T, port int, name string) {
+func (w lineWriter) wantIn(t *testing.T, port int, name string) {
 	t.Helper()
 	for text := ""; ; {
 		select {
-		case some := <-out:
+		case some := <-w:
 			text += some
 		case <-time.After(patience):
 			t.Fatalf("no listener on %d is seen in %q", port, text)

@@ -39,7 +39,14 @@ func (d namedDir) make(name string) ID {
 // inNew runs do in a namespace of its own, in a thread that ends then.
 func (d namedDir) inNew(kind int, do func() error) {
 	d.t.Helper()
-	done := make(chan error)
+	if err := <-startInNew(kind, do); err != nil {
+		d.t.Fatal(err)
+	}
+}
+
+// startInNew calls do in a thread with a new namespace of a kind, and tells what came of it.
+func startInNew(kind int, do func() error) <-chan error {
+	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
 		err := unix.Unshare(kind)
@@ -48,9 +55,7 @@ func (d namedDir) inNew(kind int, do func() error) {
 		}
 		done <- err
 	}()
-	if err := <-done; err != nil {
-		d.t.Fatal(err)
-	}
+	return done
 }
 
 // mount gives a name to the thread's namespace of a kind.
@@ -155,14 +160,13 @@ func TestNamesNumberUsedAgain(t *testing.T) {
 // A name may be given to a namespace that has been there for long.
 func TestNamesGivenLater(t *testing.T) {
 	withNames(t, func(t *testing.T, d namedDir, n *Names) {
-		asked, named, done := make(chan ID), make(chan struct{}), make(chan error, 1)
-		go d.inNew(unix.CLONE_NEWNET, func() error {
+		asked, named := make(chan ID), make(chan struct{})
+		done := startInNew(unix.CLONE_NEWNET, func() error {
 			cookie, _ := ownCookie()
 			inode, err := OfThread()
 			asked <- ID{inode, cookie}
 			<-named
-			done <- errors.Join(err, d.mount("given", "net"))
-			return nil
+			return errors.Join(err, d.mount("given", "net"))
 		})
 		id := <-asked
 		wantName(t, n, id, "")

@@ -138,30 +138,30 @@ func (n *Names) PortJSON(w io.Writer, q Question, pool *netns.Pool, now Sockets,
 		return err
 	}
 	out := bufio.NewWriterSize(w, 32<<10) // keeps the first error
-	out.Write(bytes.TrimSuffix(head, []byte("}")))
-	out.WriteString(`,"sockets":[`)
+	_, _ = out.Write(bytes.TrimSuffix(head, []byte("}")))
+	_, _ = out.WriteString(`,"sockets":[`)
 	more, err := n.portSockets(out, q, now, limit)
 	if err != nil {
 		return err
 	}
-	out.WriteString(`],"history":[`)
+	_, _ = out.WriteString(`],"history":[`)
 	left, err := n.portHistory(out, q, before, limit)
 	if err != nil {
 		return err
 	}
-	out.WriteByte(']')
+	_ = out.WriteByte(']')
 	if len(more) > 0 {
 		text, err := json.Marshal(more)
 		if err != nil {
 			return err
 		}
-		out.WriteString(`,"more":`)
-		out.Write(text)
+		_, _ = out.WriteString(`,"more":`)
+		_, _ = out.Write(text)
 	}
 	if left > 0 {
 		fmt.Fprintf(out, `,"history_more":%d`, left)
 	}
-	out.WriteString("}\n")
+	_, _ = out.WriteString("}\n")
 	return out.Flush()
 }
 
@@ -202,7 +202,7 @@ func (n *Names) portHistory(out *bufio.Writer, q Question, before iter.Seq[trace
 			continue
 		}
 		if count > 1 {
-			out.WriteByte(',')
+			_ = out.WriteByte(',')
 		}
 		text, err := json.Marshal(n.Tenancy(&t))
 		if err != nil {
