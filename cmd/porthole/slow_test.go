@@ -233,7 +233,7 @@ func TestAgentBusyPort(t *testing.T) {
 	read := func(path string, to *render.Port) int {
 		code, body := get(t, f.socket, "GET", path)
 		if err := json.Unmarshal([]byte(body), to); err != nil || code != 200 {
-			t.Fatalf("%s: status %d, %v %s", path, code, err, body[:min(len(body),300)])
+			t.Fatalf("%s: status %d, %v %s", path, code, err, body[:min(len(body), 300)])
 		}
 		return len(body)
 	}
