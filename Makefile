@@ -92,12 +92,12 @@ race:
 	@CGO_ENABLED=1 $(GO) test -race $(UNIT) ./internal/agent ./internal/container ./internal/filter ./internal/render
 	@CGO_ENABLED=1 $(GO) test -race -exec '$(SUDO)' -run '^Test(Matcher|Rows|Table|Completer|Fanout|KernelStartsAtOnce)' ./tracer
 
-## test-kernels: the kernel tests in VMs of other kernels; needs no root
+## test-kernels: the kernel tests (RUN=: those) in VMs of other kernels; needs no root
 .PHONY: test-kernels
 test-kernels: deps
 	@doc=$$(mktemp); trap 'rm -f "$$doc"' EXIT; set -e; \
-	$(GO) run ./test/vm -kernel '$(KERNEL)' -doc "$$doc"; \
-	if [ -z '$(KERNEL)' ] && ! diff -u --label docs/kernels.md --label 'these runs' docs/kernels.md "$$doc"; then \
+	$(GO) run ./test/vm -kernel '$(KERNEL)' $(if $(RUN),-run '$(RUN)') -doc "$$doc"; \
+	if [ -z '$(KERNEL)$(RUN)' ] && ! diff -u --label docs/kernels.md --label 'these runs' docs/kernels.md "$$doc"; then \
 		echo "docs/kernels.md is not what the kernels show: run make docs" >&2; exit 1; fi
 
 # How long soak goes on, and fuzz each of its targets.
