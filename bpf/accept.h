@@ -3,22 +3,7 @@
 
 /* A process takes a connection from a listener. */
 
-#include "close.h"
-
-static __always_inline void handle_accept(struct sock *sk, __u8 flags)
-{
-	struct event *e = event_by_task(EVENT_ACCEPT, sk);
-
-	if (!e)
-		return;
-	e->flags |= flags;
-	if (!e->flow.local_port) /* reset before it was accepted; its port is the listener's */
-		e->flow.local_port = sock_last_port(sk);
-	event_submit(e);
-	/* Its close came before, or comes now on another CPU; the reader takes the first it can match. */
-	if (!sock_port(sk))
-		emit_close(sk, EVENT_CLOSE, sock_last_port(sk), 0, READ_TYPED(sk, sk_err));
-}
+#include "report.h"
 
 /*
  * The kernel asks for the peer's name: accept() with an address, or
@@ -34,7 +19,7 @@ static __noinline void handle_peer_name(struct sock *sk, struct sock_note *note)
 	if (note->accepted || sock_protocol(sk) != IPPROTO_TCP || sock_is_active(sk))
 		return;
 	note->accepted = 1;
-	handle_accept(sk, EVENT_MAYBE);
+	report_accept(sk, EVENT_MAYBE);
 }
 
 static __always_inline bool peer_name_wanted(void)
@@ -55,5 +40,5 @@ static __always_inline void handle_graft(struct sock *sk)
 		return;
 	sk = sock_tcp(sk);
 	if (sk && sock_protocol(sk) == IPPROTO_TCP)
-		handle_accept(sk, 0);
+		report_accept(sk, 0);
 }

@@ -3,20 +3,7 @@
 
 /* A socket changes state, and in the end gives its port back. */
 
-#include "connect.h"
-
-/* port is the one it gives back, or keeps; 0: not known. */
-static __always_inline void emit_close(struct sock *sk, __u8 type, __u16 port, __u64 tw, __u16 error)
-{
-	struct event *e = event_short(type, sk);
-
-	if (!e)
-		return;
-	e->requested_port = port;
-	e->detail = tw;
-	e->error = error;
-	event_submit(e);
-}
+#include "report.h"
 
 /*
  * TCP reached CLOSE. A socket whose port was chosen by the kernel has given it
@@ -31,10 +18,10 @@ static __always_inline void handle_tcp_closed(struct sock *sk, int old)
 
 	if (by_tracepoint(PART_CONNECT)) {
 		if (refused) {
-			handle_connect_no_port(sk, 0);
+			report_no_port(sk, 0);
 			return;
 		}
-		handle_connect_ended(sk, old);
+		pending_ended(sk, old);
 	}
 	if (!last || (refused && port))
 		return; /* nothing was taken */
@@ -44,8 +31,8 @@ static __always_inline void handle_tcp_closed(struct sock *sk, int old)
 	if (old == TCP_FIN_WAIT1 || old == TCP_FIN_WAIT2 || old == TCP_CLOSING)
 		tw = sock_timewait(sk, last);
 	/* Of a listener the error is an earlier connection's, which connect(AF_UNSPEC) undid. */
-	emit_close(sk, port ? EVENT_DOWN : EVENT_CLOSE, port ?: last, tw,
-		   old == TCP_LISTEN ? 0 : READ_TYPED(sk, sk_err));
+	report_close(sk, port ? EVENT_DOWN : EVENT_CLOSE, port ?: last, tw,
+		     old == TCP_LISTEN ? 0 : READ_TYPED(sk, sk_err));
 }
 
 /* The handshake ended well, often in softirq: current is anyone. */
@@ -67,7 +54,7 @@ static __noinline void state_ours(struct sock *sk, int old, int now)
 	if (now == TCP_SYN_SENT)
 		search_begin(sk);
 	else if (now == TCP_LISTEN)
-		handle_listen_enter(sk);
+		pending_autobind(sk); /* listen(): without a port the kernel is about to choose one */
 	else if (now == TCP_CLOSE)
 		handle_tcp_closed(sk, old);
 	else
@@ -88,7 +75,7 @@ static __always_inline void handle_tcp_destroy(struct sock *sk)
 	__u16 port = sock_port(sk);
 
 	if (port && sock_protocol(sk) == IPPROTO_TCP)
-		emit_close(sk, EVENT_CLOSE, port, 0, 0);
+		report_close(sk, EVENT_CLOSE, port, 0, 0);
 }
 
 /*
@@ -107,5 +94,5 @@ static __always_inline void handle_release(struct sock *sk)
 	/* Without a peer it is a former peer's, or of one datagram of many; but for SOCK_DESTROY. */
 	if (error != ECONNABORTED && sock_state(sk) != TCP_ESTABLISHED)
 		error = 0;
-	emit_close(sk, EVENT_CLOSE, port, 0, error);
+	report_close(sk, EVENT_CLOSE, port, 0, error);
 }

@@ -3,6 +3,7 @@
 
 /* The names of network devices, which a socket only has the number of: a walk of every namespace's list. */
 
+#include "rows.h"
 #include "task.h"
 
 #define DEVICES_MAX 1024 /* also the most steps of one call, each of which writes a row at most */

@@ -7,7 +7,7 @@
  * snapshot.h.
  */
 
-#include "event.h"
+#include "rows.h"
 
 /* Set by Go before loading. */
 const volatile bool syscall_hooks; /* the sys_exit hook is to be attached */
@@ -35,7 +35,7 @@ const volatile struct {
 	enum tcp_state state;
 	enum part part;
 	enum walk_table walk_table;
-	struct row row[0]; /* of snapshot.h, as those that follow */
+	struct row row[0]; /* of rows.h, as those that follow */
 	struct fds fds[0];
 	struct fds_cursor fds_cursor[0];
 	struct walk walk[0];
@@ -76,7 +76,7 @@ struct sock_note {
 
 /*
  * struct sock_note of a socket.
- * Written and read by bind.h and accept.h; the kernel deletes it with
+ * Written and read by bind.h, report.h and accept.h; the kernel deletes it with
  * the socket, so it is bounded by the sockets there are. Where the socket has no memory
  * for it the note is one of spare_notes. Tracepoint tier only.
  */
@@ -97,7 +97,7 @@ struct spare_note {
  * The notes of sockets that have no memory left for one: what a socket's options may
  * take is limited, and any user can use it up. And of those whose datagram failed, where
  * the hook cannot reach the socket's own note.
- * Key: address of the socket. Written and read by bind.h; evicted, least recently used
+ * Key: address of the socket. Written by pending.h, read as notes are; evicted, least recently used
  * first: then what was reported is reported again, and the reader knows it.
  */
 struct {
@@ -106,21 +106,6 @@ struct {
 	__type(key, __u64);
 	__type(value, struct spare_note);
 } spare_notes SEC(".maps");
-
-/* The note of a socket, made when there is none. NULL: no memory, or no socket. */
-#define note_of(sk)                                                                                                    \
-	({                                                                                                             \
-		struct sock_note *__note = NULL;                                                                       \
-		if (sk) {                                                                                              \
-			__note = bpf_sk_storage_get(&notes, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);                       \
-			if (!__note)                                                                                   \
-				__note = spare_note(plain_sock(sk));                                                   \
-		}                                                                                                      \
-		__note;                                                                                                \
-	})
-
-/* The same, NULL where it has none of its own. */
-#define known_note_of(sk) ((sk) ? bpf_sk_storage_get(&notes, sk, 0, 0) : NULL)
 
 enum pending_kind {
 	PENDING_NO_PORT = 1, /* failed connect already reported by the state hook */
@@ -136,7 +121,7 @@ struct pending {
 /*
  * What one hook tells a later hook of the same thread within one call.
  * Key: address of the task; PENDING_FAILED, which an interrupt tells, of the socket.
- * Written by connect.h and bind.h, deleted by the later hook. A thread has one
+ * Written by pending.h, deleted by the later hook. A thread has one
  * call at a time; entries of calls that never reach the later hook (io_uring) are
  * evicted, least recently used first.
  */

@@ -3,6 +3,7 @@
 
 /* The sockets there are: a walk of the kernel's port tables, and the file descriptors that refer to them. */
 
+#include "rows.h"
 #include "task.h"
 
 /* ---- maps ---- */

@@ -4,7 +4,7 @@
 /* The only place that reads struct sock, from programs of any type. */
 
 #include "compat.h"
-#include "event.h"
+#include "hooks.h"
 
 /*
  * Forget what the verifier knows of a pointer. Pointers of cgroup contexts allow
@@ -29,6 +29,13 @@ static __always_inline struct sock *plain_sock(const void *p)
 static __always_inline __u16 sock_protocol(const struct sock *sk)
 {
 	return READ_TYPED(sk, sk_protocol);
+}
+
+static __always_inline bool proto_is_ours(const struct sock *sk)
+{
+	__u16 proto = sock_protocol(sk);
+
+	return proto == IPPROTO_TCP || proto == IPPROTO_UDP;
 }
 
 /* A UDP socket: a raw socket of protocol UDP has 17 where others have their port. */

@@ -3,12 +3,21 @@
 
 /* What only the end of a system call tells: refused binds and connects, datagrams that failed, and who accepted. */
 
-#include "accept.h"
+#include "report.h"
 
 /* The error of a write() that may have given a UDP socket its port: such a socket has no peer. */
 static __always_inline bool error_is_of_write(long ret)
 {
 	return ret == -EDESTADDRREQ || ret == -EMSGSIZE || ret == -EAGAIN;
+}
+
+/* The system call connect() returned. */
+static __always_inline void handle_connect_exit(struct sock *sk, struct address addr, long ret)
+{
+	if (sock_protocol(sk) == IPPROTO_UDP)
+		report_connect_udp_exit(sk, addr, ret);
+	else if (by_tracepoint(PART_CONNECT))
+		report_connect_refused(sk, addr, ret);
 }
 
 /*
@@ -22,7 +31,7 @@ static __always_inline void handle_sent(struct sock *sk, const struct pt_regs *r
 
 	if (sock_protocol(sk) == IPPROTO_UDP) {
 		if (by_tracepoint(PART_IMPLICIT))
-			handle_send_failed(sk, ret);
+			report_send_failed(sk, ret);
 		return;
 	}
 	if (!(flags & MSG_FASTOPEN) || ret == -EAGAIN || ret == -EOPNOTSUPP || !by_tracepoint(PART_CONNECT))
@@ -31,7 +40,7 @@ static __always_inline void handle_sent(struct sock *sk, const struct pt_regs *r
 		addr.at = (const void *)SYS_ARG4(regs);
 	else /* the name comes first in struct msghdr, and that in struct mmsghdr */
 		bpf_probe_read_user(&addr.at, sizeof(addr.at), (const void *)SYS_ARG1(regs));
-	handle_connect_refused(sk, addr, ret);
+	report_connect_refused(sk, addr, ret);
 }
 
 /* One of our calls, with an end that may be of interest. */
@@ -55,13 +64,13 @@ static __noinline void sys_exit_ours(const struct pt_regs *regs, long ret, int n
 	switch (nr) {
 	case NR_accept:
 	case NR_accept4:
-		handle_accept(sk, 0);
+		report_accept(sk, 0);
 		return;
 	case NR_bind:
-		handle_bind_failed(sk, addr, -ret);
+		report_bind_failed(sk, addr, -ret);
 		return;
 	case NR_listen:
-		handle_listen_failed(sk, -ret);
+		report_listen_failed(sk, -ret);
 		return;
 	case NR_connect:
 		handle_connect_exit(sk, addr, ret);
@@ -72,7 +81,7 @@ static __noinline void sys_exit_ours(const struct pt_regs *regs, long ret, int n
 		handle_sent(sk, regs, ret, nr);
 		return;
 	default:
-		handle_send_failed(sk, ret);
+		report_send_failed(sk, ret);
 	}
 }
 

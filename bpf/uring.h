@@ -3,7 +3,7 @@
 
 /* What only the end of an io_uring request tells: who accepted, connects of UDP, and datagrams that failed. */
 
-#include "accept.h"
+#include "report.h"
 
 /*
  * accept() of io_uring gave a descriptor. req is NULL where the request goes on
@@ -18,12 +18,12 @@ static __always_inline void uring_accepted(const struct io_kiocb *req, __u32 fd)
 	if (!sk || sock_protocol(sk) != IPPROTO_TCP)
 		return;
 	if (req) {
-		handle_accept(sk, 0);
+		report_accept(sk, 0);
 		return;
 	}
 	state = sock_state(sk);
 	if (state != TCP_CLOSE && state != TCP_LISTEN && !sock_is_active(sk))
-		handle_accept(sk, EVENT_MAYBE);
+		report_accept(sk, EVENT_MAYBE);
 }
 
 /* The end of a request that may be ours; not inline, see handle_sockops. */
@@ -34,7 +34,7 @@ static __noinline void uring_ours(const struct io_kiocb *req, __s32 res)
 	if (req && READ(req, opcode) == IORING_OP_CONNECT) {
 		sk = sock_of_file(READ(req, file));
 		if (sk && sock_is_udp(sk))
-			connect_exit_udp(sk, (struct address){}, res);
+			report_connect_udp_exit(sk, (struct address){}, res);
 	} else if (!req || !READ((const struct io_accept *)req, file_slot)) { /* a slot: of the ring's own table */
 		uring_accepted(req, res);
 	}
@@ -53,7 +53,7 @@ static __noinline void uring_send_failed(const struct io_kiocb *req, __s32 res)
 	struct sock *sk = sock_of_file(READ(req, file));
 
 	if (sk)
-		handle_send_failed(sk, res);
+		report_send_failed(sk, res);
 }
 
 /*
