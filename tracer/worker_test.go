@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/porthole-dev/porthole/internal/netns"
+	"github.com/porthole-dev/porthole/internal/testutil"
 )
 
 // A worker is a process that makes the system calls a test asks it for, one after
@@ -269,7 +269,7 @@ func getfd(pid, fd int) (int, error) {
 // newSpace gives the calling thread a network namespace, with these ephemeral ports
 // ("32768-33000"). No TIME_WAIT is used again, which older kernels do too early.
 func newSpace(ports string) error {
-	if err := errors.Join(unix.Unshare(unix.CLONE_NEWNET), netns.UpLoopback()); err != nil {
+	if err := errors.Join(unix.Unshare(unix.CLONE_NEWNET), testutil.UpLoopback()); err != nil {
 		return err
 	}
 	return errors.Join(

@@ -6,8 +6,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/porthole-dev/porthole/internal/filter"
-	"github.com/porthole-dev/porthole/internal/netns"
-	"github.com/porthole-dev/porthole/internal/render"
+	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
@@ -48,9 +47,9 @@ func filterValues(cmd *cobra.Command, kind filter.Kind) (map[string][]string, er
 }
 
 // locate looks for the network namespaces of a filter on this machine.
-func locate(f *filter.Filter, names *render.Names) error {
+func locate(f *filter.Filter, names *identity.Names) error {
 	err := f.Locate(names.NetNS)
-	if errors.Is(err, netns.ErrNone) || errors.Is(err, netns.ErrNotPermitted) {
+	if errors.Is(err, identity.ErrNoNetNS) || errors.Is(err, identity.ErrNotPermitted) {
 		return usagef("--%w", err)
 	}
 	return err

@@ -17,7 +17,7 @@ import (
 	"github.com/porthole-dev/porthole/internal/doctor"
 	"github.com/porthole-dev/porthole/internal/filter"
 	"github.com/porthole-dev/porthole/internal/headroom"
-	"github.com/porthole-dev/porthole/internal/netns"
+	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/internal/render"
 	"github.com/porthole-dev/porthole/tracer"
 )
@@ -105,21 +105,21 @@ func readHeadroom(q *headroom.Question) ([]render.Headroom, error) {
 	if err != nil {
 		return nil, err
 	}
-	names := render.LoadNames(func() ([]tracer.NetNS, error) { return ports.NetNamespaces(), nil })
+	names := identity.Load(func() ([]tracer.NetNS, error) { return ports.NetNamespaces(), nil })
 	defer names.Cgroups.Close()
 	found, err := q.Answer(ports, names.NetNS)
-	if errors.Is(err, headroom.ErrNoDevice) || errors.Is(err, netns.ErrNone) || errors.Is(err, tracer.ErrNoNetNS) || errors.Is(err, netns.ErrUnreachable) {
+	if errors.Is(err, headroom.ErrNoDevice) || errors.Is(err, identity.ErrNoNetNS) || errors.Is(err, tracer.ErrNoNetNS) || errors.Is(err, identity.ErrUnreachable) {
 		return nil, usageError{err}
 	}
-	if errors.Is(err, netns.ErrNotPermitted) {
+	if errors.Is(err, identity.ErrNotPermitted) {
 		return nil, fmt.Errorf("look up the route: %w; with --from there is no need to", err)
 	}
 	devices, devicesErr := deviceNames(found, ports)
-	return devices.Headrooms(found), errors.Join(err, devicesErr)
+	return render.New(&devices).Headrooms(found), errors.Join(err, devicesErr)
 }
 
 // deviceNames are names of the devices of headrooms alone.
-func deviceNames(found []tracer.Headroom, ports *tracer.Ports) (names render.Names, err error) {
+func deviceNames(found []tracer.Headroom, ports *tracer.Ports) (names identity.Names, err error) {
 	if slices.ContainsFunc(found, func(h tracer.Headroom) bool { return h.Device != 0 }) {
 		devices, err := ports.Devices()
 		if err != nil {
@@ -134,7 +134,7 @@ func deviceNames(found []tracer.Headroom, ports *tracer.Ports) (names render.Nam
 // the one who asks.
 func askHeadroom(ctx context.Context, e *env, c *agent.Client, values map[string][]string) ([]render.Headroom, error) {
 	if values["to"] != nil && values["netns"] == nil {
-		own, err := netns.OfThread()
+		own, err := identity.NetNSOfThread()
 		if err != nil {
 			return nil, err
 		}
@@ -172,9 +172,9 @@ func writeHeadroom(e *env, o *headroomOptions, rows []render.Headroom) error {
 		}
 		return out.Flush()
 	}
-	names := render.LoadNames(nil)
+	names := identity.Load(nil)
 	defer names.Cgroups.Close()
-	if err := names.HeadroomText(out, e.style, rows, o.top); err != nil {
+	if err := render.New(names).HeadroomText(out, e.style, rows, o.top); err != nil {
 		return err
 	}
 	return out.Flush()

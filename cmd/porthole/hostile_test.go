@@ -20,7 +20,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
-	"github.com/porthole-dev/porthole/internal/render"
+	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/internal/testutil"
 )
 
@@ -138,7 +138,7 @@ func TestHostileNames(t *testing.T) {
 // shown looks at everything that shows the process.
 func (h *hostile) shown(t *testing.T, ns, socket, name string) {
 	t.Helper()
-	safe := render.Safe(name)
+	safe := identity.Safe(name)
 	for _, line := range []string{
 		"ls --netns " + ns, "who " + h.port, "headroom --netns " + ns,
 		"ls --agent --netns " + ns, "who --agent " + h.port, "headroom --agent --netns " + ns,
@@ -146,7 +146,7 @@ func (h *hostile) shown(t *testing.T, ns, socket, name string) {
 		args, want := strings.Fields(line), safe
 		if strings.Contains(line, "--agent") {
 			args = append(args, "--socket", socket)
-			want = render.Safe(string([]rune(name))) // JSON cannot have broken UTF-8
+			want = identity.Safe(string([]rune(name))) // JSON cannot have broken UTF-8
 		}
 		out, errs, code := command(t, args...)
 		harmless(t, line, out, want)

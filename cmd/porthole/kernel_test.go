@@ -16,6 +16,7 @@ import (
 	gocmp "github.com/google/go-cmp/cmp"
 
 	"github.com/porthole-dev/porthole/internal/doctor"
+	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/internal/render"
 	"github.com/porthole-dev/porthole/internal/testutil"
 	"github.com/porthole-dev/porthole/tracer"
@@ -84,10 +85,10 @@ func TestKernelWho(t *testing.T) {
 		if err := json.Unmarshal([]byte(out), &a); err != nil {
 			t.Fatalf("%v in %q", err, out)
 		}
-		names := render.LoadNames(nil)
+		names := identity.Load(nil)
 		defer names.Cgroups.Close()
 		var want strings.Builder
-		if err := names.PortText(&want, render.Style{}, &a); err != nil {
+		if err := render.New(names).PortText(&want, render.Style{}, &a); err != nil {
 			t.Fatal(err)
 		}
 		if d := gocmp.Diff(want.String(), text); d != "" {

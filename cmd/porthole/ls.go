@@ -11,6 +11,7 @@ import (
 	"github.com/porthole-dev/porthole/internal/agent"
 	"github.com/porthole-dev/porthole/internal/doctor"
 	"github.com/porthole-dev/porthole/internal/filter"
+	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/internal/render"
 	"github.com/porthole-dev/porthole/tracer"
 )
@@ -57,7 +58,7 @@ func newLs(e *env) *cobra.Command {
 }
 
 func ls(e *env, o *lsOptions, f *filter.Filter) error {
-	names := render.LoadNames(livingNow)
+	names := identity.Load(livingNow)
 	defer names.Cgroups.Close()
 	if err := locate(f, names); err != nil {
 		return err
@@ -72,9 +73,9 @@ func ls(e *env, o *lsOptions, f *filter.Filter) error {
 	sockets := render.SocketsOfRows(rows, func(s *tracer.Socket) bool { return f.Socket(names.Cgroups, s) })
 	out := bufio.NewWriterSize(e.stdout, 1<<16)
 	if o.jsonRows {
-		err = names.SocketsJSON(out, sockets)
+		err = render.New(names).SocketsJSON(out, sockets)
 	} else {
-		err = names.SocketsText(out, e.style, sockets)
+		err = render.New(names).SocketsText(out, e.style, sockets)
 	}
 	if err != nil {
 		return err
@@ -99,10 +100,10 @@ func lsAgent(ctx context.Context, e *env, o *lsOptions, c *agent.Client, values 
 	if err != nil {
 		return err
 	}
-	names := render.LoadNames(nil)
+	names := identity.Load(nil)
 	defer names.Cgroups.Close()
 	out := bufio.NewWriterSize(e.stdout, 1<<16)
-	if err := names.RowsText(out, e.style, rows); err != nil {
+	if err := render.New(names).RowsText(out, e.style, rows); err != nil {
 		return err
 	}
 	return out.Flush()

@@ -19,6 +19,7 @@ import (
 
 	"github.com/porthole-dev/porthole/internal/agent"
 	"github.com/porthole-dev/porthole/internal/doctor"
+	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/internal/render"
 	"github.com/porthole-dev/porthole/tracer"
 )
@@ -149,7 +150,7 @@ func newRoot(e *env) *cobra.Command {
 func flagError(cmd *cobra.Command, err error) error {
 	var invalid *pflag.InvalidValueError
 	if !errors.As(err, &invalid) {
-		return usagef("%s; see %s --help", render.Safe(err.Error()), cmd.CommandPath())
+		return usagef("%s; see %s --help", identity.Safe(err.Error()), cmd.CommandPath())
 	}
 	want := map[string]string{
 		"uint64": "a number from 0 up", "duration": "a time, as 90s or 5m", "bool": "true or false",

@@ -16,6 +16,7 @@ import (
 
 	"github.com/porthole-dev/porthole/internal/doctor"
 	"github.com/porthole-dev/porthole/internal/filter"
+	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/internal/render"
 	"github.com/porthole-dev/porthole/tracer"
 )
@@ -102,7 +103,7 @@ func tailOwn(ctx context.Context, e *env, o *tailOptions, t *tracer.Tracer, f *f
 	defer stop()
 	stopWhenUnread(ctx, e.stdout, cancel)
 	e = e.letGo(ctx)
-	names := render.LoadNames(t.NetNamespaces)
+	names := identity.Load(t.NetNamespaces)
 	defer names.Cgroups.Close()
 	names.Device = t.DeviceName
 	if err := locate(f, names); err != nil {
@@ -139,14 +140,14 @@ func tailOwn(ctx context.Context, e *env, o *tailOptions, t *tracer.Tracer, f *f
 type eventPrinter struct {
 	e       *env
 	o       *tailOptions
-	names   *render.Names
+	names   *identity.Names
 	out     *bufio.Writer
 	json    render.Encoder
 	written uint64
 	line    []byte
 }
 
-func newEventPrinter(e *env, o *tailOptions, names *render.Names) *eventPrinter {
+func newEventPrinter(e *env, o *tailOptions, names *identity.Names) *eventPrinter {
 	return &eventPrinter{e: e, o: o, names: names, out: bufio.NewWriterSize(e.stdout, 1<<16)}
 }
 
@@ -164,7 +165,7 @@ func (p *eventPrinter) event(row *render.Event) (enough bool, err error) {
 	if p.o.jsonRows {
 		p.line = append(p.json.AppendEvent(p.line[:0], row), '\n')
 	} else {
-		p.line = append(append(p.line[:0], p.names.EventLine(p.e.style, row)...), '\n')
+		p.line = append(append(p.line[:0], render.New(p.names).EventLine(p.e.style, row)...), '\n')
 	}
 	return p.raw(p.line)
 }
@@ -218,9 +219,9 @@ type ownTail struct {
 func (p *ownTail) start(snap *tracer.Snapshot) error {
 	if p.o.sockets {
 		sockets := render.SocketsOf(snap.Sockets, func(s *tracer.Socket) bool { return p.f.Socket(p.names.Cgroups, s) })
-		write := func() error { return p.names.SocketsText(p.out, p.e.style, sockets) }
+		write := func() error { return render.New(p.names).SocketsText(p.out, p.e.style, sockets) }
 		if p.o.jsonRows {
-			write = func() error { return p.names.SocketsJSON(p.out, sockets) }
+			write = func() error { return render.New(p.names).SocketsJSON(p.out, sockets) }
 		}
 		if err := errors.Join(write(), p.out.Flush()); err != nil {
 			return err
@@ -253,7 +254,7 @@ func (p *ownTail) follow() error {
 			if !p.f.Event(p.names.Cgroups, &events[i]) {
 				continue
 			}
-			row := p.names.Event(&events[i])
+			row := render.New(p.names).Event(&events[i])
 			if enough, err := p.event(&row); enough || err != nil {
 				return err
 			}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/porthole-dev/porthole/internal/agent"
+	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/internal/render"
 )
 
@@ -52,7 +53,7 @@ func followAgent(ctx context.Context, e *env, o *tailOptions, c *agent.Client, v
 		timer := time.AfterFunc(o.duration, func() { cancel(nil) })
 		defer timer.Stop()
 	}
-	names := render.LoadNames(nil)
+	names := identity.Load(nil)
 	defer names.Cgroups.Close()
 	p := &agentTail{eventPrinter: newEventPrinter(e, o, names), in: bufio.NewReaderSize(body, 1<<16)}
 	if err = p.head(); err == nil {

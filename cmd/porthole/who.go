@@ -15,7 +15,7 @@ import (
 	"github.com/porthole-dev/porthole/internal/agent"
 	"github.com/porthole-dev/porthole/internal/doctor"
 	"github.com/porthole-dev/porthole/internal/filter"
-	"github.com/porthole-dev/porthole/internal/netns"
+	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/internal/render"
 	"github.com/porthole-dev/porthole/tracer"
 )
@@ -74,11 +74,11 @@ func parseQuestion(s string) (render.Question, error) {
 }
 
 func who(e *env, q render.Question, jsonRow bool) error {
-	pool, err := netns.ReadPool()
+	pool, err := identity.ReadPool()
 	if err != nil {
 		return err
 	}
-	own, err := netns.OfThread()
+	own, err := identity.NetNSOfThread()
 	if err != nil {
 		return err
 	}
@@ -95,7 +95,7 @@ func who(e *env, q render.Question, jsonRow bool) error {
 	if err != nil {
 		return err
 	}
-	names := render.LoadNames(nil)
+	names := identity.Load(nil)
 	defer names.Cgroups.Close()
 	names.Device = rows.Devices.Name
 	names.Range = func(ns tracer.NetNS) *tracer.Range { return render.OtherRange(ranges[ns], pool) }
@@ -104,16 +104,16 @@ func who(e *env, q render.Question, jsonRow bool) error {
 		tellPIDs(e.stderr)
 		all := render.SocketsOfRows(rows, func(*tracer.Socket) bool { return true })
 		w := heldWriter{w: e.stdout}
-		return w.ends(names.PortJSON(&w, q, pool, all, func(func(tracer.Tenancy) bool) {}, render.Unlimited))
+		return w.ends(render.New(names).PortJSON(&w, q, pool, all, func(func(tracer.Tenancy) bool) {}, render.Unlimited))
 	}
-	return whoText(e, names, names.PortInBrief(q, pool, rows))
+	return whoText(e, names, render.New(names).PortInBrief(q, pool, rows))
 }
 
 // whoText writes an answer in words.
-func whoText(e *env, names *render.Names, answer *render.Port) error {
+func whoText(e *env, names *identity.Names, answer *render.Port) error {
 	out := bufio.NewWriter(e.stdout)
 	tellPIDs(out)
-	if err := names.PortText(out, e.style, answer); err != nil {
+	if err := render.New(names).PortText(out, e.style, answer); err != nil {
 		return err
 	}
 	if err := out.Flush(); err != nil {
@@ -180,7 +180,7 @@ func whoAgent(ctx context.Context, e *env, c *agent.Client, q render.Question, j
 	if err := json.NewDecoder(body).Decode(&answer); err != nil {
 		return fmt.Errorf("read the agent's answer: %w", err)
 	}
-	names := render.LoadNames(nil)
+	names := identity.Load(nil)
 	defer names.Cgroups.Close()
 	return whoText(e, names, &answer)
 }

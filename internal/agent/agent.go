@@ -16,7 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/porthole-dev/porthole/internal/doctor"
-	"github.com/porthole-dev/porthole/internal/render"
+	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
@@ -62,7 +62,7 @@ type agent struct {
 	cfg    Config
 	tracer *tracer.Tracer
 	report *doctor.Report
-	names  *render.Names
+	names  *identity.Names
 	since  time.Time
 	ready  atomic.Bool
 	feed   *feed
@@ -96,7 +96,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	defer front.close()
 
 	a := &agent{cfg: cfg, since: time.Now()}
-	a.names = render.LoadNames(func() ([]tracer.NetNS, error) { return a.tracer.NetNamespaces() })
+	a.names = identity.Load(func() ([]tracer.NetNS, error) { return a.tracer.NetNamespaces() })
 	defer a.names.Cgroups.Close()
 	if a.report, err = doctor.Machine(); err != nil {
 		return err

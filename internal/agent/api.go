@@ -19,7 +19,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/porthole-dev/porthole/internal/filter"
-	"github.com/porthole-dev/porthole/internal/netns"
+	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/internal/render"
 	"github.com/porthole-dev/porthole/tracer"
 )
@@ -195,7 +195,7 @@ func (a *agent) sockets(t *turn, r *http.Request) error {
 	}
 	some := render.SocketsOfRows(rows, func(s *tracer.Socket) bool { return f.Socket(a.names.Cgroups, s) })
 	t.Header().Set("Content-Type", lines)
-	if err := a.names.SocketsJSON(t, some); err != nil {
+	if err := render.New(a.names).SocketsJSON(t, some); err != nil {
 		return sentError{err}
 	}
 	return nil
@@ -204,7 +204,7 @@ func (a *agent) sockets(t *turn, r *http.Request) error {
 // locate looks for the network namespaces of a filter on this machine.
 func (a *agent) locate(f *filter.Filter) error {
 	err := f.Locate(a.names.NetNS)
-	if errors.Is(err, netns.ErrNone) || errors.Is(err, netns.ErrNotPermitted) {
+	if errors.Is(err, identity.ErrNoNetNS) || errors.Is(err, identity.ErrNotPermitted) {
 		return badRequest(err)
 	}
 	return err
@@ -243,7 +243,7 @@ func (a *agent) port(t *turn, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	pool, err := netns.ReadPool()
+	pool, err := identity.ReadPool()
 	if err != nil {
 		return err
 	}
@@ -263,7 +263,7 @@ func (a *agent) port(t *turn, r *http.Request) error {
 		out = &few
 	}
 	t.Header().Set("Content-Type", oneObject)
-	if err := names.PortJSON(out, q, pool, all, a.tracer.History().Latest(q.Port), limit); err != nil {
+	if err := render.New(names).PortJSON(out, q, pool, all, a.tracer.History().Latest(q.Port), limit); err != nil {
 		return sentError{err}
 	}
 	t.resize(max(few.Len(), leastAnswer))
@@ -275,7 +275,7 @@ func (a *agent) port(t *turn, r *http.Request) error {
 
 // portNames are names that know the ephemeral ranges that are not this machine's, read when
 // the first is asked for.
-func (a *agent) portNames(pool *netns.Pool) *render.Names {
+func (a *agent) portNames(pool *identity.Pool) *identity.Names {
 	ranges := sync.OnceValue(func() map[tracer.NetNS]*tracer.Range {
 		all, err := a.tracer.Ranges()
 		if err != nil {
@@ -334,7 +334,7 @@ func (a *agent) history(t *turn, r *http.Request) error {
 		if limit--; limit < 0 {
 			break
 		}
-		if err := render.WriteJSON(out, a.names.Tenancy(&past)); err != nil {
+		if err := render.WriteJSON(out, render.New(a.names).Tenancy(&past)); err != nil {
 			return sentError{err}
 		}
 	}

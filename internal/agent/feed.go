@@ -8,6 +8,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/internal/render"
 	"github.com/porthole-dev/porthole/tracer"
 )
@@ -30,7 +31,7 @@ const (
 // who falls behind too far loses what is oldest, and is told how much that was.
 type feed struct {
 	tracer *tracer.Tracer
-	names  *render.Names
+	names  *identity.Names
 
 	mu      sync.Mutex
 	readers [maxStreams]*reader
@@ -161,7 +162,7 @@ func (f *feed) add(sub *tracer.Subscription, enc *render.Encoder, p *page, event
 			}
 		}
 		if wanted != 0 {
-			row := f.names.Event(&events[0])
+			row := render.New(f.names).Event(&events[0])
 			p.json = append(enc.AppendEvent(p.json, &row), '\n')
 			p.lines = append(p.lines, line{len(p.json), wanted})
 		}

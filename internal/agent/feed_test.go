@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/internal/render"
 	"github.com/porthole-dev/porthole/tracer"
 )
@@ -22,7 +23,7 @@ type feedTest struct {
 }
 
 func newFeedTest(t *testing.T) *feedTest {
-	f := &feedTest{T: t, feed: &feed{tracer: new(tracer.Tracer), names: new(render.Names)}}
+	f := &feedTest{T: t, feed: &feed{tracer: new(tracer.Tracer), names: new(identity.Names)}}
 	return f
 }
 

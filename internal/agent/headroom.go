@@ -6,7 +6,7 @@ import (
 	"net/http"
 
 	"github.com/porthole-dev/porthole/internal/headroom"
-	"github.com/porthole-dev/porthole/internal/netns"
+	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/internal/render"
 	"github.com/porthole-dev/porthole/tracer"
 )
@@ -33,9 +33,9 @@ func (a *agent) headroom(t *turn, r *http.Request) error {
 	}
 	found, err := q.Answer(ports, a.names.NetNS)
 	switch {
-	case errors.Is(err, headroom.ErrNoDevice), errors.Is(err, netns.ErrNone), errors.Is(err, tracer.ErrNoNetNS), errors.Is(err, netns.ErrUnreachable):
+	case errors.Is(err, headroom.ErrNoDevice), errors.Is(err, identity.ErrNoNetNS), errors.Is(err, tracer.ErrNoNetNS), errors.Is(err, identity.ErrUnreachable):
 		return badRequest(err)
-	case errors.Is(err, netns.ErrNotPermitted):
+	case errors.Is(err, identity.ErrNotPermitted):
 		return &httpError{http.StatusForbidden, fmt.Errorf("%w: an agent has given up what that takes; give it from, the local address", err)}
 	case err != nil:
 		return err
@@ -43,7 +43,7 @@ func (a *agent) headroom(t *turn, r *http.Request) error {
 	t.made(headroomBytes * len(found))
 	t.Header().Set("Content-Type", lines)
 	for i := range found {
-		if err := render.WriteJSON(t, a.names.Headrooms(found[i : i+1])[0]); err != nil {
+		if err := render.WriteJSON(t, render.New(a.names).Headrooms(found[i : i+1])[0]); err != nil {
 			return sentError{err}
 		}
 	}

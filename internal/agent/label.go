@@ -7,8 +7,7 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/porthole-dev/porthole/internal/netns"
-	"github.com/porthole-dev/porthole/internal/render"
+	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
@@ -26,18 +25,18 @@ const maxNetNS = 256
 // namer gives network namespaces labels, to each its own, for as long as it
 // exists.
 type namer struct {
-	byID       map[netns.ID]string
-	containers map[netns.ID]string  // as first seen: which sockets there are must not rename a namespace
-	held       map[string]time.Time // every label within keepPlace, when it was last given
-	numbers    map[string]bool      // those of held that are numbers
+	byID       map[identity.NetNS]string
+	containers map[identity.NetNS]string // as first seen: which sockets there are must not rename a namespace
+	held       map[string]time.Time      // every label within keepPlace, when it was last given
+	numbers    map[string]bool           // those of held that are numbers
 }
 
 func newNamer() *namer {
-	return &namer{map[netns.ID]string{}, map[netns.ID]string{}, map[string]time.Time{}, map[string]bool{}}
+	return &namer{map[identity.NetNS]string{}, map[identity.NetNS]string{}, map[string]time.Time{}, map[string]bool{}}
 }
 
 // name is the label of a namespace.
-func (n *namer) name(id netns.ID) string {
+func (n *namer) name(id identity.NetNS) string {
 	if name, ok := n.byID[id]; ok {
 		return name
 	}
@@ -46,19 +45,19 @@ func (n *namer) name(id netns.ID) string {
 
 // update forgets the namespaces that are gone, and names those there are: as named does
 // ("host", /run/netns), else after their container, else by number.
-func (n *namer) update(spaces []tracer.PortSpace, named func(netns.ID) string, containers map[netns.ID]string, now time.Time) {
-	names := make(map[netns.ID]string)
+func (n *namer) update(spaces []tracer.PortSpace, named func(identity.NetNS) string, containers map[identity.NetNS]string, now time.Time) {
+	names := make(map[identity.NetNS]string)
 	for _, sp := range spaces {
 		id := idOf(&sp)
 		names[id] = ""
 	}
 	for id := range names {
-		names[id] = render.Safe(named(id))
+		names[id] = identity.Safe(named(id))
 	}
 	maps.DeleteFunc(n.held, func(_ string, seen time.Time) bool { return now.Sub(seen) >= keepPlace })
 	maps.DeleteFunc(n.numbers, func(label string, _ bool) bool { return n.held[label].IsZero() })
 	old := *n
-	n.byID, n.containers = make(map[netns.ID]string), make(map[netns.ID]string)
+	n.byID, n.containers = make(map[identity.NetNS]string), make(map[identity.NetNS]string)
 	for id := range names {
 		if container := cmp.Or(old.containers[id], containers[id]); container != "" {
 			n.containers[id] = container
@@ -80,8 +79,8 @@ func (n *namer) update(spaces []tracer.PortSpace, named func(netns.ID) string, c
 
 // order is who chooses first: the machine's own namespace, then those that have a label
 // already, then those that have a name, then by number.
-func (n *namer) order(names, containers map[netns.ID]string) []netns.ID {
-	rank := func(id netns.ID) int {
+func (n *namer) order(names, containers map[identity.NetNS]string) []identity.NetNS {
+	rank := func(id identity.NetNS) int {
 		switch {
 		case names[id] == hostLabel:
 			return 0
@@ -92,7 +91,7 @@ func (n *namer) order(names, containers map[netns.ID]string) []netns.ID {
 		}
 		return 3
 	}
-	return slices.SortedFunc(maps.Keys(names), func(a, b netns.ID) int {
+	return slices.SortedFunc(maps.Keys(names), func(a, b identity.NetNS) int {
 		return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.Inode, b.Inode), cmp.Compare(a.Cookie, b.Cookie))
 	})
 }
@@ -112,7 +111,9 @@ func (n *namer) place(label string, number bool, now time.Time) bool {
 	return true
 }
 
-func idOf(sp *tracer.PortSpace) netns.ID { return netns.ID{Inode: sp.NetNS, Cookie: sp.NetNSCookie} }
+func idOf(sp *tracer.PortSpace) identity.NetNS {
+	return identity.NetNS{Inode: sp.NetNS, Cookie: sp.NetNSCookie}
+}
 
 const (
 	// topK is how many values of a label have series of their own at once, maxPlaces how

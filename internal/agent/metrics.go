@@ -8,7 +8,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/porthole-dev/porthole/internal/render"
+	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
@@ -272,7 +272,7 @@ func tierLabel(t tracer.Tier) string {
 
 // newMetrics returns the metrics of a running tracer. Scrapes may come at once;
 // those within one second share one reading of the kernel.
-func newMetrics(t *tracer.Tracer, names *render.Names, version string, log *slog.Logger) prometheus.Collector {
+func newMetrics(t *tracer.Tracer, names *identity.Names, version string, log *slog.Logger) prometheus.Collector {
 	return newCollector(shared(time.Second, time.Now, newSampler(t, names, version, log).read))
 }
 

@@ -12,9 +12,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/porthole-dev/porthole/internal/container"
-	"github.com/porthole-dev/porthole/internal/netns"
-	"github.com/porthole-dev/porthole/internal/render"
+	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
@@ -124,7 +122,7 @@ func shared(d time.Duration, now func() time.Time, read func() *sample) func() *
 // series from coming and going. Not safe for concurrent use.
 type sampler struct {
 	tracer  *tracer.Tracer
-	names   *render.Names
+	names   *identity.Names
 	version string
 	log     *slog.Logger
 	started time.Time
@@ -136,7 +134,7 @@ type sampler struct {
 	errors       map[string]uint64
 }
 
-func newSampler(t *tracer.Tracer, names *render.Names, version string, log *slog.Logger) *sampler {
+func newSampler(t *tracer.Tracer, names *identity.Names, version string, log *slog.Logger) *sampler {
 	return &sampler{
 		tracer: t, names: names, version: version, log: log, started: time.Now(), netns: newNamer(),
 		errors: map[string]uint64{"counters": 0, "ports": 0, "programs": 0},
@@ -162,7 +160,7 @@ func (r *sampler) read() *sample {
 	if r.ok("ports", err) {
 		s.walk = time.Since(now)
 		spaces := ports.Spaces()
-		named := func(id netns.ID) string { return r.names.NetNS.Name(id, now) }
+		named := func(id identity.NetNS) string { return r.names.NetNS.Name(id, now) }
 		r.netns.update(spaces, named, c.containers(r.names.Cgroups), now)
 		r.ports(s, spaces, ports.All(), now)
 	}
@@ -216,7 +214,7 @@ func (s *sample) count(c tracer.Counts) {
 }
 
 // fill takes what was read of each namespace. name gives it its label.
-func (s *sample) fill(spaces []tracer.PortSpace, all []tracer.Headroom, name func(netns.ID) string) {
+func (s *sample) fill(spaces []tracer.PortSpace, all []tracer.Headroom, name func(identity.NetNS) string) {
 	s.spaces, s.utilization, s.bindUtilization = make(map[string]space), make(shares), make(shares)
 	for _, sp := range spaces {
 		if sp.Proto != tracer.TCP {
@@ -245,7 +243,7 @@ func isDestination(h *tracer.Headroom) bool {
 }
 
 // nameScopes adds the device to link-local destinations, which else would be one.
-func nameScopes(all []tracer.Headroom, names *render.Names) {
+func nameScopes(all []tracer.Headroom, names *identity.Names) {
 	for i := range all {
 		if h := &all[i]; h.Device != 0 && h.Remote.Addr().Is6() && isDestination(h) {
 			h.Remote = netip.AddrPortFrom(h.Remote.Addr().WithZone(names.DeviceName(h.DeviceID())), h.Remote.Port())
@@ -255,7 +253,7 @@ func nameScopes(all []tracer.Headroom, names *render.Names) {
 
 // destinations are the ports of each destination that has a series of its own, and
 // of the rest of each namespace.
-func destinations(all []tracer.Headroom, top *top[destination], name func(netns.ID) string, now time.Time) map[destinationKey]usage {
+func destinations(all []tracer.Headroom, top *top[destination], name func(identity.NetNS) string, now time.Time) map[destinationKey]usage {
 	ranked := make([]counted[destination], 0, len(all))
 	for i := range all {
 		if h := &all[i]; isDestination(h) {
@@ -283,11 +281,11 @@ func destinations(all []tracer.Headroom, top *top[destination], name func(netns.
 }
 
 // listening adds up the ports of the ephemeral ranges that are listened on.
-func listening(spaces []tracer.PortSpace, name func(netns.ID) string) map[listenerKey]int {
+func listening(spaces []tracer.PortSpace, name func(identity.NetNS) string) map[listenerKey]int {
 	sums := make(map[listenerKey]int)
 	for _, sp := range spaces {
 		for _, u := range sp.Listeners {
-			comm := render.Safe(u.Comm)
+			comm := identity.Safe(u.Comm)
 			if u.PID == 0 {
 				comm = "unknown"
 			}
@@ -314,7 +312,7 @@ type census struct {
 
 // cgroupIn is a cgroup of which a process has a socket in a network namespace.
 type cgroupIn struct {
-	netns  netns.ID
+	netns  identity.NetNS
 	cgroup uint64
 }
 
@@ -340,16 +338,16 @@ func (c *census) add(s *tracer.Socket) {
 	if p.PID == 0 {
 		return
 	}
-	c.processes[processKey{render.Safe(p.Comm), s.Proto}]++
-	c.cgroups[cgroupIn{netns.ID{Inode: s.NetNS, Cookie: s.NetNSCookie}, p.Cgroup}] = true
+	c.processes[processKey{identity.Safe(p.Comm), s.Proto}]++
+	c.cgroups[cgroupIn{identity.NetNS{Inode: s.NetNS, Cookie: s.NetNSCookie}, p.Cgroup}] = true
 }
 
 // containers returns of each namespace the container in it; of several the first by name.
-func (c *census) containers(cgroups *container.Resolver) map[netns.ID]string {
-	out := make(map[netns.ID]string)
+func (c *census) containers(cgroups *identity.Cgroups) map[identity.NetNS]string {
+	out := make(map[identity.NetNS]string)
 	for in := range c.cgroups {
 		if found := cgroups.Resolve(in.cgroup).Container; found != nil {
-			if label := render.Safe(found.Label()); out[in.netns] == "" || label < out[in.netns] {
+			if label := identity.Safe(found.Label()); out[in.netns] == "" || label < out[in.netns] {
 				out[in.netns] = label
 			}
 		}

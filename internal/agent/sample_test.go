@@ -15,9 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/porthole-dev/porthole/internal/container"
-	"github.com/porthole-dev/porthole/internal/netns"
-	"github.com/porthole-dev/porthole/internal/render"
+	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/internal/testutil"
 	"github.com/porthole-dev/porthole/tracer"
 )
@@ -52,9 +50,11 @@ func TestSharedAtOnce(t *testing.T) {
 }
 
 // idFor is the namespace of an inode number; its cookie is another number.
-func idFor(inode uint32) netns.ID { return netns.ID{Inode: inode, Cookie: uint64(inode) << 32} }
+func idFor(inode uint32) identity.NetNS {
+	return identity.NetNS{Inode: inode, Cookie: uint64(inode) << 32}
+}
 
-func spacesOf(ids ...netns.ID) []tracer.PortSpace {
+func spacesOf(ids ...identity.NetNS) []tracer.PortSpace {
 	var spaces []tracer.PortSpace
 	for _, id := range ids {
 		for _, proto := range []tracer.Proto{tracer.TCP, tracer.UDP} {
@@ -65,7 +65,7 @@ func spacesOf(ids ...netns.ID) []tracer.PortSpace {
 }
 
 func spacesFrom(first, n uint32) []tracer.PortSpace {
-	var ids []netns.ID
+	var ids []identity.NetNS
 	for i := range n {
 		ids = append(ids, idFor(first+i))
 	}
@@ -73,12 +73,12 @@ func spacesFrom(first, n uint32) []tracer.PortSpace {
 }
 
 // named are names by inode number.
-func named(names map[uint32]string) func(netns.ID) string {
-	return func(id netns.ID) string { return names[id.Inode] }
+func named(names map[uint32]string) func(identity.NetNS) string {
+	return func(id identity.NetNS) string { return names[id.Inode] }
 }
 
-func containersOf(names map[uint32]string) map[netns.ID]string {
-	out := make(map[netns.ID]string)
+func containersOf(names map[uint32]string) map[identity.NetNS]string {
+	out := make(map[identity.NetNS]string)
 	for inode, name := range names {
 		out[idFor(inode)] = name
 	}
@@ -107,7 +107,7 @@ func TestNamer(t *testing.T) {
 		{"not for a terminal", []uint32{5}, map[uint32]string{5: "a\x1bb"}, nil, map[uint32]string{5: `"a\x1bb"`}},
 	} {
 		n := newNamer()
-		var ids []netns.ID
+		var ids []identity.NetNS
 		for _, inode := range c.inodes {
 			ids = append(ids, idFor(inode))
 		}
@@ -139,9 +139,9 @@ func TestNamerKeepsContainer(t *testing.T) {
 // The kernel gives the number of a namespace that is gone to the next, here between two scrapes.
 func TestNamerNumberUsedAgain(t *testing.T) {
 	n := newNamer()
-	old, next := netns.ID{Inode: 5, Cookie: 10}, netns.ID{Inode: 5, Cookie: 11}
-	n.update(spacesOf(old), named(nil), map[netns.ID]string{old: "web"}, noon)
-	n.update(spacesOf(next), named(nil), map[netns.ID]string{next: "db"}, noon)
+	old, next := identity.NetNS{Inode: 5, Cookie: 10}, identity.NetNS{Inode: 5, Cookie: 11}
+	n.update(spacesOf(old), named(nil), map[identity.NetNS]string{old: "web"}, noon)
+	n.update(spacesOf(next), named(nil), map[identity.NetNS]string{next: "db"}, noon)
 	if got := n.name(next); got != "db" {
 		t.Errorf("the new namespace is called %q, want db", got)
 	}
@@ -217,7 +217,7 @@ func destinationTo(i, used, free int) tracer.Headroom {
 
 // Link-local destinations are those of a device each; of others the ports are counted once.
 func TestDestinationsOfDevices(t *testing.T) {
-	names := &render.Names{Device: func(id tracer.DeviceID) string { return map[uint32]string{2: "eth0"}[id.Index] }}
+	names := &identity.Names{Device: func(id tracer.DeviceID) string { return map[uint32]string{2: "eth0"}[id.Index] }}
 	scoped := func(device uint32, used int) tracer.Headroom {
 		h := destinationTo(1, used, 10)
 		h.Local, h.Remote, h.Device = netip.MustParseAddr("fe80::1"), netip.MustParseAddrPort("[fe80::2]:443"), device
@@ -227,7 +227,7 @@ func TestDestinationsOfDevices(t *testing.T) {
 	sub.Device = 2
 	all := []tracer.Headroom{scoped(2, 3), scoped(3, 4), destinationTo(1, 2, 8), sub}
 	nameScopes(all, names)
-	got := destinations(all, new(top[destination]), func(netns.ID) string { return "host" }, time.Time{})
+	got := destinations(all, new(top[destination]), func(identity.NetNS) string { return "host" }, time.Time{})
 	want := map[destinationKey]usage{
 		{"host", "fe80::1", "[fe80::2%eth0]:443"}: {used: 3, free: 10}, {"host", "fe80::1", "[fe80::2%3]:443"}: {used: 4, free: 10},
 		{"host", "192.0.2.1", "198.51.0.1:443"}: {used: 2, free: 8},
@@ -244,7 +244,7 @@ func TestDestinationsTopAndOther(t *testing.T) {
 	}
 	all = append(all, tracer.Headroom{PortSpace: tracer.PortSpace{NetNS: 1}, Op: tracer.OpBind, Used: 100})
 	all = append(all, tracer.Headroom{PortSpace: tracer.PortSpace{NetNS: 1}, Op: tracer.OpConnect, Used: 0}) // towards any other
-	got := destinations(all, new(top[destination]), func(netns.ID) string { return "host" }, time.Time{})
+	got := destinations(all, new(top[destination]), func(identity.NetNS) string { return "host" }, time.Time{})
 	if len(got) != topK+1 {
 		t.Errorf("%d destinations, want %d and the rest", len(got), topK)
 	}
@@ -381,7 +381,7 @@ func TestMetricsOfTracer(t *testing.T) {
 		done <- err
 		t.Fatal("the tracer ended before it was ready")
 	}
-	names := &render.Names{Cgroups: container.NewResolver(""), NetNS: netns.NewNames(nil)}
+	names := &identity.Names{Cgroups: identity.NewCgroups(""), NetNS: identity.NewNetNSNames(nil)}
 	reg := prometheus.NewPedanticRegistry()
 	reg.MustRegister(newMetrics(tr, names, "v0", slog.New(slog.DiscardHandler)))
 	values, err := reg.Gather()

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"os"
 
-	"github.com/porthole-dev/porthole/internal/container"
+	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
@@ -26,7 +26,7 @@ type place struct {
 func look() place {
 	p := place{pidNS: tracer.InOtherNamespace("pid"), cgroupNS: tracer.InOtherNamespace("cgroup")}
 	if p.cgroup, p.cgroupErr = tracer.FindCgroup(); p.cgroupErr == nil {
-		r := container.NewResolver(p.cgroup.Path)
+		r := identity.NewCgroups(p.cgroup.Path)
 		p.names = r.Check()
 		r.Close()
 	}

@@ -10,8 +10,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/porthole-dev/porthole/internal/container"
-	"github.com/porthole-dev/porthole/internal/netns"
+	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
@@ -74,7 +73,7 @@ type Filter struct {
 	netNS                           []string
 	tcp, udp, listening, ipv4, ipv6 bool
 
-	wanted  []netns.Wanted // netNS, once located
+	wanted  []identity.WantedNetNS // netNS, once located
 	located time.Time
 }
 
@@ -130,8 +129,8 @@ func has[T cmp.Ordered](list []T, v T) bool {
 // Locate looks for the network namespaces that pass, on the machine whose events and
 // sockets they are. Of a number the namespace that has it is meant from now on, of a name
 // whichever has it. The error names the filter and the value; where there is none of
-// that number it wraps netns.ErrNone.
-func (f *Filter) Locate(names *netns.Names) error {
+// that number it wraps identity.ErrNoNetNS.
+func (f *Filter) Locate(names *identity.NetNSNames) error {
 	for _, word := range f.netNS {
 		w, err := names.Want(word)
 		if err != nil {
@@ -143,8 +142,8 @@ func (f *Filter) Locate(names *netns.Names) error {
 	return nil
 }
 
-func (f *Filter) inNetNS(id netns.ID, at time.Time) bool {
-	return len(f.netNS) == 0 || slices.ContainsFunc(f.wanted, func(w netns.Wanted) bool { return w.Is(id, at) })
+func (f *Filter) inNetNS(id identity.NetNS, at time.Time) bool {
+	return len(f.netNS) == 0 || slices.ContainsFunc(f.wanted, func(w identity.WantedNetNS) bool { return w.Is(id, at) })
 }
 
 // parser keeps the first error.
@@ -247,7 +246,7 @@ func oneOf[T fmt.Stringer](values []T) func(string) (T, error) {
 	}
 }
 
-func parseNetNS(word string) (string, error) { return word, netns.CheckWord(word) }
+func parseNetNS(word string) (string, error) { return word, identity.CheckNetNS(word) }
 
 // parseState accepts the names of ss(8), in either case, with - or _.
 func parseState(s string) (tracer.State, error) {
@@ -288,20 +287,20 @@ func (f *Filter) ports(local, remote uint16) bool {
 		(len(f.port) == 0 || has(f.port, local) || has(f.port, remote))
 }
 
-func (f *Filter) inContainer(cgroups *container.Resolver, cgroup uint64) bool {
+func (f *Filter) inContainer(cgroups *identity.Cgroups, cgroup uint64) bool {
 	return len(f.container) == 0 || isContainer(f.container, cgroups.Resolve(cgroup).Container)
 }
 
-func isContainer(wanted []string, c *container.Container) bool {
+func isContainer(wanted []string, c *identity.Container) bool {
 	return c != nil && slices.ContainsFunc(wanted, func(w string) bool {
 		return w != "" && (w == c.Name || strings.HasPrefix(c.ID, w))
 	})
 }
 
 // Event tells whether an event passes.
-func (f *Filter) Event(cgroups *container.Resolver, ev *tracer.Event) bool {
+func (f *Filter) Event(cgroups *identity.Cgroups, ev *tracer.Event) bool {
 	p := &ev.Process
-	return pass(f.event, ev.Type) && pass(f.proto, ev.Proto) && f.inNetNS(netns.ID{Inode: ev.NetNS, Cookie: ev.NetNSCookie}, ev.Time) &&
+	return pass(f.event, ev.Type) && pass(f.proto, ev.Proto) && f.inNetNS(identity.NetNS{Inode: ev.NetNS, Cookie: ev.NetNSCookie}, ev.Time) &&
 		f.ports(ev.Local.Port(), ev.Remote.Port()) &&
 		(len(f.pid) == 0 || has(f.pid, p.PID)) &&
 		(len(f.uid) == 0 || p.PID != 0 && has(f.uid, p.UID)) &&
@@ -311,9 +310,9 @@ func (f *Filter) Event(cgroups *container.Resolver, ev *tracer.Event) bool {
 
 // Socket tells whether a socket passes. Filters of processes pass when any holder
 // does; uid is the socket's own.
-func (f *Filter) Socket(cgroups *container.Resolver, s *tracer.Socket) bool {
+func (f *Filter) Socket(cgroups *identity.Cgroups, s *tracer.Socket) bool {
 	if !f.likeSS(s) || !pass(f.proto, s.Proto) || !pass(f.state, s.State) || !pass(f.role, s.Role) ||
-		!f.ports(s.Local.Port(), s.Remote.Port()) || !f.inNetNS(netns.ID{Inode: s.NetNS, Cookie: s.NetNSCookie}, f.located) {
+		!f.ports(s.Local.Port(), s.Remote.Port()) || !f.inNetNS(identity.NetNS{Inode: s.NetNS, Cookie: s.NetNSCookie}, f.located) {
 		return false
 	}
 	if len(f.uid) > 0 && (s.Role == tracer.RoleTimeWait || !has(f.uid, s.UID)) {
@@ -341,7 +340,7 @@ func (f *Filter) likeSS(s *tracer.Socket) bool {
 // Headroom tells whether a way to get a port passes. Filters of processes pass when
 // any that has its ports does.
 func (f *Filter) Headroom(h *tracer.Headroom) bool {
-	if !pass(f.op, h.Op) || !pass(f.proto, h.Proto) || !f.inNetNS(netns.ID{Inode: h.NetNS, Cookie: h.NetNSCookie}, f.located) || !pass(f.rport, h.Remote.Port()) {
+	if !pass(f.op, h.Op) || !pass(f.proto, h.Proto) || !f.inNetNS(identity.NetNS{Inode: h.NetNS, Cookie: h.NetNSCookie}, f.located) || !pass(f.rport, h.Remote.Port()) {
 		return false
 	}
 	if len(f.pid) == 0 && len(f.comm) == 0 {
@@ -352,4 +351,4 @@ func (f *Filter) Headroom(h *tracer.Headroom) bool {
 }
 
 // NetNS are the namespaces that pass; none: all.
-func (f *Filter) NetNS() []netns.Wanted { return slices.Clone(f.wanted) }
+func (f *Filter) NetNS() []identity.WantedNetNS { return slices.Clone(f.wanted) }

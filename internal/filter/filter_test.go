@@ -10,8 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/porthole-dev/porthole/internal/container"
-	"github.com/porthole-dev/porthole/internal/netns"
+	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/internal/testutil/handmade"
 	"github.com/porthole-dev/porthole/tracer"
 )
@@ -22,7 +21,7 @@ const (
 )
 
 // noCgroups names none.
-func noCgroups() *container.Resolver { return container.NewResolver("") }
+func noCgroups() *identity.Cgroups { return identity.NewCgroups("") }
 
 // filterOf is the filter of a command line.
 func filterOf(t *testing.T, line string) *Filter {
@@ -40,7 +39,7 @@ func filterOf(t *testing.T, line string) *Filter {
 	if err != nil {
 		t.Fatalf("%s: %v", line, err)
 	}
-	there := netns.Fixed(hostNS, map[netns.ID]string{{Inode: otherNS}: "blue", {Inode: 8}: "4026532000"})
+	there := identity.FixedNetNSNames(hostNS, map[identity.NetNS]string{{Inode: otherNS}: "blue", {Inode: 8}: "4026532000"})
 	if err := f.Locate(there); err != nil {
 		t.Fatalf("%s: %v", line, err)
 	}
@@ -153,10 +152,10 @@ func TestMatchEvent(t *testing.T) {
 }
 
 func TestIsContainer(t *testing.T) {
-	c := &container.Container{ID: "0123456789abcdef", Name: "web"}
+	c := &identity.Container{ID: "0123456789abcdef", Name: "web"}
 	for _, test := range []struct {
 		wanted []string
-		c      *container.Container
+		c      *identity.Container
 		want   bool
 	}{
 		{[]string{"web"}, c, true},
@@ -166,7 +165,7 @@ func TestIsContainer(t *testing.T) {
 		{[]string{"db", "web"}, c, true},
 		{[]string{""}, c, false}, // else an empty variable of a script would mean all
 		{[]string{"web"}, nil, false},
-		{[]string{"web"}, &container.Container{ID: "4567"}, false},
+		{[]string{"web"}, &identity.Container{ID: "4567"}, false},
 	} {
 		if got := isContainer(test.wanted, test.c); got != test.want {
 			t.Errorf("%+v is one of %q: %t, want %t", test.c, test.wanted, got, test.want)

@@ -6,8 +6,7 @@ import (
 	"reflect"
 	"testing"
 
-	"github.com/porthole-dev/porthole/internal/container"
-	"github.com/porthole-dev/porthole/internal/netns"
+	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
@@ -20,7 +19,7 @@ func FuzzQuery(f *testing.F) {
 	} {
 		f.Add(seed)
 	}
-	cgroups := container.NewResolver("")
+	cgroups := identity.NewCgroups("")
 	socket := tracer.Socket{Proto: tracer.TCP, State: tracer.StateListen, Role: tracer.RoleListener, Holders: make([]tracer.Holder, 1),
 		Local: netip.MustParseAddrPort("127.0.0.1:80")}
 	f.Fuzz(func(t *testing.T, text string) {
@@ -41,7 +40,7 @@ func FuzzQuery(f *testing.F) {
 			if err != nil {
 				continue
 			}
-			if err := got.Locate(netns.Fixed(1, nil)); err != nil && len(values["netns"]) == 0 {
+			if err := got.Locate(identity.FixedNetNSNames(1, nil)); err != nil && len(values["netns"]) == 0 {
 				t.Errorf("%q: %v", text, err)
 			}
 			got.Socket(cgroups, &socket)

@@ -5,7 +5,7 @@ import (
 	"testing"
 
 	"github.com/porthole-dev/porthole/internal/filter"
-	"github.com/porthole-dev/porthole/internal/netns"
+	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
@@ -38,7 +38,7 @@ func FuzzParse(f *testing.F) {
 			t.Errorf("%q: from %s to %s", text, q.from, q.to)
 		}
 		if !q.to.IsValid() {
-			if _, err := q.Answer(new(tracer.Ports), netns.Fixed(0, nil)); err != nil && len(values["netns"]) == 0 {
+			if _, err := q.Answer(new(tracer.Ports), identity.FixedNetNSNames(0, nil)); err != nil && len(values["netns"]) == 0 {
 				t.Errorf("%q: %v", text, err)
 			}
 		}

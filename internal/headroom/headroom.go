@@ -9,7 +9,7 @@ import (
 	"slices"
 
 	"github.com/porthole-dev/porthole/internal/filter"
-	"github.com/porthole-dev/porthole/internal/netns"
+	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
@@ -118,9 +118,9 @@ func parseFrom(s string) (scoped, error) {
 
 // Answer picks what was asked for; the fullest comes first. names are those of the machine
 // whose ports these are. The error wraps
-// tracer.ErrNoNetNS, ErrNoDevice, netns.ErrNone, netns.ErrUnreachable or
-// netns.ErrNotPermitted.
-func (q *Question) Answer(ports *tracer.Ports, names *netns.Names) ([]tracer.Headroom, error) {
+// tracer.ErrNoNetNS, ErrNoDevice, identity.ErrNoNetNS, identity.ErrUnreachable or
+// identity.ErrNotPermitted.
+func (q *Question) Answer(ports *tracer.Ports, names *identity.NetNSNames) ([]tracer.Headroom, error) {
 	if err := q.filter.Locate(names); err != nil {
 		return nil, err
 	}
@@ -136,8 +136,8 @@ func (q *Question) Answer(ports *tracer.Ports, names *netns.Names) ([]tracer.Hea
 	if err != nil {
 		return nil, err
 	}
-	from, err := netns.RouteSource(inodes[0], q.to.Addr(), q.from, int(device))
-	if err != nil && !(q.from.IsValid() && errors.Is(err, netns.ErrNotPermitted)) {
+	from, err := identity.RouteSource(inodes[0], q.to.Addr(), q.from, int(device))
+	if err != nil && !(q.from.IsValid() && errors.Is(err, identity.ErrNotPermitted)) {
 		return nil, err
 	}
 	if q.from.IsValid() {
@@ -170,7 +170,7 @@ func (q *Question) index(ports *tracer.Ports, inode uint32) (uint32, error) {
 func (q *Question) among(ports *tracer.Ports) ([]uint32, error) {
 	var inodes []uint32
 	if q.own {
-		inode, err := netns.OfThread()
+		inode, err := identity.NetNSOfThread()
 		if err != nil {
 			return nil, err
 		}
@@ -182,7 +182,7 @@ func (q *Question) among(ports *tracer.Ports) ([]uint32, error) {
 			return nil, err
 		}
 		// Of two that had a number one after the other ports looks at the later.
-		there := func(s tracer.NetNS) bool { return netns.ID(s).Is(id) }
+		there := func(s tracer.NetNS) bool { return identity.NetNS(s).Is(id) }
 		if all := ports.NetNamespaces(); !slices.ContainsFunc(all, there) {
 			return nil, fmt.Errorf("%w: inode number %d", tracer.ErrNoNetNS, id.Inode)
 		}

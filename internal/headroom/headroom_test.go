@@ -5,7 +5,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/porthole-dev/porthole/internal/netns"
+	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
@@ -57,13 +57,13 @@ func TestParseRefuses(t *testing.T) {
 
 // A namespace that is not there, or not any more, is told.
 func TestAnswerNoNetNS(t *testing.T) {
-	there := netns.Fixed(0, map[netns.ID]string{{Inode: 5, Cookie: 50}: "blue"})
+	there := identity.FixedNetNSNames(0, map[identity.NetNS]string{{Inode: 5, Cookie: 50}: "blue"})
 	for _, c := range []struct {
 		v    params
 		want error
 	}{
-		{params{"netns": {"4"}}, netns.ErrNone},
-		{params{"netns": {"red"}}, netns.ErrNone},
+		{params{"netns": {"4"}}, identity.ErrNoNetNS},
+		{params{"netns": {"red"}}, identity.ErrNoNetNS},
 		{params{"netns": {"5"}}, tracer.ErrNoNetNS}, // went away since
 		{params{"netns": {"blue"}}, tracer.ErrNoNetNS},
 		{params{"netns": {"5"}, "to": {"192.0.2.1:443"}}, tracer.ErrNoNetNS},
@@ -83,7 +83,7 @@ func TestParseOwnNetNS(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	own, err := netns.OfThread()
+	own, err := identity.NetNSOfThread()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,7 +11,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/porthole-dev/porthole/internal/netns"
+	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
@@ -53,7 +53,7 @@ type Headroom struct {
 }
 
 // Headrooms makes rows, in the same order.
-func (n *Names) Headrooms(all []tracer.Headroom) []Headroom {
+func (n Renderer) Headrooms(all []tracer.Headroom) []Headroom {
 	out := make([]Headroom, len(all))
 	for i := range all {
 		h := &all[i]
@@ -65,7 +65,7 @@ func (n *Names) Headrooms(all []tracer.Headroom) []Headroom {
 			MaybeOneLess: h.MaybeOneLess, Utilization: math.Round(h.Utilization()*1e4) / 1e4,
 			Holders: portUsers(h.Holders), BlockedBy: portUsers(h.BlockedBy), Reclaimable: h.Reclaimable, ListenOn: h.ListenOn,
 		}
-		out[i].Device, out[i].Index = n.device(h.DeviceID())
+		out[i].Device, out[i].Index = n.DeviceOrIndex(h.DeviceID())
 		out[i].Scope = scope(out[i].Device, h.Local, h.Remote.Addr())
 	}
 	return out
@@ -85,21 +85,21 @@ func portUsers(users []tracer.PortUser) []PortUser {
 // HeadroomText writes rows as headroom shows them, at most top of each namespace (0:
 // all). Namespaces where nothing has an ephemeral port are only counted, unless it is
 // the only one.
-func (n *Names) HeadroomText(w io.Writer, style Style, rows []Headroom, top int) error {
-	var spaces []netns.ID
-	of := make(map[netns.ID][]Headroom)
+func (n Renderer) HeadroomText(w io.Writer, style Style, rows []Headroom, top int) error {
+	var spaces []identity.NetNS
+	of := make(map[identity.NetNS][]Headroom)
 	for _, r := range rows {
-		id := netns.ID{Inode: r.NetNS, Cookie: r.Cookie}
+		id := identity.NetNS{Inode: r.NetNS, Cookie: r.Cookie}
 		if of[id] == nil {
 			spaces = append(spaces, id) // the fullest first, as rows are
 		}
 		of[id] = append(of[id], r)
 	}
 	now := time.Now()
-	idle := func(ns netns.ID) bool { return !slices.ContainsFunc(of[ns], Headroom.inUse) }
-	shown := slices.DeleteFunc(slices.Clone(spaces), func(ns netns.ID) bool { return len(spaces) > 1 && !n.NetNS.IsHost(ns) && idle(ns) })
+	idle := func(ns identity.NetNS) bool { return !slices.ContainsFunc(of[ns], Headroom.inUse) }
+	shown := slices.DeleteFunc(slices.Clone(spaces), func(ns identity.NetNS) bool { return len(spaces) > 1 && !n.NetNS.IsHost(ns) && idle(ns) })
 	for i, ns := range shown {
-		t := spaceText{w: w, style: style, name: n.netNSName(ns, now), rows: of[ns], top: top}
+		t := spaceText{w: w, style: style, name: n.NetNSName(ns, now), rows: of[ns], top: top}
 		if i > 0 {
 			t.printf("\n")
 		}
@@ -180,7 +180,7 @@ func (u PortUser) text() string {
 	if u.PID == 0 {
 		return fmt.Sprintf("no process %d", u.Ports)
 	}
-	return fmt.Sprintf("%s (pid %d) %d", Safe(u.Comm), u.PID, u.Ports)
+	return fmt.Sprintf("%s (pid %d) %d", identity.Safe(u.Comm), u.PID, u.Ports)
 }
 
 // table lists the ways to get a port of which some are used.

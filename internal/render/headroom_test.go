@@ -10,7 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/porthole-dev/porthole/internal/netns"
+	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
@@ -38,7 +38,7 @@ func implicitUDP(s tracer.PortSpace, used int) tracer.Headroom {
 	return tracer.Headroom{PortSpace: s, Op: tracer.OpImplicitBind, Local: netip.IPv4Unspecified(), Used: used, Free: s.Capacity - used}
 }
 
-func headroomText(t *testing.T, n *Names, style Style, top int, all ...tracer.Headroom) string {
+func headroomText(t *testing.T, n Renderer, style Style, top int, all ...tracer.Headroom) string {
 	t.Helper()
 	var out bytes.Buffer
 	if err := n.HeadroomText(&out, style, n.Headrooms(all), top); err != nil {
@@ -53,7 +53,7 @@ func headroomText(t *testing.T, n *Names, style Style, top int, all ...tracer.He
 }
 
 func TestHeadroomText(t *testing.T) {
-	n := &Names{NetNS: netns.Fixed(1, map[netns.ID]string{{Inode: 2}: "blue"})}
+	n := New(&identity.Names{NetNS: identity.FixedNetNSNames(1, map[identity.NetNS]string{{Inode: 2}: "blue"})})
 	host := space(1, 3)
 	host.BlockedBy = []tracer.PortUser{portUser("sshd", 12, 2), portUser("na\x1bme", 13, 1)}
 	host.ListenOn = []uint16{35432}
@@ -86,7 +86,7 @@ func TestHeadroomText(t *testing.T) {
 }
 
 func TestHeadroomTextTop(t *testing.T) {
-	n := &Names{NetNS: netns.Fixed(1, nil)}
+	n := New(&identity.Names{NetNS: identity.FixedNetNSNames(1, nil)})
 	all := []tracer.Headroom{towards(space(1, 0), "10.0.0.9:1", 3, 0), towards(space(1, 0), "10.0.0.9:2", 2, 0), towards(space(1, 0), "10.0.0.9:3", 1, 0)}
 	for top, want := range map[int]string{0: "", 2: "and 1 more", 3: ""} {
 		got := headroomText(t, n, Style{}, top, all...)
@@ -121,7 +121,7 @@ func TestHeadroomAdvice(t *testing.T) {
 		"few bound":   {towards(space(1, 100), "10.0.0.9:1", 1, 0), ""},
 		"reclaimable": {waiting, "tcp_tw_reuse=1 would free 150 ports"},
 	} {
-		got := strings.Join(advice(new(Names).Headrooms([]tracer.Headroom{tc.h})), "\n")
+		got := strings.Join(advice(New(new(identity.Names)).Headrooms([]tracer.Headroom{tc.h})), "\n")
 		if got != "" && tc.want == "" || !strings.Contains(got, tc.want) {
 			t.Errorf("%s: advice %q, want %q", name, got, tc.want)
 		}
@@ -129,7 +129,7 @@ func TestHeadroomAdvice(t *testing.T) {
 }
 
 func TestHeadroomMaybeOneLess(t *testing.T) {
-	n := &Names{NetNS: netns.Fixed(1, nil)}
+	n := New(&identity.Names{NetNS: identity.FixedNetNSNames(1, nil)})
 	h := towards(space(1, 0), "10.0.0.9:1", 28000, 0)
 	h.MaybeOneLess = true
 	if got := headroomText(t, n, Style{}, 20, h); !strings.Contains(got, " 229 or 230 ") {
@@ -142,7 +142,7 @@ func TestHeadroomBar(t *testing.T) {
 	for used, want := range map[int]string{
 		0: "  0%         ", 28230: "100% \u2588\u2588\u2588\u2588\u2588\u2588\u2588\u2588", 14115: " 50% \u2588\u2588\u2588\u2588    ", 500: "  1% \u258f       ", 3500: " 12% \u2589       ",
 	} {
-		row := new(Names).Headrooms([]tracer.Headroom{towards(space(1, 0), "10.0.0.9:1", used, 0)})[0]
+		row := New(new(identity.Names)).Headrooms([]tracer.Headroom{towards(space(1, 0), "10.0.0.9:1", used, 0)})[0]
 		if got := s.full(&row); got != want {
 			t.Errorf("%d used: %q, want %q", used, got, want)
 		}
@@ -153,7 +153,7 @@ func TestHeadroomBar(t *testing.T) {
 func TestHeadroomJSON(t *testing.T) {
 	h := towards(space(1, 3), "10.0.0.9:443", 10, 4, portUser("nginx", 22, 10))
 	h.BlockedBy = []tracer.PortUser{portUser("sshd", 12, 3)}
-	row := new(Names).Headrooms([]tracer.Headroom{h})[0]
+	row := New(new(identity.Names)).Headrooms([]tracer.Headroom{h})[0]
 	got, err := json.Marshal(row)
 	if err != nil {
 		t.Fatal(err)

@@ -8,7 +8,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/porthole-dev/porthole/internal/container"
+	"github.com/porthole-dev/porthole/internal/identity"
 )
 
 // Encoder writes rows as encoding/json would (a test compares them), at a tenth of the
@@ -46,7 +46,7 @@ type (
 		hasUID    bool
 		netns     netNS
 		cgroup    string
-		container *container.Container
+		container *identity.Container
 	}
 )
 
@@ -291,7 +291,7 @@ func (o *object) actor(v actor) {
 }
 
 // SocketsJSON writes one object a line, encoding on every processor while it writes.
-func (n *Names) SocketsJSON(w io.Writer, sockets Sockets) error {
+func (n Renderer) SocketsJSON(w io.Writer, sockets Sockets) error {
 	workers := make([]jsonWorker, parts(sockets.count))
 	var running sync.WaitGroup
 	defer running.Wait() // they use what is the caller's
@@ -325,7 +325,7 @@ type jsonWorker struct {
 	mem         rowMemory
 }
 
-func (w *jsonWorker) run(n *Names, sockets Sockets, part, step int, stop <-chan struct{}) {
+func (w *jsonWorker) run(n Renderer, sockets Sockets, part, step int, stop <-chan struct{}) {
 	for ; part*jsonRows < sockets.count; part += step {
 		select {
 		case text := <-w.empty:
@@ -336,7 +336,7 @@ func (w *jsonWorker) run(n *Names, sockets Sockets, part, step int, stop <-chan 
 	}
 }
 
-func (w *jsonWorker) encode(text []byte, n *Names, sockets Sockets, from, to int) []byte {
+func (w *jsonWorker) encode(text []byte, n Renderer, sockets Sockets, from, to int) []byte {
 	for i := from; i < to; i++ {
 		if row := n.rowOf(sockets, i, &w.mem); row != nil {
 			text = append(w.enc.AppendSocket(text, row), '\n')

@@ -14,24 +14,22 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/porthole-dev/porthole/internal/container"
-	"github.com/porthole-dev/porthole/internal/netns"
-	"github.com/porthole-dev/porthole/internal/services"
+	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
 const hostNS = 4026531840
 
 // testNames knows one service, one namespace besides the host's, and no cgroup.
-func testNames() *Names {
-	return &Names{
-		Services: services.Parse(strings.NewReader("my-<http> 8080/tcp\n")),
-		Cgroups:  container.NewResolver(""),
-		NetNS:    netns.Fixed(hostNS, map[netns.ID]string{{Inode: 7}: "blue"}),
+func testNames() Renderer {
+	return New(&identity.Names{
+		Services: identity.ParseServices(strings.NewReader("my-<http> 8080/tcp\n")),
+		Cgroups:  identity.NewCgroups(""),
+		NetNS:    identity.FixedNetNSNames(hostNS, map[identity.NetNS]string{{Inode: 7}: "blue"}),
 		Device: func(id tracer.DeviceID) string {
 			return map[tracer.DeviceID]string{{NetNS: hostNS, Index: 4}: "eth0"}[id]
 		},
-	}
+	})
 }
 
 // hostileComms are names a process can give itself: 15 bytes of anything.
@@ -86,11 +84,11 @@ func fullSocket() Socket {
 		RemoteIP: netip.MustParseAddr("::ffff:10.0.0.1"), RemotePort: 1,
 		Device: "<eth0>", Index: 7, Scope: "\x1beth0", V6Only: true, ReuseAddr: true, ReusePort: true,
 		NetNS: math.MaxUint32, Cookie: math.MaxUint64, Inode: math.MaxUint64, UID: ptr[uint32](math.MaxUint32), MPTCP: true,
-		Holders:     []Holder{{PID: 1, Comm: "init", FD: 0, IOUring: true}, {PID: math.MaxUint32, Comm: "<&>", FD: 3, UID: ptr[uint32](0), Container: &container.Container{ID: "0123"}}},
+		Holders:     []Holder{{PID: 1, Comm: "init", FD: 0, IOUring: true}, {PID: math.MaxUint32, Comm: "<&>", FD: 3, UID: ptr[uint32](0), Container: &identity.Container{ID: "0123"}}},
 		HoldersMore: 7, NoHolder: "<in_flight>",
 		Owner: &Owner{PID: 2, Comm: "a\"b", Status: "gone"},
 		Since: Stamp{time.Date(2026, 1, 2, 3, 4, 5, 6, time.FixedZone("", 3600))}, Origin: "observed", Service: "my-<http>",
-		Container: &container.Container{ID: strings.Repeat("ab", 32), Name: "<web>"}, RangeLow: 1, RangeHigh: math.MaxUint16,
+		Container: &identity.Container{ID: strings.Repeat("ab", 32), Name: "<web>"}, RangeLow: 1, RangeHigh: math.MaxUint16,
 	}
 }
 
@@ -104,7 +102,7 @@ func fullEvent() Event {
 		RequestedPort: ptr[uint16](0), Implicit: true, Error: "EADDRINUSE", HeldBy: []Socket{fullSocket(), emptySocket()}, HeldByMore: 7,
 		PID: 1, Comm: "<init>", UID: ptr[uint32](0), NetNS: 1, Cgroup: "/a&b/\x01", MPTCP: true,
 		Device: "<eth0>", Index: 7, Scope: "\x1beth0", V6Only: true,
-		Container:  &container.Container{ID: "0123"},
+		Container:  &identity.Container{ID: "0123"},
 		DurationNS: math.MaxInt64, TimeWait: true, UntilAbout: true,
 	}
 }

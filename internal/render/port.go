@@ -11,9 +11,7 @@ import (
 	"net/netip"
 	"slices"
 
-	"github.com/porthole-dev/porthole/internal/container"
-	"github.com/porthole-dev/porthole/internal/netns"
-	"github.com/porthole-dev/porthole/internal/services"
+	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
@@ -36,14 +34,14 @@ type More struct {
 // about is what is known of the number itself. Proto is there when that alone was asked
 // for.
 type about struct {
-	Port             uint16         `json:"port"`
-	Proto            string         `json:"proto,omitempty"`
-	Range            services.Class `json:"range"`
-	Service          string         `json:"service,omitempty"`
-	InEphemeralRange bool           `json:"in_ephemeral_range"`
-	RangeLow         uint16         `json:"range_low"`
-	RangeHigh        uint16         `json:"range_high"`
-	Reserved         bool           `json:"reserved"`
+	Port             uint16             `json:"port"`
+	Proto            string             `json:"proto,omitempty"`
+	Range            identity.PortClass `json:"range"`
+	Service          string             `json:"service,omitempty"`
+	InEphemeralRange bool               `json:"in_ephemeral_range"`
+	RangeLow         uint16             `json:"range_low"`
+	RangeHigh        uint16             `json:"range_high"`
+	Reserved         bool               `json:"reserved"`
 }
 
 // Held tells whether any socket has the port.
@@ -51,28 +49,28 @@ func (p *Port) Held() bool { return len(p.Sockets)+len(p.More) > 0 }
 
 // Tenancy is the time a socket held a port, now over, in JSON.
 type Tenancy struct {
-	Proto      string               `json:"proto"`
-	LocalIP    netip.Addr           `json:"local_ip"`
-	LocalPort  uint16               `json:"local_port"`
-	RemoteIP   netip.Addr           `json:"remote_ip,omitzero"`
-	RemotePort uint16               `json:"remote_port,omitempty"`
-	NetNS      uint32               `json:"netns"`
-	Cookie     uint64               `json:"netns_cookie,omitempty"`
-	MPTCP      bool                 `json:"mptcp,omitempty"`
-	PID        uint32               `json:"pid,omitempty"`
-	Comm       string               `json:"comm,omitempty"`
-	UID        *uint32              `json:"uid,omitempty"`
-	Container  *container.Container `json:"container,omitempty"`
-	Since      Stamp                `json:"since,omitzero"`
-	Until      Stamp                `json:"until"`
-	DurationNS int64                `json:"duration_ns,omitempty"`
-	Error      string               `json:"error,omitempty"`
-	TimeWait   bool                 `json:"time_wait,omitempty"`
-	UntilAbout bool                 `json:"until_about,omitempty"`
+	Proto      string              `json:"proto"`
+	LocalIP    netip.Addr          `json:"local_ip"`
+	LocalPort  uint16              `json:"local_port"`
+	RemoteIP   netip.Addr          `json:"remote_ip,omitzero"`
+	RemotePort uint16              `json:"remote_port,omitempty"`
+	NetNS      uint32              `json:"netns"`
+	Cookie     uint64              `json:"netns_cookie,omitempty"`
+	MPTCP      bool                `json:"mptcp,omitempty"`
+	PID        uint32              `json:"pid,omitempty"`
+	Comm       string              `json:"comm,omitempty"`
+	UID        *uint32             `json:"uid,omitempty"`
+	Container  *identity.Container `json:"container,omitempty"`
+	Since      Stamp               `json:"since,omitzero"`
+	Until      Stamp               `json:"until"`
+	DurationNS int64               `json:"duration_ns,omitempty"`
+	Error      string              `json:"error,omitempty"`
+	TimeWait   bool                `json:"time_wait,omitempty"`
+	UntilAbout bool                `json:"until_about,omitempty"`
 }
 
 // OtherRange returns the range of a namespace where it is not that of the answer, else nil.
-func OtherRange(r *tracer.Range, answer *netns.Pool) *tracer.Range {
+func OtherRange(r *tracer.Range, answer *identity.Pool) *tracer.Range {
 	if r != nil && r.Low == answer.Low && r.High == answer.High {
 		return nil
 	}
@@ -132,7 +130,7 @@ func (c *portCount) more() []More {
 // port now and those before, of whatever protocol, at most limit of each role and
 // protocol, and limit of those before. Each row is made when it is written: there may be
 // very many.
-func (n *Names) PortJSON(w io.Writer, q Question, pool *netns.Pool, now Sockets, before iter.Seq[tracer.Tenancy], limit int) error {
+func (n Renderer) PortJSON(w io.Writer, q Question, pool *identity.Pool, now Sockets, before iter.Seq[tracer.Tenancy], limit int) error {
 	head, err := json.Marshal(n.about(q, pool))
 	if err != nil {
 		return err
@@ -166,7 +164,7 @@ func (n *Names) PortJSON(w io.Writer, q Question, pool *netns.Pool, now Sockets,
 }
 
 // portSockets writes rows with commas between them.
-func (n *Names) portSockets(out *bufio.Writer, q Question, now Sockets, limit int) (more []More, err error) {
+func (n Renderer) portSockets(out *bufio.Writer, q Question, now Sockets, limit int) (more []More, err error) {
 	count := portCount{limit: limit}
 	var enc Encoder
 	var so tracer.Socket
@@ -192,7 +190,7 @@ func (n *Names) portSockets(out *bufio.Writer, q Question, now Sockets, limit in
 }
 
 // portHistory writes tenancies with commas between them, and tells how many it left out.
-func (n *Names) portHistory(out *bufio.Writer, q Question, before iter.Seq[tracer.Tenancy], limit int) (left int, err error) {
+func (n Renderer) portHistory(out *bufio.Writer, q Question, before iter.Seq[tracer.Tenancy], limit int) (left int, err error) {
 	count := 0
 	for t := range before {
 		if !q.about(t.Proto) {
@@ -216,7 +214,7 @@ func (n *Names) portHistory(out *bufio.Writer, q Question, before iter.Seq[trace
 }
 
 // PortInBrief is the answer for PortText alone: what that only counts has no row.
-func (n *Names) PortInBrief(q Question, pool *netns.Pool, rows *tracer.Rows) *Port {
+func (n Renderer) PortInBrief(q Question, pool *identity.Pool, rows *tracer.Rows) *Port {
 	p := &Port{about: n.about(q, pool), History: []Tenancy{}}
 	shown, counted := portCount{limit: MaxShown}, portCount{}
 	listening, strays := make(map[tracer.NetNS]bool), 0 // namespaces: listeners come first
@@ -246,9 +244,9 @@ func (n *Names) PortInBrief(q Question, pool *netns.Pool, rows *tracer.Rows) *Po
 	return p
 }
 
-func (n *Names) about(q Question, pool *netns.Pool) about {
+func (n Renderer) about(q Question, pool *identity.Pool) about {
 	a := about{
-		Port: q.Port, Range: services.ClassOf(q.Port), Service: n.Services.Name(q.Port, q.Protos[0] == tracer.UDP),
+		Port: q.Port, Range: identity.ClassOf(q.Port), Service: n.Services.Name(q.Port, q.Protos[0] == tracer.UDP),
 		InEphemeralRange: pool.Has(q.Port), RangeLow: pool.Low, RangeHigh: pool.High, Reserved: pool.Reserved(q.Port),
 	}
 	if len(q.Protos) == 1 {
@@ -258,7 +256,7 @@ func (n *Names) about(q Question, pool *netns.Pool) about {
 }
 
 // Tenancy makes the row of a tenancy.
-func (n *Names) Tenancy(t *tracer.Tenancy) Tenancy {
+func (n Renderer) Tenancy(t *tracer.Tenancy) Tenancy {
 	ended := tracer.Event{Errno: t.Errno}
 	row := Tenancy{
 		Proto: t.Proto.String(), LocalIP: t.Local.Addr(), LocalPort: t.Local.Port(),

@@ -13,8 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/porthole-dev/porthole/internal/netns"
-	"github.com/porthole-dev/porthole/internal/services"
+	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/internal/testutil/handmade"
 	"github.com/porthole-dev/porthole/tracer"
 )
@@ -29,9 +28,9 @@ func question(port uint16, protos ...tracer.Proto) Question {
 	return Question{Port: port, Protos: protos}
 }
 
-func testPool(t *testing.T) *netns.Pool {
+func testPool(t *testing.T) *identity.Pool {
 	t.Helper()
-	pool, err := netns.ParsePool("32768\t60999\n", "8080,40000-40010\n")
+	pool, err := identity.ParsePool("32768\t60999\n", "8080,40000-40010\n")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -39,10 +38,10 @@ func testPool(t *testing.T) *netns.Pool {
 }
 
 // portNames knows one more service, and a namespace besides the host's.
-func portNames() *Names {
+func portNames() Renderer {
 	n := testNames()
-	n.Services = services.Parse(strings.NewReader("my-web 8080/tcp\n"))
-	n.NetNS = netns.Fixed(hostNS, map[netns.ID]string{{Inode: otherNS}: "blue"})
+	n.Services = identity.ParseServices(strings.NewReader("my-web 8080/tcp\n"))
+	n.NetNS = identity.FixedNetNSNames(hostNS, map[identity.NetNS]string{{Inode: otherNS}: "blue"})
 	return n
 }
 

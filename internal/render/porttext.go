@@ -10,14 +10,12 @@ import (
 	"strings"
 	"time"
 
-	"github.com/porthole-dev/porthole/internal/container"
-	"github.com/porthole-dev/porthole/internal/netns"
-	"github.com/porthole-dev/porthole/internal/services"
+	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
 // PortText says in words who has a port, and had it before.
-func (n *Names) PortText(out io.Writer, style Style, p *Port) error {
+func (n Renderer) PortText(out io.Writer, style Style, p *Port) error {
 	w := portWriter{out: out, names: n, now: time.Now(), port: p.Port, users: make(map[uint32]string)}
 	protos := []string{p.Proto}
 	if p.Proto == "" {
@@ -71,7 +69,7 @@ func sections(sockets []Socket) map[section][]Socket {
 // portWriter keeps the first error.
 type portWriter struct {
 	out   io.Writer
-	names *Names
+	names Renderer
 	now   time.Time
 	port  uint16
 	users map[uint32]string
@@ -174,7 +172,7 @@ func groups(sockets []Socket) [][]Socket {
 	type key struct {
 		local netip.Addr
 		end   end
-		netns netns.ID
+		netns identity.NetNS
 	}
 	at := make(map[key]int)
 	var out [][]Socket
@@ -303,7 +301,7 @@ func (w *portWriter) creators(group []Socket) []string {
 	}
 	var out []string
 	for _, o := range owners {
-		text := fmt.Sprintf("created by %s (pid %d", Safe(o.Comm), o.PID)
+		text := fmt.Sprintf("created by %s (pid %d", identity.Safe(o.Comm), o.PID)
 		if o.Status == tracer.OwnerGone.String() {
 			text += ", gone)"
 		} else {
@@ -318,24 +316,24 @@ func (w *portWriter) creators(group []Socket) []string {
 }
 
 // where is what is special about an address.
-func (w *portWriter) where(id netns.ID, at time.Time, mptcp bool) string {
+func (w *portWriter) where(id identity.NetNS, at time.Time, mptcp bool) string {
 	text := ""
 	if mptcp {
 		text += " (MPTCP)"
 	}
 	if !w.names.NetNS.IsHost(id) {
-		text += " in network namespace " + w.names.netNSName(id, at)
+		text += " in network namespace " + w.names.NetNSName(id, at)
 	}
 	return text
 }
 
-func (w *portWriter) process(pid uint32, comm string, uid *uint32, c *container.Container) string {
-	text := fmt.Sprintf("%s (pid %d", Safe(comm), pid)
+func (w *portWriter) process(pid uint32, comm string, uid *uint32, c *identity.Container) string {
+	text := fmt.Sprintf("%s (pid %d", identity.Safe(comm), pid)
 	if uid != nil {
 		text += ", user " + w.user(*uid)
 	}
 	if c != nil {
-		text += ", container " + Safe(c.Label())
+		text += ", container " + identity.Safe(c.Label())
 	}
 	return text + ")"
 }
@@ -346,7 +344,7 @@ func (w *portWriter) user(uid uint32) string {
 	}
 	name := strconv.Itoa(int(uid))
 	if u, err := user.LookupId(name); err == nil {
-		name = Safe(u.Username)
+		name = identity.Safe(u.Username)
 	}
 	w.users[uid] = name
 	return name
@@ -354,13 +352,13 @@ func (w *portWriter) user(uid uint32) string {
 
 // about tells what is known of the number itself.
 func (w *portWriter) about(p *Port, protos []string) {
-	ranges := map[services.Class]string{
-		services.System: "system (0-1023)", services.Registered: "registered (1024-49151)", services.Dynamic: "dynamic (49152-65535)",
+	ranges := map[identity.PortClass]string{
+		identity.SystemPort: "system (0-1023)", identity.RegisteredPort: "registered (1024-49151)", identity.DynamicPort: "dynamic (49152-65535)",
 	}
 	text := fmt.Sprintf("%d: %s", p.Port, ranges[p.Range])
 	for _, proto := range protos {
 		if name := w.names.Services.Name(p.Port, proto == tracer.UDP.String()); name != "" {
-			text += fmt.Sprintf("; %s/%s", Safe(name), proto)
+			text += fmt.Sprintf("; %s/%s", identity.Safe(name), proto)
 		}
 	}
 	w.printf("%s\n", text)
@@ -394,7 +392,7 @@ func (w *portWriter) otherRanges(p *Port) {
 		if s.RangeLow <= p.Port && p.Port <= s.RangeHigh {
 			in = "inside"
 		}
-		w.printf("  %s the ephemeral range %d-%d of network namespace %s\n", in, s.RangeLow, s.RangeHigh, w.names.netNSName(netns.ID{Inode: s.NetNS, Cookie: s.Cookie}, w.now))
+		w.printf("  %s the ephemeral range %d-%d of network namespace %s\n", in, s.RangeLow, s.RangeHigh, w.names.NetNSName(identity.NetNS{Inode: s.NetNS, Cookie: s.Cookie}, w.now))
 	}
 }
 
@@ -447,7 +445,7 @@ func (w *portWriter) tenancy(t *Tenancy, times int) string {
 	if t.UntilAbout {
 		until, held = ", until about ", ", for at most "
 	}
-	text += w.where(netns.ID{Inode: t.NetNS, Cookie: t.Cookie}, t.Until.Time, t.MPTCP) + until + date(t.Until.Time)
+	text += w.where(identity.NetNS{Inode: t.NetNS, Cookie: t.Cookie}, t.Until.Time, t.MPTCP) + until + date(t.Until.Time)
 	if !t.Since.IsZero() {
 		text += held + duration(time.Duration(t.DurationNS))
 	}

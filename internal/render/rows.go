@@ -1,25 +1,22 @@
-// Package render turns events and sockets into what a person or a program reads:
-// one row type for each kind of output, and two encoders, text and JSON.
 package render
 
 import (
 	"net/netip"
 	"time"
 
-	"github.com/porthole-dev/porthole/internal/container"
-	"github.com/porthole-dev/porthole/internal/netns"
+	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
 // Holder is a file descriptor of a process in JSON. UID and Container are there
 // where the socket is of a Port.
 type Holder struct {
-	PID       uint32               `json:"pid"`
-	Comm      string               `json:"comm"`
-	FD        uint32               `json:"fd"`
-	IOUring   bool                 `json:"io_uring,omitempty"`
-	UID       *uint32              `json:"uid,omitempty"`
-	Container *container.Container `json:"container,omitempty"`
+	PID       uint32              `json:"pid"`
+	Comm      string              `json:"comm"`
+	FD        uint32              `json:"fd"`
+	IOUring   bool                `json:"io_uring,omitempty"`
+	UID       *uint32             `json:"uid,omitempty"`
+	Container *identity.Container `json:"container,omitempty"`
 }
 
 // Owner is the process that bound, connected or accepted a socket, in JSON. Status is
@@ -32,68 +29,68 @@ type Owner struct {
 
 // Socket is a socket in JSON, and the row of ls.
 type Socket struct {
-	Proto       string               `json:"proto"`
-	State       string               `json:"state"`
-	Role        string               `json:"role"`
-	LocalIP     netip.Addr           `json:"local_ip"`
-	LocalPort   uint16               `json:"local_port"`
-	RemoteIP    netip.Addr           `json:"remote_ip,omitzero"`
-	RemotePort  uint16               `json:"remote_port,omitempty"`
-	Device      string               `json:"device,omitempty"`
-	Index       uint32               `json:"device_index,omitempty"` // where the device's name is not known
-	Scope       string               `json:"scope,omitempty"`
-	NetNS       uint32               `json:"netns"`
-	Cookie      uint64               `json:"netns_cookie,omitempty"`
-	Inode       uint64               `json:"inode,omitempty"`
-	UID         *uint32              `json:"uid,omitempty"`
-	MPTCP       bool                 `json:"mptcp,omitempty"`
-	V6Only      bool                 `json:"v6_only,omitempty"`
-	ReuseAddr   bool                 `json:"reuse_addr,omitempty"`
-	ReusePort   bool                 `json:"reuse_port,omitempty"`
-	Holders     []Holder             `json:"holders"`
-	HoldersMore int                  `json:"holders_more,omitempty"`
-	NoHolder    string               `json:"no_holder,omitempty"`
-	Owner       *Owner               `json:"owner,omitempty"` // where observed
-	Since       Stamp                `json:"since,omitzero"`
-	Origin      string               `json:"origin"`
-	Service     string               `json:"service,omitempty"`
-	Container   *container.Container `json:"container,omitempty"`
-	RangeLow    uint16               `json:"range_low,omitempty"` // where the socket is of a Port, and of another namespace
-	RangeHigh   uint16               `json:"range_high,omitempty"`
+	Proto       string              `json:"proto"`
+	State       string              `json:"state"`
+	Role        string              `json:"role"`
+	LocalIP     netip.Addr          `json:"local_ip"`
+	LocalPort   uint16              `json:"local_port"`
+	RemoteIP    netip.Addr          `json:"remote_ip,omitzero"`
+	RemotePort  uint16              `json:"remote_port,omitempty"`
+	Device      string              `json:"device,omitempty"`
+	Index       uint32              `json:"device_index,omitempty"` // where the device's name is not known
+	Scope       string              `json:"scope,omitempty"`
+	NetNS       uint32              `json:"netns"`
+	Cookie      uint64              `json:"netns_cookie,omitempty"`
+	Inode       uint64              `json:"inode,omitempty"`
+	UID         *uint32             `json:"uid,omitempty"`
+	MPTCP       bool                `json:"mptcp,omitempty"`
+	V6Only      bool                `json:"v6_only,omitempty"`
+	ReuseAddr   bool                `json:"reuse_addr,omitempty"`
+	ReusePort   bool                `json:"reuse_port,omitempty"`
+	Holders     []Holder            `json:"holders"`
+	HoldersMore int                 `json:"holders_more,omitempty"`
+	NoHolder    string              `json:"no_holder,omitempty"`
+	Owner       *Owner              `json:"owner,omitempty"` // where observed
+	Since       Stamp               `json:"since,omitzero"`
+	Origin      string              `json:"origin"`
+	Service     string              `json:"service,omitempty"`
+	Container   *identity.Container `json:"container,omitempty"`
+	RangeLow    uint16              `json:"range_low,omitempty"` // where the socket is of a Port, and of another namespace
+	RangeHigh   uint16              `json:"range_high,omitempty"`
 }
 
-func (s *Socket) netNS() netns.ID { return netns.ID{Inode: s.NetNS, Cookie: s.Cookie} }
+func (s *Socket) netNS() identity.NetNS { return identity.NetNS{Inode: s.NetNS, Cookie: s.Cookie} }
 
 // Event is an event in JSON, and the row of tail.
 type Event struct {
-	Time          Stamp                `json:"time"`
-	Event         string               `json:"event"`
-	Proto         string               `json:"proto"`
-	LocalIP       netip.Addr           `json:"local_ip,omitzero"`
-	LocalPort     uint16               `json:"local_port,omitempty"`
-	RemoteIP      netip.Addr           `json:"remote_ip,omitzero"`
-	RemotePort    uint16               `json:"remote_port,omitempty"`
-	Device        string               `json:"device,omitempty"`
-	Index         uint32               `json:"device_index,omitempty"` // where the device's name is not known
-	Scope         string               `json:"scope,omitempty"`
-	RequestedPort *uint16              `json:"requested_port,omitempty"`
-	Implicit      bool                 `json:"implicit,omitempty"`
-	Error         string               `json:"error,omitempty"`
-	HeldBy        []Socket             `json:"held_by,omitempty"`
-	HeldByMore    int                  `json:"held_by_more,omitempty"`
-	PID           uint32               `json:"pid,omitempty"`
-	Comm          string               `json:"comm,omitempty"`
-	UID           *uint32              `json:"uid,omitempty"`
-	NetNS         uint32               `json:"netns"`
-	Cookie        uint64               `json:"netns_cookie,omitempty"`
-	Cgroup        string               `json:"cgroup,omitempty"`
-	Container     *container.Container `json:"container,omitempty"`
-	MPTCP         bool                 `json:"mptcp,omitempty"`
-	V6Only        bool                 `json:"v6_only,omitempty"`
-	DurationNS    int64                `json:"duration_ns,omitempty"`
-	TimeWait      bool                 `json:"time_wait,omitempty"`
-	UntilAbout    bool                 `json:"until_about,omitempty"`
-	SearchNS      int64                `json:"search_ns,omitempty"`
+	Time          Stamp               `json:"time"`
+	Event         string              `json:"event"`
+	Proto         string              `json:"proto"`
+	LocalIP       netip.Addr          `json:"local_ip,omitzero"`
+	LocalPort     uint16              `json:"local_port,omitempty"`
+	RemoteIP      netip.Addr          `json:"remote_ip,omitzero"`
+	RemotePort    uint16              `json:"remote_port,omitempty"`
+	Device        string              `json:"device,omitempty"`
+	Index         uint32              `json:"device_index,omitempty"` // where the device's name is not known
+	Scope         string              `json:"scope,omitempty"`
+	RequestedPort *uint16             `json:"requested_port,omitempty"`
+	Implicit      bool                `json:"implicit,omitempty"`
+	Error         string              `json:"error,omitempty"`
+	HeldBy        []Socket            `json:"held_by,omitempty"`
+	HeldByMore    int                 `json:"held_by_more,omitempty"`
+	PID           uint32              `json:"pid,omitempty"`
+	Comm          string              `json:"comm,omitempty"`
+	UID           *uint32             `json:"uid,omitempty"`
+	NetNS         uint32              `json:"netns"`
+	Cookie        uint64              `json:"netns_cookie,omitempty"`
+	Cgroup        string              `json:"cgroup,omitempty"`
+	Container     *identity.Container `json:"container,omitempty"`
+	MPTCP         bool                `json:"mptcp,omitempty"`
+	V6Only        bool                `json:"v6_only,omitempty"`
+	DurationNS    int64               `json:"duration_ns,omitempty"`
+	TimeWait      bool                `json:"time_wait,omitempty"`
+	UntilAbout    bool                `json:"until_about,omitempty"`
+	SearchNS      int64               `json:"search_ns,omitempty"`
 }
 
 // Stamp is a time as JSON has it: RFC 3339 in UTC, always with nine digits after
@@ -161,17 +158,17 @@ func SocketsOfRows(rows *tracer.Rows, keep func(*tracer.Socket) bool) Sockets {
 }
 
 // Socket makes the row of a socket.
-func (n *Names) Socket(s *tracer.Socket) Socket { return n.socket(s, []Holder{}) }
+func (n Renderer) Socket(s *tracer.Socket) Socket { return n.socket(s, []Holder{}) }
 
 // socket makes a row that keeps its holders in the memory of holders.
-func (n *Names) socket(s *tracer.Socket, holders []Holder) Socket {
+func (n Renderer) socket(s *tracer.Socket, holders []Holder) Socket {
 	var row Socket
 	n.fill(&row, s, holders)
 	return row
 }
 
 // fill is socket, in memory that is there.
-func (n *Names) fill(row *Socket, s *tracer.Socket, holders []Holder) {
+func (n Renderer) fill(row *Socket, s *tracer.Socket, holders []Holder) {
 	*row = Socket{
 		Proto: s.Proto.String(), State: s.State.String(), Role: s.Role.String(),
 		LocalIP: s.Local.Addr(), LocalPort: s.Local.Port(),
@@ -182,7 +179,7 @@ func (n *Names) fill(row *Socket, s *tracer.Socket, holders []Holder) {
 		Origin: s.Origin.String(), Service: n.service(s), Since: Stamp{s.Since},
 	}
 	if s.Device != 0 {
-		row.Device, row.Index = n.device(s.DeviceID())
+		row.Device, row.Index = n.DeviceOrIndex(s.DeviceID())
 		row.Scope = scope(row.Device, row.LocalIP, row.RemoteIP)
 	}
 	if s.Role != tracer.RoleTimeWait { // nobody owns these
@@ -200,7 +197,7 @@ func (n *Names) fill(row *Socket, s *tracer.Socket, holders []Holder) {
 
 // service is the name of the port that tells what the socket is for: the other
 // side's where this side's was picked for it.
-func (n *Names) service(s *tracer.Socket) string {
+func (n Renderer) service(s *tracer.Socket) string {
 	port := s.Local.Port()
 	if s.Role == tracer.RoleClient {
 		port = s.Remote.Port()
@@ -210,7 +207,7 @@ func (n *Names) service(s *tracer.Socket) string {
 
 // containerOf is the container of a socket's first holder, nil when there is
 // none.
-func (n *Names) containerOf(s *tracer.Socket) *container.Container {
+func (n Renderer) containerOf(s *tracer.Socket) *identity.Container {
 	if len(s.Holders) == 0 {
 		return nil
 	}
@@ -218,14 +215,14 @@ func (n *Names) containerOf(s *tracer.Socket) *container.Container {
 }
 
 // socketInFull makes the row of a socket of a Port.
-func (n *Names) socketInFull(s *tracer.Socket) Socket {
+func (n Renderer) socketInFull(s *tracer.Socket) Socket {
 	var row Socket
 	n.fillInFull(&row, s, []Holder{})
 	return row
 }
 
 // fillInFull is fill, with what only a Port tells.
-func (n *Names) fillInFull(row *Socket, s *tracer.Socket, holders []Holder) {
+func (n Renderer) fillInFull(row *Socket, s *tracer.Socket, holders []Holder) {
 	n.fill(row, s, holders)
 	for i := range s.Holders {
 		row.Holders[i].UID = &s.Holders[i].UID
@@ -248,7 +245,7 @@ func hasLocal(ev *tracer.Event) bool {
 }
 
 // Event makes the row of an event.
-func (n *Names) Event(ev *tracer.Event) Event {
+func (n Renderer) Event(ev *tracer.Event) Event {
 	row := Event{
 		Time: Stamp{ev.Time}, Event: ev.Type.String(), Proto: ev.Proto.String(),
 		RemoteIP: ev.Remote.Addr(), RemotePort: ev.Remote.Port(),
@@ -259,7 +256,7 @@ func (n *Names) Event(ev *tracer.Event) Event {
 		row.LocalIP, row.LocalPort = ev.Local.Addr(), ev.Local.Port()
 	}
 	if ev.Device != 0 {
-		row.Device, row.Index = n.device(ev.DeviceID())
+		row.Device, row.Index = n.DeviceOrIndex(ev.DeviceID())
 		row.Scope = scope(row.Device, row.LocalIP, row.RemoteIP)
 	}
 	if ev.Type == tracer.EventBind && !ev.Implicit {

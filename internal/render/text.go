@@ -7,10 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
-	"github.com/porthole-dev/porthole/internal/netns"
+	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
@@ -31,17 +29,6 @@ func (s Style) Red(text string) string { return s.paint("31", text) }
 
 // Bold marks headings.
 func (s Style) Bold(text string) string { return s.paint("1", text) }
-
-// Safe returns s so that it can be shown on a terminal: a name with control
-// characters, escape sequences or invalid UTF-8 is quoted.
-func Safe(s string) string {
-	for _, r := range s {
-		if r == utf8.RuneError || !unicode.IsPrint(r) {
-			return strconv.QuoteToASCII(s)
-		}
-	}
-	return s
-}
 
 // AddrPort is an address and port as ss(8) shows them, with * for any address
 // or port.
@@ -72,7 +59,7 @@ func (e end) appendHost(b []byte, addr netip.Addr) []byte {
 		b = addr.AppendTo(b)
 	}
 	if e.zone != "" {
-		b = append(append(b, '%'), Safe(e.zone)...)
+		b = append(append(b, '%'), identity.Safe(e.zone)...)
 	}
 	return b
 }
@@ -98,13 +85,13 @@ func appendEnd(b []byte, a netip.AddrPort, e end) []byte {
 }
 
 // SocketsText writes sockets as ls shows them.
-func (n *Names) SocketsText(w io.Writer, style Style, sockets Sockets) error {
+func (n Renderer) SocketsText(w io.Writer, style Style, sockets Sockets) error {
 	return n.rowsText(w, style, sockets.count, func(i int, mem *rowMemory) *Socket { return n.rowOf(sockets, i, mem) })
 }
 
 // RowsText writes rows of sockets as ls shows them. The columns for namespace and
 // container are there where some socket is not the host's, or in a container.
-func (n *Names) RowsText(w io.Writer, style Style, rows []Socket) error {
+func (n Renderer) RowsText(w io.Writer, style Style, rows []Socket) error {
 	return n.rowsText(w, style, len(rows), func(i int, _ *rowMemory) *Socket { return &rows[i] })
 }
 
@@ -121,7 +108,7 @@ type rowMemory struct {
 }
 
 // rowOf makes the row of a socket, nil where it is not to be listed.
-func (n *Names) rowOf(sockets Sockets, i int, mem *rowMemory) *Socket {
+func (n Renderer) rowOf(sockets Sockets, i int, mem *rowMemory) *Socket {
 	if !sockets.read(i, &mem.socket) {
 		return nil
 	}
@@ -131,7 +118,7 @@ func (n *Names) rowOf(sockets Sockets, i int, mem *rowMemory) *Socket {
 
 // rowsText writes so many rows, which it makes on every processor, and leaves out those
 // that are nil.
-func (n *Names) rowsText(w io.Writer, style Style, count int, row func(int, *rowMemory) *Socket) error {
+func (n Renderer) rowsText(w io.Writer, style Style, count int, row func(int, *rowMemory) *Socket) error {
 	head := newGrid(len(rowsHead))
 	for _, name := range rowsHead {
 		head.add(name)
@@ -165,7 +152,7 @@ func (n *Names) rowsText(w io.Writer, style Style, count int, row func(int, *row
 }
 
 // appendCells adds the line of a socket, as things were called at a time.
-func (n *Names) appendCells(g *grid, s *Socket, at time.Time) {
+func (n Renderer) appendCells(g *grid, s *Socket, at time.Time) {
 	g.text = append(g.text, s.Proto...)
 	if s.MPTCP {
 		g.text = append(g.text, "+mp"...)
@@ -180,9 +167,9 @@ func (n *Names) appendCells(g *grid, s *Socket, at time.Time) {
 	pid, comm := holderCells(s)
 	g.add(pid)
 	g.add(comm)
-	g.add(n.netNSName(s.netNS(), at))
+	g.add(n.NetNSName(s.netNS(), at))
 	if s.Container != nil {
-		g.text = append(g.text, Safe(s.Container.Label())...)
+		g.text = append(g.text, identity.Safe(s.Container.Label())...)
 	}
 	g.cell()
 }
@@ -220,7 +207,7 @@ func holderCells(s *Socket) (pid, comm string) {
 			others[h.PID] = true
 		}
 	}
-	pid, comm = strconv.Itoa(int(first.PID)), Safe(first.Comm)
+	pid, comm = strconv.Itoa(int(first.PID)), identity.Safe(first.Comm)
 	if len(others) > 0 {
 		comm += fmt.Sprintf(" +%d", len(others))
 	}
@@ -237,7 +224,7 @@ const EventHead = "TIME         EVENT   PRO LOCAL             REMOTE            
 const eventPIDEnd = len(EventHead) - len(" COMM")
 
 // EventLine is one event as tail shows it, without the newline.
-func (n *Names) EventLine(style Style, ev *Event) string {
+func (n Renderer) EventLine(style Style, ev *Event) string {
 	local, remote := "-", "-"
 	at := endOf(ev.Device, ev.Index, ev.V6Only)
 	if ev.LocalIP.IsValid() {
@@ -249,7 +236,7 @@ func (n *Names) EventLine(style Style, ev *Event) string {
 	}
 	pid, comm := "-", "-"
 	if ev.PID != 0 {
-		pid, comm = strconv.Itoa(int(ev.PID)), Safe(ev.Comm)
+		pid, comm = strconv.Itoa(int(ev.PID)), identity.Safe(ev.Comm)
 	}
 	event := ev.Event
 	if event == tracer.EventEstablished.String() {
@@ -277,13 +264,13 @@ func heldBy(s *Socket) string {
 		return fmt.Sprintf("held by a process out of sight (%s)", s.Role)
 	}
 	if s.Owner != nil {
-		return fmt.Sprintf("held by a %s of %s (pid %d)", s.Role, Safe(s.Owner.Comm), s.Owner.PID)
+		return fmt.Sprintf("held by a %s of %s (pid %d)", s.Role, identity.Safe(s.Owner.Comm), s.Owner.PID)
 	}
 	return "held by a socket in " + s.State
 }
 
 // extra is what an event has to tell beyond its columns.
-func (n *Names) extra(style Style, ev *Event) string {
+func (n Renderer) extra(style Style, ev *Event) string {
 	var words []string
 	if ev.Error != "" {
 		words = append(words, style.Red(ev.Error))
@@ -306,11 +293,11 @@ func (n *Names) extra(style Style, ev *Event) string {
 	if ev.UntilAbout {
 		words = append(words, "noticed late")
 	}
-	if id := (netns.ID{Inode: ev.NetNS, Cookie: ev.Cookie}); !n.NetNS.IsHost(id) {
-		words = append(words, "netns="+n.netNSName(id, ev.Time.Time))
+	if id := (identity.NetNS{Inode: ev.NetNS, Cookie: ev.Cookie}); !n.NetNS.IsHost(id) {
+		words = append(words, "netns="+n.NetNSName(id, ev.Time.Time))
 	}
 	if ev.Container != nil {
-		words = append(words, "container="+Safe(ev.Container.Label()))
+		words = append(words, "container="+identity.Safe(ev.Container.Label()))
 	}
 	return strings.Join(words, " ")
 }

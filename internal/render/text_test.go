@@ -13,7 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/porthole-dev/porthole/internal/netns"
+	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
@@ -36,8 +36,8 @@ func TestSafe(t *testing.T) {
 		"\x7f":               `"\x7f"`,
 		"\u009b31m":          `"\u009b31m"`, // CSI in one character
 	} {
-		if got := Safe(in); got != want {
-			t.Errorf("Safe(%q) = %s, want %s", in, got, want)
+		if got := identity.Safe(in); got != want {
+			t.Errorf("identity.Safe(%q) = %s, want %s", in, got, want)
 		}
 	}
 }
@@ -47,15 +47,15 @@ func FuzzSafe(f *testing.F) {
 		f.Add(comm)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		got := Safe(s)
+		got := identity.Safe(s)
 		if !utf8.ValidString(got) || strings.ContainsFunc(got, func(r rune) bool { return !unicode.IsPrint(r) }) {
-			t.Errorf("Safe(%q) = %q can do things to a terminal", s, got)
+			t.Errorf("identity.Safe(%q) = %q can do things to a terminal", s, got)
 		}
 		if got == s {
 			return
 		}
 		if back, err := strconv.Unquote(got); err != nil || back != s {
-			t.Errorf("Safe(%q) = %s, which means %q (%v)", s, got, back, err)
+			t.Errorf("identity.Safe(%q) = %s, which means %q (%v)", s, got, back, err)
 		}
 	})
 }
@@ -246,11 +246,11 @@ func TestSocketsTextNoHolder(t *testing.T) {
 
 func TestNetNSName(t *testing.T) {
 	n := testNames()
-	n.NetNS = netns.Fixed(hostNS, map[netns.ID]string{{Inode: 7, Cookie: 70}: "blue", {Inode: 8}: "a\x1bb"})
-	for id, want := range map[netns.ID]string{
+	n.NetNS = identity.FixedNetNSNames(hostNS, map[identity.NetNS]string{{Inode: 7, Cookie: 70}: "blue", {Inode: 8}: "a\x1bb"})
+	for id, want := range map[identity.NetNS]string{
 		{Inode: hostNS, Cookie: 1}: "host", {Inode: 7, Cookie: 70}: "blue", {Inode: 7, Cookie: 71}: "7", {Inode: 8}: `"a\x1bb"`, {Inode: 9}: "9",
 	} {
-		if got := n.netNSName(id, time.Now()); got != want {
+		if got := n.NetNSName(id, time.Now()); got != want {
 			t.Errorf("namespace %v is %s, want %s", id, got, want)
 		}
 	}

@@ -3,14 +3,13 @@ package testutil
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
 	"testing"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/porthole-dev/porthole/internal/netns"
 )
 
 // RequireRoot fails the test when it may not trace: a test that did not run
@@ -33,23 +32,45 @@ func NewNetNS(t testing.TB) uint32 {
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		t.Fatalf("unshare network namespace: %v", err)
 	}
-	if err := netns.UpLoopback(); err != nil {
+	if err := UpLoopback(); err != nil {
 		t.Fatal(err)
 	}
-	inode, err := netns.OfThread()
-	if err != nil {
-		t.Fatal(err)
+	var own unix.Stat_t
+	if err := unix.Stat("/proc/thread-self/ns/net", &own); err != nil {
+		t.Fatalf("look at the network namespace: %v", err)
 	}
-	return inode
+	return uint32(own.Ino)
 }
+
+// UpLoopback brings up lo in the namespace of the calling thread: a new one has
+// it down. It needs CAP_NET_ADMIN there.
+func UpLoopback() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("bring lo up: %w", err)
+	}
+	defer unix.Close(fd)
+	lo, err := unix.NewIfreq("lo")
+	if err != nil {
+		return fmt.Errorf("bring lo up: %w", err)
+	}
+	lo.SetUint16(unix.IFF_UP)
+	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, lo); err != nil {
+		return fmt.Errorf("bring lo up: %w", err)
+	}
+	return nil
+}
+
+// netNSDir is where ip-netns(8) keeps named namespaces.
+const netNSDir = "/run/netns"
 
 // NameNetNS gives the namespace of the goroutine a name, as ip-netns(8) does.
 func NameNetNS(t testing.TB, name string) {
 	t.Helper()
-	if err := os.MkdirAll(netns.Dir, 0o755); err != nil {
+	if err := os.MkdirAll(netNSDir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	path := filepath.Join(netns.Dir, name)
+	path := filepath.Join(netNSDir, name)
 	if err := os.WriteFile(path, nil, 0o444); err != nil {
 		t.Fatal(err)
 	}
@@ -62,7 +83,7 @@ func NameNetNS(t testing.TB, name string) {
 // UnnameNetNS takes a name away, if it was given.
 func UnnameNetNS(t testing.TB, name string) {
 	t.Helper()
-	path := filepath.Join(netns.Dir, name)
+	path := filepath.Join(netNSDir, name)
 	if _, err := os.Stat(path); err != nil {
 		return
 	}

@@ -28,7 +28,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/porthole-dev/porthole/internal/netns"
+	"github.com/porthole-dev/porthole/internal/identity"
+	"github.com/porthole-dev/porthole/internal/testutil"
 )
 
 // bench is one run of everything.
@@ -151,11 +152,11 @@ func (b *bench) inNetNS(part func() error) error {
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		return fmt.Errorf("make network namespace: %w", err)
 	}
-	if err := netns.UpLoopback(); err != nil {
+	if err := testutil.UpLoopback(); err != nil {
 		return err
 	}
 	var err error
-	if b.netns, err = netns.OfThread(); err != nil {
+	if b.netns, err = identity.NetNSOfThread(); err != nil {
 		return err
 	}
 	return part()

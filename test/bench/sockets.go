@@ -14,7 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/porthole-dev/porthole/internal/netns"
+	"github.com/porthole-dev/porthole/internal/testutil"
 )
 
 const (
@@ -213,7 +213,7 @@ func hold(connections, namespaces, last string) error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("make network namespace: %w", err)
 		}
-		if err := netns.UpLoopback(); err != nil {
+		if err := testutil.UpLoopback(); err != nil {
 			return err
 		}
 		if err := holdAt(at, n/spaces); err != nil {

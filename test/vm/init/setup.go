@@ -7,7 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/porthole-dev/porthole/internal/netns"
+	"github.com/porthole-dev/porthole/internal/testutil"
 )
 
 // mounts are the file systems the tests and porthole look at. Not every kernel
@@ -52,7 +52,7 @@ func setUp(modules []string) error {
 	if err := os.Setenv("PATH", "/bin"); err != nil {
 		return err
 	}
-	return netns.UpLoopback()
+	return testutil.UpLoopback()
 }
 
 func load(file string) error {

@@ -1,6 +1,6 @@
 // Package services names port numbers: the machine's own services file first,
 // then the list of IANA.
-package services
+package identity
 
 import (
 	"bufio"
@@ -19,61 +19,61 @@ import (
 //go:embed iana.txt
 var iana string
 
-// File is where services(5) lives.
-const File = "/etc/services"
+// ServicesFile is where services(5) lives.
+const ServicesFile = "/etc/services"
 
-// Class is the IANA range of a port number (RFC 6335, section 6).
-type Class string
+// PortClass is the IANA range of a port number (RFC 6335, section 6).
+type PortClass string
 
 // The ranges.
 const (
-	System     Class = "system"     // 0-1023
-	Registered Class = "registered" // 1024-49151
-	Dynamic    Class = "dynamic"    // 49152-65535
+	SystemPort     PortClass = "system"     // 0-1023
+	RegisteredPort PortClass = "registered" // 1024-49151
+	DynamicPort    PortClass = "dynamic"    // 49152-65535
 )
 
 // ClassOf returns the range port is in.
-func ClassOf(port uint16) Class {
+func ClassOf(port uint16) PortClass {
 	switch {
 	case port < 1024:
-		return System
+		return SystemPort
 	case port < 49152:
-		return Registered
+		return RegisteredPort
 	}
-	return Dynamic
+	return DynamicPort
 }
 
-// Names maps port and protocol to a service name. The zero value knows IANA's
+// Services maps port and protocol to a service name. The zero value knows IANA's
 // list only.
-type Names struct {
-	local map[key]string
+type Services struct {
+	local map[serviceKey]string
 }
 
-// key is a port, and whether it is UDP's: a number, for a name is looked up for every row.
-type key uint32
+// serviceKey is a port, and whether it is UDP's: a number, for a name is looked up for every row.
+type serviceKey uint32
 
-func keyOf(port uint16, udp bool) key {
+func serviceKeyOf(port uint16, udp bool) serviceKey {
 	if udp {
-		return key(port) | 1<<16
+		return serviceKey(port) | 1<<16
 	}
-	return key(port)
+	return serviceKey(port)
 }
 
-// Load reads the machine's services file once; a machine without one has IANA's
+// LoadServices reads the machine's services file once; a machine without one has IANA's
 // names. Later calls return the same.
-var Load = sync.OnceValue(func() Names {
-	f, err := os.Open(File)
+var LoadServices = sync.OnceValue(func() Services {
+	f, err := os.Open(ServicesFile)
 	if err != nil {
-		return Names{}
+		return Services{}
 	}
 	defer f.Close()
-	return Parse(f)
+	return ParseServices(f)
 })
 
-// Parse reads a file in the format of services(5). Lines it does not understand
+// ParseServices reads a file in the format of services(5). Lines it does not understand
 // are left out; the first name of a port wins.
-func Parse(r io.Reader) Names {
-	n := Names{local: make(map[key]string)}
+func ParseServices(r io.Reader) Services {
+	n := Services{local: make(map[serviceKey]string)}
 	lines := bufio.NewReader(r)
 	for {
 		line, err := lines.ReadString('\n')
@@ -84,7 +84,7 @@ func Parse(r io.Reader) Names {
 	}
 }
 
-func (n Names) add(line string) {
+func (n Services) add(line string) {
 	line, _, _ = strings.Cut(line, "#")
 	fields := strings.Fields(line)
 	if len(fields) < 2 {
@@ -95,15 +95,15 @@ func (n Names) add(line string) {
 	if !ok || err != nil || (proto != "tcp" && proto != "udp") {
 		return
 	}
-	k := keyOf(uint16(port), proto == "udp")
+	k := serviceKeyOf(uint16(port), proto == "udp")
 	if _, taken := n.local[k]; !taken {
 		n.local[k] = fields[0]
 	}
 }
 
 // Name returns the service name of a port, "" when it has none.
-func (n Names) Name(port uint16, udp bool) string {
-	if name, ok := n.local[keyOf(port, udp)]; ok {
+func (n Services) Name(port uint16, udp bool) string {
+	if name, ok := n.local[serviceKeyOf(port, udp)]; ok {
 		return name
 	}
 	return nameOfIANA(port, udp)

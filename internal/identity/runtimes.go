@@ -1,4 +1,4 @@
-package container
+package identity
 
 import (
 	"encoding/json"

@@ -1,4 +1,4 @@
-package netns
+package identity
 
 import (
 	"errors"
@@ -17,8 +17,8 @@ import (
 
 // Reasons why there is no answer. Match them with errors.Is.
 var (
-	// ErrNone: no process and no name of Dir has a namespace of this inode number.
-	ErrNone = errors.New("no such network namespace")
+	// ErrNoNetNS: no process and no name of NetNSDir has a namespace of this inode number.
+	ErrNoNetNS = errors.New("no such network namespace")
 	// ErrUnreachable: the namespace has no route there, or not from that address.
 	ErrUnreachable = errors.New("no route")
 	// ErrNotPermitted: the namespace may not be entered, or not every process be asked
@@ -59,20 +59,20 @@ func RouteSource(inode uint32, to, from netip.Addr, device int) (netip.Addr, err
 
 // routes asks for the routes of a namespace.
 func routes(inode uint32) (*netlink.Handle, error) {
-	own, err := OfThread()
+	own, err := NetNSOfThread()
 	if err != nil {
 		return nil, err
 	}
 	if inode == own {
 		return netlink.NewHandle(unix.NETLINK_ROUTE)
 	}
-	path, err := find(inode)
+	path, err := findNetNS(inode)
 	if err != nil {
 		return nil, err
 	}
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) { // the last process in it has ended meanwhile
-		return nil, fmt.Errorf("%w: inode number %d", ErrNone, inode)
+		return nil, fmt.Errorf("%w: inode number %d", ErrNoNetNS, inode)
 	} else if err != nil {
 		return nil, fmt.Errorf("open network namespace %d: %w", inode, err)
 	}
@@ -80,7 +80,7 @@ func routes(inode uint32) (*netlink.Handle, error) {
 	if info, err := f.Stat(); err != nil {
 		return nil, fmt.Errorf("open network namespace %d: %w", inode, err)
 	} else if st, ok := info.Sys().(*syscall.Stat_t); !ok || st.Ino != uint64(inode) { // it became another's
-		return nil, fmt.Errorf("%w: inode number %d", ErrNone, inode)
+		return nil, fmt.Errorf("%w: inode number %d", ErrNoNetNS, inode)
 	}
 	h, err := netlink.NewHandleAt(netns.NsHandle(f.Fd()), unix.NETLINK_ROUTE)
 	if errors.Is(err, unix.EPERM) {
@@ -91,12 +91,12 @@ func routes(inode uint32) (*netlink.Handle, error) {
 	return h, nil
 }
 
-// find returns a file that refers to a namespace: by name, or of a process, or last of
+// findNetNS returns a file that refers to a namespace: by name, or of a process, or last of
 // a thread, which may be in another than its process.
-func find(inode uint32) (string, error) {
+func findNetNS(inode uint32) (string, error) {
 	unread := false
 	for _, at := range []struct{ pattern, file string }{
-		{filepath.Join(Dir, "*"), ""}, {"/proc/[0-9]*", "ns/net"}, {"/proc/[0-9]*/task/[0-9]*", "ns/net"},
+		{filepath.Join(NetNSDir, "*"), ""}, {"/proc/[0-9]*", "ns/net"}, {"/proc/[0-9]*/task/[0-9]*", "ns/net"},
 	} {
 		paths, err := filepath.Glob(at.pattern) // not with the file: it leaves out what may not be looked up
 		if err != nil {
@@ -104,7 +104,7 @@ func find(inode uint32) (string, error) {
 		}
 		for _, path := range paths {
 			path = filepath.Join(path, at.file)
-			found, err := inodeOf(path)
+			found, err := netNSInode(path)
 			unread = unread || errors.Is(err, fs.ErrPermission)
 			if err == nil && found == inode {
 				return path, nil
@@ -114,5 +114,5 @@ func find(inode uint32) (string, error) {
 	if unread {
 		return "", fmt.Errorf("look for a process in network namespace %d: %w", inode, ErrNotPermitted)
 	}
-	return "", fmt.Errorf("%w: inode number %d", ErrNone, inode)
+	return "", fmt.Errorf("%w: inode number %d", ErrNoNetNS, inode)
 }

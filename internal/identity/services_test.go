@@ -1,4 +1,4 @@
-package services
+package identity
 
 import (
 	"strconv"
@@ -7,8 +7,8 @@ import (
 	"unicode"
 )
 
-func TestParse(t *testing.T) {
-	n := Parse(strings.NewReader(`
+func TestParseServices(t *testing.T) {
+	n := ParseServices(strings.NewReader(`
 # comment
 #http-old 80/tcp
 my-web   8080/tcp  alias1 alias2  # what it is for
@@ -60,15 +60,15 @@ last     65535/udp`))
 	}
 }
 
-func TestParseLongLine(t *testing.T) {
-	n := Parse(strings.NewReader("# " + strings.Repeat("x", 1<<20) + "\nafter 9000/tcp\n"))
+func TestParseServicesLongLine(t *testing.T) {
+	n := ParseServices(strings.NewReader("# " + strings.Repeat("x", 1<<20) + "\nafter 9000/tcp\n"))
 	if got := n.Name(9000, false); got != "after" {
 		t.Errorf("port 9000: %q: a long line ended the file", got)
 	}
 }
 
 func TestNameOfIANA(t *testing.T) {
-	for _, n := range []Names{{}, Parse(strings.NewReader(""))} {
+	for _, n := range []Services{{}, ParseServices(strings.NewReader(""))} {
 		for _, test := range []struct {
 			port uint16
 			udp  bool
@@ -113,10 +113,10 @@ func TestIANA(t *testing.T) {
 }
 
 func TestClassOf(t *testing.T) {
-	for port, want := range map[uint16]Class{
-		0: System, 1: System, 1023: System,
-		1024: Registered, 49151: Registered,
-		49152: Dynamic, 65535: Dynamic,
+	for port, want := range map[uint16]PortClass{
+		0: SystemPort, 1: SystemPort, 1023: SystemPort,
+		1024: RegisteredPort, 49151: RegisteredPort,
+		49152: DynamicPort, 65535: DynamicPort,
 	} {
 		if got := ClassOf(port); got != want {
 			t.Errorf("port %d is %s, want %s", port, got, want)
@@ -124,19 +124,19 @@ func TestClassOf(t *testing.T) {
 	}
 }
 
-func BenchmarkName(b *testing.B) {
-	n := Parse(strings.NewReader(""))
+func BenchmarkServiceName(b *testing.B) {
+	n := ParseServices(strings.NewReader(""))
 	for i := range b.N {
 		n.Name(uint16(i*7), false)
 	}
 }
 
-func FuzzParse(f *testing.F) {
+func FuzzParseServices(f *testing.F) {
 	f.Add("http 80/tcp\n", uint16(80), false)
 	f.Add("# x\na\t1/udp b#c", uint16(1), true)
 	f.Add("\x00 80/tcp\r\n\n 99999/tcp", uint16(1), false)
 	f.Fuzz(func(t *testing.T, file string, port uint16, udp bool) {
-		name := Parse(strings.NewReader(file)).local[keyOf(port, udp)]
+		name := ParseServices(strings.NewReader(file)).local[serviceKeyOf(port, udp)]
 		if strings.ContainsFunc(name, unicode.IsSpace) || strings.Contains(name, "#") {
 			t.Errorf("name %q of port %d", name, port)
 		}
@@ -148,7 +148,7 @@ func FuzzParse(f *testing.F) {
 		if udp {
 			proto = "udp"
 		}
-		after := Parse(strings.NewReader(file + "\nfuzz " + strconv.Itoa(int(port)) + "/" + proto)).local[keyOf(port, udp)]
+		after := ParseServices(strings.NewReader(file + "\nfuzz " + strconv.Itoa(int(port)) + "/" + proto)).local[serviceKeyOf(port, udp)]
 		if want := name; after != want && (want != "" || after != "fuzz") {
 			t.Errorf("port %d is %q with a line more, and %q without", port, after, want)
 		}

@@ -1,6 +1,4 @@
-// Package container tells the cgroup of a process by its id, and which container
-// that cgroup belongs to.
-package container
+package identity
 
 import (
 	"regexp"
@@ -23,8 +21,8 @@ func (c *Container) Label() string {
 	return c.ID[:min(12, len(c.ID))]
 }
 
-// Info is what a cgroup id stands for. The zero value: not known.
-type Info struct {
+// Cgroup is what a cgroup id stands for. The zero value: not known.
+type Cgroup struct {
 	Path      string     // below the root of the cgroup v2 hierarchy
 	Container *Container // nil: none
 }
@@ -33,20 +31,20 @@ type Info struct {
 // hexadecimal digits, alone or as PREFIX-ID.scope.
 var idPattern = regexp.MustCompile(`^(?:[a-z-]+-)?([0-9a-f]{64})(?:\.scope)?$`)
 
-// FromPath returns the container id in a cgroup path, "" when it has none. Of
+// containerOfPath returns the container id in a cgroup path, "" when it has none. Of
 // nested containers it is the innermost.
-func FromPath(path string) string {
+func containerOfPath(path string) string {
 	parts := strings.Split(path, "/")
 	for i := len(parts) - 1; i >= 0; i-- {
-		if id := idOf(parts[i]); id != "" {
+		if id := containerIDOf(parts[i]); id != "" {
 			return id
 		}
 	}
 	return ""
 }
 
-// idOf returns the container id in the name of a cgroup.
-func idOf(name string) string {
+// containerIDOf returns the container id in the name of a cgroup.
+func containerIDOf(name string) string {
 	if m := idPattern.FindStringSubmatch(name); m != nil {
 		return m[1]
 	}

@@ -1,4 +1,4 @@
-package container
+package identity
 
 import (
 	"encoding/binary"
@@ -14,9 +14,9 @@ import (
 	"github.com/porthole-dev/porthole/internal/cache"
 )
 
-// Resolver turns cgroup ids into Info and remembers what it found. It is safe for
+// Cgroups turns cgroup ids into Cgroup and remembers what it found. It is safe for
 // concurrent use; nobody waits for what another looks up.
-type Resolver struct {
+type Cgroups struct {
 	root  string
 	fd    int // of root, -1: not mounted
 	files runtimeFiles
@@ -25,17 +25,17 @@ type Resolver struct {
 
 // lookup is what came of looking a cgroup up.
 type lookup struct {
-	info  Info
+	info  Cgroup
 	again time.Time // when to look again for what could not be read; zero: never
 }
 
 // lookAgain is how long what could not be read is not looked for: every event may ask.
 const lookAgain = time.Second
 
-// NewResolver returns a resolver for the hierarchy mounted at root; with root ""
+// NewCgroups returns a resolver for the hierarchy mounted at root; with root ""
 // it knows nothing.
-func NewResolver(root string) *Resolver {
-	r := &Resolver{root: root, fd: -1}
+func NewCgroups(root string) *Cgroups {
+	r := &Cgroups{root: root, fd: -1}
 	if root == "" {
 		return r
 	}
@@ -47,7 +47,7 @@ func NewResolver(root string) *Resolver {
 
 // Check tells whether cgroups can be named; if not, with the capability that this
 // takes.
-func (r *Resolver) Check() error {
+func (r *Cgroups) Check() error {
 	if r.fd < 0 {
 		return nil
 	}
@@ -63,7 +63,7 @@ func (r *Resolver) Check() error {
 }
 
 // Close frees the resolver.
-func (r *Resolver) Close() error {
+func (r *Cgroups) Close() error {
 	if r.fd < 0 {
 		return nil
 	}
@@ -72,9 +72,9 @@ func (r *Resolver) Close() error {
 
 // Resolve tells what a cgroup id stands for. A cgroup that is gone, and was not
 // asked for while it existed, is not known. It may read files: hold no lock.
-func (r *Resolver) Resolve(id uint64) Info {
+func (r *Cgroups) Resolve(id uint64) Cgroup {
 	if id == 0 || r.fd < 0 {
-		return Info{}
+		return Cgroup{}
 	}
 	l, ok := r.known.Get(id)
 	if ok && (l.again.IsZero() || time.Now().Before(l.again)) {
@@ -93,26 +93,26 @@ func (r *Resolver) Resolve(id uint64) Info {
 }
 
 // lookUp opens the cgroup by its id, which is its file handle (kernfs), and reads
-// where it is. This needs CAP_DAC_READ_SEARCH. With an error Info is what could be read.
-func (r *Resolver) lookUp(id uint64) (Info, error) {
+// where it is. This needs CAP_DAC_READ_SEARCH. With an error Cgroup is what could be read.
+func (r *Cgroups) lookUp(id uint64) (Cgroup, error) {
 	const fileidKernfs = 0xfe
 	handle := unix.NewFileHandle(fileidKernfs, binary.NativeEndian.AppendUint64(nil, id))
 	fd, err := unix.OpenByHandleAt(r.fd, handle, unix.O_PATH|unix.O_CLOEXEC)
 	if err != nil {
-		return Info{}, fmt.Errorf("open cgroup %d: %w", id, err)
+		return Cgroup{}, fmt.Errorf("open cgroup %d: %w", id, err)
 	}
 	defer unix.Close(fd)
 	path, err := r.path(fd)
 	if err != nil {
-		return Info{}, err
+		return Cgroup{}, err
 	}
-	info := Info{Path: path}
+	info := Cgroup{Path: path}
 	info.Container, err = r.container(fd, path)
 	return info, err
 }
 
 // path is where a cgroup is, below root.
-func (r *Resolver) path(fd int) (string, error) {
+func (r *Cgroups) path(fd int) (string, error) {
 	path, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
 	if err != nil {
 		return "", fmt.Errorf("read path of a cgroup: %w", err)
@@ -131,17 +131,17 @@ func (r *Resolver) path(fd int) (string, error) {
 // container is the innermost container that a cgroup belongs to, of those whose cgroup
 // was made by whom they belong to: anybody may call a cgroup like one where he may make
 // cgroups, as everybody may in the part of the tree that systemd gives him.
-func (r *Resolver) container(fd int, path string) (*Container, error) {
-	if FromPath(path) == "" {
+func (r *Cgroups) container(fd int, path string) (*Container, error) {
+	if containerOfPath(path) == "" {
 		return nil, nil
 	}
 	parts := strings.Split(path[1:], "/")
-	dirs, err := parents(fd, len(parts))
+	dirs, err := parentsOf(fd, len(parts))
 	if err != nil {
 		return nil, err
 	}
 	for i := len(parts) - 1; i >= 0; i-- {
-		id := idOf(parts[i])
+		id := containerIDOf(parts[i])
 		if id == "" {
 			continue
 		}
@@ -159,8 +159,8 @@ func (r *Resolver) container(fd int, path string) (*Container, error) {
 	return nil, nil
 }
 
-// parents are the directories that a cgroup n below the root is in, the root first.
-func parents(fd, n int) ([]unix.Stat_t, error) {
+// parentsOf are the directories that a cgroup n below the root is in, the root first.
+func parentsOf(fd, n int) ([]unix.Stat_t, error) {
 	dirs := make([]unix.Stat_t, n)
 	for i := range dirs {
 		if err := unix.Fstatat(fd, strings.Repeat("../", n-i), &dirs[i], 0); err != nil {

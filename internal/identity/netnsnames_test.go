@@ -1,4 +1,4 @@
-package netns
+package identity
 
 import (
 	"errors"
@@ -20,12 +20,12 @@ type namedDir struct {
 }
 
 // make gives a name to a new namespace.
-func (d namedDir) make(name string) ID {
+func (d namedDir) make(name string) NetNS {
 	d.t.Helper()
-	var id ID
+	var id NetNS
 	d.inNew(unix.CLONE_NEWNET, func() error {
 		var err error
-		if id.Inode, err = OfThread(); err != nil {
+		if id.Inode, err = NetNSOfThread(); err != nil {
 			return err
 		}
 		if id.Cookie, err = ownCookie(); err != nil && !errors.Is(err, unix.ENOPROTOOPT) { // before Linux 5.12
@@ -79,7 +79,7 @@ func (d namedDir) remove(name string) {
 
 // withNames runs a test of names, both where files tell cookies, as since Linux 6.18, and
 // where they do not.
-func withNames(t *testing.T, test func(t *testing.T, d namedDir, n *Names)) {
+func withNames(t *testing.T, test func(t *testing.T, d namedDir, n *NetNSNames)) {
 	if os.Getuid() != 0 {
 		t.Fatal("this test needs root: run it with sudo make test")
 	}
@@ -94,8 +94,8 @@ func withNames(t *testing.T, test func(t *testing.T, d namedDir, n *Names)) {
 					_ = unix.Unmount(filepath.Join(d.path, e.Name()), unix.MNT_DETACH) // some are none
 				}
 			})
-			n := newNames(d.path, nil)
-			n.exact, n.host = exact, must(Host())(t)
+			n := newNetNSNames(d.path, nil)
+			n.exact, n.host = exact, must(HostNetNS())(t)
 			test(t, d, n)
 		})
 	}
@@ -111,7 +111,7 @@ func must[T any](v T, err error) func(*testing.T) T {
 	}
 }
 
-func wantName(t *testing.T, n *Names, id ID, want string) {
+func wantName(t *testing.T, n *NetNSNames, id NetNS, want string) {
 	t.Helper()
 	if got := n.Name(id, time.Now()); got != want {
 		t.Errorf("namespace %v is called %q, want %q", id, got, want)
@@ -120,18 +120,18 @@ func wantName(t *testing.T, n *Names, id ID, want string) {
 
 // A namespace that is new is looked for at once, one that is gone leaves its name.
 func TestNamesFollow(t *testing.T) {
-	withNames(t, func(t *testing.T, d namedDir, n *Names) {
+	withNames(t, func(t *testing.T, d namedDir, n *NetNSNames) {
 		a := d.make("a")
 		wantName(t, n, a, "a")
 		late := d.make("late")
 		wantName(t, n, late, "late")
-		wantName(t, n, ID{Inode: n.host, Cookie: 1}, "host")
+		wantName(t, n, NetNS{Inode: n.host, Cookie: 1}, "host")
 		if a.Cookie == 0 {
 			t.Skip("without cookies a number is not known to be another namespace's") // Linux before 5.12
 		}
 		d.remove("a")
 		wantName(t, n, a, "a") // its last events
-		wantName(t, n, ID{a.Inode, a.Cookie + 1<<40}, "")
+		wantName(t, n, NetNS{a.Inode, a.Cookie + 1<<40}, "")
 		b := d.make("b")
 		wantName(t, n, b, "b")
 		again := d.make("a")
@@ -142,29 +142,29 @@ func TestNamesFollow(t *testing.T) {
 
 // Of a namespace that has one number after another had it only the cookie tells.
 func TestNamesNumberUsedAgain(t *testing.T) {
-	withNames(t, func(t *testing.T, d namedDir, n *Names) {
+	withNames(t, func(t *testing.T, d namedDir, n *NetNSNames) {
 		before := time.Now().Add(-time.Minute)
 		a := d.make("a")
-		if got := n.Name(ID{Inode: a.Inode}, before); got != "" {
+		if got := n.Name(NetNS{Inode: a.Inode}, before); got != "" {
 			t.Errorf("before it was made a namespace of that number is called %q", got)
 		}
-		if got := n.Name(ID{Inode: a.Inode}, time.Now()); got != "a" {
+		if got := n.Name(NetNS{Inode: a.Inode}, time.Now()); got != "a" {
 			t.Errorf("without its cookie it is called %q, want a", got)
 		}
 		if n.exact {
-			wantName(t, n, ID{a.Inode, a.Cookie - 1}, "")
+			wantName(t, n, NetNS{a.Inode, a.Cookie - 1}, "")
 		}
 	})
 }
 
 // A name may be given to a namespace that has been there for long.
 func TestNamesGivenLater(t *testing.T) {
-	withNames(t, func(t *testing.T, d namedDir, n *Names) {
-		asked, named := make(chan ID), make(chan struct{})
+	withNames(t, func(t *testing.T, d namedDir, n *NetNSNames) {
+		asked, named := make(chan NetNS), make(chan struct{})
 		done := startInNew(unix.CLONE_NEWNET, func() error {
 			cookie, _ := ownCookie()
-			inode, err := OfThread()
-			asked <- ID{inode, cookie}
+			inode, err := NetNSOfThread()
+			asked <- NetNS{inode, cookie}
 			<-named
 			return errors.Join(err, d.mount("given", "net"))
 		})
@@ -184,7 +184,7 @@ func TestNamesGivenLater(t *testing.T) {
 
 // What stands beside the names of network namespaces is none.
 func TestNamesOfOthers(t *testing.T) {
-	withNames(t, func(t *testing.T, d namedDir, n *Names) {
+	withNames(t, func(t *testing.T, d namedDir, n *NetNSNames) {
 		if err := os.WriteFile(filepath.Join(d.path, "elsewhere"), nil, 0o444); err != nil { // as it looks from another mount namespace
 			t.Fatal(err)
 		}
@@ -195,8 +195,8 @@ func TestNamesOfOthers(t *testing.T) {
 			t.Errorf("names %v %v, want none", now.byCookie, now.byInode)
 		}
 		for _, word := range []string{"elsewhere", "uts"} {
-			if _, err := n.Want(word); !errors.Is(err, ErrNone) {
-				t.Errorf("%s: %v, want %v", word, err, ErrNone)
+			if _, err := n.Want(word); !errors.Is(err, ErrNoNetNS) {
+				t.Errorf("%s: %v, want %v", word, err, ErrNoNetNS)
 			}
 		}
 	})
@@ -204,7 +204,7 @@ func TestNamesOfOthers(t *testing.T) {
 
 // What is wanted by name is whichever has the name.
 func TestWantFollowsName(t *testing.T) {
-	withNames(t, func(t *testing.T, d namedDir, n *Names) {
+	withNames(t, func(t *testing.T, d namedDir, n *NetNSNames) {
 		a := d.make("a")
 		w, err := n.Want("a")
 		if err != nil {
@@ -213,7 +213,7 @@ func TestWantFollowsName(t *testing.T) {
 		if a.Cookie == 0 {
 			t.Skip("without cookies a number is not known to be another namespace's")
 		}
-		is := func(id ID, want bool) {
+		is := func(id NetNS, want bool) {
 			t.Helper()
 			if got := w.Is(id, time.Now()); got != want {
 				t.Errorf("wanted %v: %v, want %v", id, got, want)
@@ -230,26 +230,26 @@ func TestWantFollowsName(t *testing.T) {
 			t.Errorf("it is %v (%v), want %v", got, err, again)
 		}
 		d.remove("a")
-		if _, err := w.ID(); !errors.Is(err, ErrNone) {
-			t.Errorf("when it is gone: %v, want %v", err, ErrNone)
+		if _, err := w.ID(); !errors.Is(err, ErrNoNetNS) {
+			t.Errorf("when it is gone: %v, want %v", err, ErrNoNetNS)
 		}
 	})
 }
 
 func TestWant(t *testing.T) {
-	withNames(t, func(t *testing.T, d namedDir, n *Names) {
+	withNames(t, func(t *testing.T, d namedDir, n *NetNSNames) {
 		a := d.make("a")
-		n.living = func() ([]ID, error) { return []ID{{Inode: n.host, Cookie: 1}, {a.Inode, 5}, a, {100, 100}}, nil }
+		n.living = func() ([]NetNS, error) { return []NetNS{{Inode: n.host, Cookie: 1}, {a.Inode, 5}, a, {100, 100}}, nil }
 		number := fmt.Sprint(a.Inode)
 		w := must(n.Want(number))(t)
 		if id, err := w.ID(); err != nil || id != a {
 			t.Errorf("%s: %v (%v), want the newer, %v", number, id, err, a)
 		}
-		if !w.Is(a, time.Now()) || w.Is(ID{a.Inode, a.Cookie + 1}, time.Now()) && a.Cookie != 0 {
+		if !w.Is(a, time.Now()) || w.Is(NetNS{a.Inode, a.Cookie + 1}, time.Now()) && a.Cookie != 0 {
 			t.Error("the namespace of a number is not that and no other")
 		}
 		hundred := d.make("100")
-		if w := must(n.Want("100"))(t); !w.Is(hundred, time.Now()) || w.Is(ID{100, 100}, time.Now()) {
+		if w := must(n.Want("100"))(t); !w.Is(hundred, time.Now()) || w.Is(NetNS{100, 100}, time.Now()) {
 			t.Error("a name that looks like a number is none")
 		}
 		for word, want := range map[string]string{
@@ -261,7 +261,7 @@ func TestWant(t *testing.T) {
 			}
 		}
 		n.living = nil
-		if w := must(n.Want(fmt.Sprint(n.host)))(t); !w.Is(ID{Inode: n.host}, time.Now()) {
+		if w := must(n.Want(fmt.Sprint(n.host)))(t); !w.Is(NetNS{Inode: n.host}, time.Now()) {
 			t.Error("the number of a process's namespace is not that namespace")
 		}
 	})
@@ -269,13 +269,13 @@ func TestWant(t *testing.T) {
 
 // Who makes namespaces without end does not make every event wait for their names.
 func TestNamesReadRarely(t *testing.T) {
-	withNames(t, func(t *testing.T, d namedDir, n *Names) {
+	withNames(t, func(t *testing.T, d namedDir, n *NetNSNames) {
 		id := d.make("a")
 		at := time.Now()
 		wantName(t, n, id, "a")
 		first := n.now.Load()
 		for i := range uint64(1000) { // that all were made before the names were read
-			n.Name(ID{Inode: 7, Cookie: 1 << 50 * (i + 1)}, at)
+			n.Name(NetNS{Inode: 7, Cookie: 1 << 50 * (i + 1)}, at)
 		}
 		if now := n.now.Load(); now != first && time.Since(at) < maxAge {
 			t.Error("the names were read again")
@@ -287,11 +287,11 @@ func TestNamesReadRarely(t *testing.T) {
 }
 
 func TestNamesFixed(t *testing.T) {
-	n := Fixed(1, map[ID]string{{2, 20}: "blue", {3, 0}: "red"})
-	for id, want := range map[ID]string{{1, 10}: "host", {2, 20}: "blue", {2, 21}: "", {3, 0}: "red", {4, 0}: ""} {
+	n := FixedNetNSNames(1, map[NetNS]string{{2, 20}: "blue", {3, 0}: "red"})
+	for id, want := range map[NetNS]string{{1, 10}: "host", {2, 20}: "blue", {2, 21}: "", {3, 0}: "red", {4, 0}: ""} {
 		wantName(t, n, id, want)
 	}
-	if w := must(n.Want("blue"))(t); !w.Is(ID{2, 20}, time.Now()) || w.Is(ID{1, 10}, time.Now()) {
+	if w := must(n.Want("blue"))(t); !w.Is(NetNS{2, 20}, time.Now()) || w.Is(NetNS{1, 10}, time.Now()) {
 		t.Error("blue is not what is called so")
 	}
 }

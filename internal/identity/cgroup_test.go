@@ -1,4 +1,4 @@
-package container
+package identity
 
 import (
 	"encoding/binary"
@@ -14,8 +14,8 @@ import (
 	"github.com/porthole-dev/porthole/tracer"
 )
 
-// hierarchy makes a cgroup, and a Resolver that takes it for the root of all.
-func hierarchy(t *testing.T) *Resolver {
+// hierarchy makes a cgroup, and a Cgroups that takes it for the root of all.
+func hierarchy(t *testing.T) *Cgroups {
 	t.Helper()
 	testutil.RequireRoot(t)
 	root, err := tracer.CgroupRoot()
@@ -30,7 +30,7 @@ func hierarchy(t *testing.T) *Resolver {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { removeCgroup(t, top) })
-	r := NewResolver(top)
+	r := NewCgroups(top)
 	r.files.root = t.TempDir()
 	t.Cleanup(func() { r.Close() })
 	return r
@@ -54,7 +54,7 @@ func removeCgroup(t *testing.T, dir string) {
 
 // make makes a cgroup, whose directories belong to the users in owners, from the first
 // on; the others belong to root.
-func (r *Resolver) make(t *testing.T, path string, owners ...int) (id uint64) {
+func (r *Cgroups) make(t *testing.T, path string, owners ...int) (id uint64) {
 	t.Helper()
 	dir := r.root
 	for i, name := range strings.Split(strings.TrimPrefix(path, "/"), "/") {
@@ -76,7 +76,7 @@ func (r *Resolver) make(t *testing.T, path string, owners ...int) (id uint64) {
 }
 
 // put makes a directory among the files of runtimes.
-func (r *Resolver) put(t *testing.T, dir string, owner int) {
+func (r *Cgroups) put(t *testing.T, dir string, owner int) {
 	t.Helper()
 	dir = filepath.Join(r.files.root, dir)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -89,33 +89,33 @@ func (r *Resolver) put(t *testing.T, dir string, owner int) {
 
 const (
 	someone  = 54321
-	somebody = "/user.slice/user-54321.slice/user@54321.service/user.slice/libpod-" + id + ".scope"
+	somebody = "/user.slice/user-54321.slice/user@54321.service/user.slice/libpod-" + testID + ".scope"
 )
 
 // A cgroup may be called like that of any container by who may make one there.
 func TestContainerIsBelieved(t *testing.T) {
-	podman := "/run/user/54321/containers/overlay-containers/" + id
+	podman := "/run/user/54321/containers/overlay-containers/" + testID
 	for _, test := range []struct {
 		name, path string
 		owners     []int
 		files      map[string]int // owner by path
 		want       string
 	}{
-		{name: "made by root", path: "/system.slice/docker-" + id + ".scope", want: id},
-		{name: "given to a user once made", path: "/machine.slice/libpod-" + id + ".scope", owners: []int{0, someone}, want: id},
-		{name: "in a part that is a user's", path: "/theirs/docker-" + id + ".scope", owners: []int{someone}},
-		{name: "made by root in a part that is a user's", path: "/theirs/x/docker-" + id + ".scope", owners: []int{someone, 0, 0}},
+		{name: "made by root", path: "/system.slice/docker-" + testID + ".scope", want: testID},
+		{name: "given to a user once made", path: "/machine.slice/libpod-" + testID + ".scope", owners: []int{0, someone}, want: testID},
+		{name: "in a part that is a user's", path: "/theirs/docker-" + testID + ".scope", owners: []int{someone}},
+		{name: "made by root in a part that is a user's", path: "/theirs/x/docker-" + testID + ".scope", owners: []int{someone, 0, 0}},
 		{
-			name: "within a container", path: "/docker/" + outerID + "/docker-" + id + ".scope",
-			owners: []int{0, someone, someone}, want: outerID,
+			name: "within a container", path: "/docker/" + testOuterID + "/docker-" + testID + ".scope",
+			owners: []int{0, someone, someone}, want: testOuterID,
 		},
 		{
 			name: "a user's without a runtime", path: somebody, owners: []int{0, 0, someone, someone, someone},
-			files: map[string]int{"/run/user/54321/containers/overlay-containers/" + outerID: someone},
+			files: map[string]int{"/run/user/54321/containers/overlay-containers/" + testOuterID: someone},
 		},
 		{
 			name: "a user's own", path: somebody, owners: []int{0, 0, someone, someone, someone},
-			files: map[string]int{podman: someone}, want: id,
+			files: map[string]int{podman: someone}, want: testID,
 		},
 		{
 			name: "a user's own, of which the runtime is another's", path: somebody, owners: []int{0, 0, someone, someone, someone},
@@ -123,11 +123,11 @@ func TestContainerIsBelieved(t *testing.T) {
 		},
 		{
 			name: "a user's, that is the system's", path: somebody, owners: []int{0, 0, someone, someone, someone},
-			files: map[string]int{podman: someone, "/var/lib/docker/containers/" + id: 0},
+			files: map[string]int{podman: someone, "/var/lib/docker/containers/" + testID: 0},
 		},
 		{
 			name: "in the place of another user", path: somebody, owners: []int{0, 0, someone + 1, someone + 1, someone + 1},
-			files: map[string]int{podman: someone, "/run/user/54322/containers/overlay-containers/" + id: someone + 1},
+			files: map[string]int{podman: someone, "/run/user/54322/containers/overlay-containers/" + testID: someone + 1},
 		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -150,7 +150,7 @@ func TestContainerIsBelieved(t *testing.T) {
 // Everybody may make cgroups in one that everybody may write to.
 func TestContainerInWritableDirectory(t *testing.T) {
 	r := hierarchy(t)
-	cgroup := r.make(t, "/open/docker-"+id+".scope")
+	cgroup := r.make(t, "/open/docker-"+testID+".scope")
 	if err := os.Chmod(filepath.Join(r.root, "open"), 0o777); err != nil {
 		t.Fatal(err)
 	}
@@ -161,16 +161,16 @@ func TestContainerInWritableDirectory(t *testing.T) {
 
 func TestContainerName(t *testing.T) {
 	r := hierarchy(t)
-	config := "/var/lib/docker/containers/" + id
+	config := "/var/lib/docker/containers/" + testID
 	r.put(t, config, 0)
-	cgroup := r.make(t, "/system.slice/docker-"+id+".scope")
+	cgroup := r.make(t, "/system.slice/docker-"+testID+".scope")
 	write := func(text string) {
 		if err := os.WriteFile(filepath.Join(r.files.root, config, "config.v2.json"), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
 	write(`{"Name": "/we`) // Docker has not written all of it yet
-	if got := r.Resolve(cgroup).Container; got == nil || got.Name != "" || got.ID != id {
+	if got := r.Resolve(cgroup).Container; got == nil || got.Name != "" || got.ID != testID {
 		t.Errorf("container is %+v", got)
 	}
 	write(`{"Name": "/web"}`)
@@ -201,7 +201,7 @@ func TestResolveAgain(t *testing.T) {
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		t.Fatal(err)
 	}
-	if info != (Info{}) {
+	if info != (Cgroup{}) {
 		t.Fatalf("without a descriptor it is %+v", info)
 	}
 	waitFor(t, "the cgroup", func() bool { return r.Resolve(cgroup).Path == "/system.slice/some.service" })
@@ -210,15 +210,15 @@ func TestResolveAgain(t *testing.T) {
 // A cgroup that is gone keeps the name it had.
 func TestResolveGone(t *testing.T) {
 	r := hierarchy(t)
-	known, unknown := r.make(t, "/a/docker-"+id+".scope"), r.make(t, "/a/docker-"+outerID+".scope")
-	if got := r.Resolve(known).Container; got == nil || got.ID != id {
+	known, unknown := r.make(t, "/a/docker-"+testID+".scope"), r.make(t, "/a/docker-"+testOuterID+".scope")
+	if got := r.Resolve(known).Container; got == nil || got.ID != testID {
 		t.Errorf("while it exists: %+v", got)
 	}
 	removeCgroup(t, filepath.Join(r.root, "a"))
-	if got := r.Resolve(known).Container; got == nil || got.ID != id {
+	if got := r.Resolve(known).Container; got == nil || got.ID != testID {
 		t.Errorf("once it is gone: %+v", got)
 	}
-	if got := r.Resolve(unknown); got != (Info{}) {
+	if got := r.Resolve(unknown); got != (Cgroup{}) {
 		t.Errorf("one that was not asked for: %+v", got)
 	}
 }

@@ -1,4 +1,4 @@
-package netns
+package identity
 
 import (
 	"errors"
@@ -18,46 +18,31 @@ import (
 	"github.com/porthole-dev/porthole/internal/cache"
 )
 
-// ID is which network namespace. No other ever has its cookie; its inode number is given
-// to the next once it is gone. Before Linux 5.12 Cookie is 0, and the number is all there is.
-type ID struct {
-	Inode  uint32
-	Cookie uint64
-}
-
-// Is tells whether both are the same namespace: by cookie, where both have one.
-func (id ID) Is(other ID) bool {
-	if id.Cookie != 0 && other.Cookie != 0 {
-		return id.Cookie == other.Cookie
-	}
-	return id.Inode == other.Inode
-}
-
-// Names knows what network namespaces are called: "host" that of process 1, others by the
-// names of Dir. Those change, and a name may be given to another namespace: what is
+// NetNSNames knows what network namespaces are called: "host" that of process 1, others by the
+// names of NetNSDir. Those change, and a name may be given to another namespace: what is
 // remembered of a name belongs to a cookie. Safe for concurrent use.
-type Names struct {
+type NetNSNames struct {
 	dir    string
-	host   uint32                // inode number, which process 1 keeps from being given to another; 0: not known
-	exact  bool                  // a file of a namespace tells its cookie
-	living func() ([]ID, error)  // every namespace there is; nil: cannot be told
-	mu     sync.Mutex            // to read Dir
-	now    atomic.Pointer[names] // what Dir has
-	past   cache.Cache[string]   // the last name of a namespace, by cookie
-	asked  cache.Cache[struct{}] // the cookies that Dir was read for
+	host   uint32                   // inode number, which process 1 keeps from being given to another; 0: not known
+	exact  bool                     // a file of a namespace tells its cookie
+	living func() ([]NetNS, error)  // every namespace there is; nil: cannot be told
+	mu     sync.Mutex               // to read NetNSDir
+	now    atomic.Pointer[dirNames] // what NetNSDir has
+	past   cache.Cache[string]      // the last name of a namespace, by cookie
+	asked  cache.Cache[struct{}]    // the cookies that NetNSDir was read for
 }
 
-// names is what Dir had at a time. It does not change.
-type names struct {
+// dirNames is what NetNSDir had at a time. It does not change.
+type dirNames struct {
 	start, end time.Time // of reading it
-	files      map[string]file
+	files      map[string]netNSFile
 	byCookie   map[uint64]string
 	byInode    map[uint32]string
 }
 
-// file refers to a network namespace by a name, or to something else: id is zero then.
-type file struct {
-	id ID
+// netNSFile refers to a network namespace by a name, or to something else: id is zero then.
+type netNSFile struct {
+	id NetNS
 	// ino and since are of the file: it is the same namespace's as long as they are.
 	ino   uint64
 	since time.Time // the namespace has had the inode number at least since then
@@ -69,31 +54,31 @@ const maxAge = time.Second
 // maxPause is how long who asks waits at most before they are read again.
 const maxPause = 20 * time.Millisecond
 
-// NewNames returns the names of this machine. living lists every namespace; it is asked
+// NewNetNSNames returns the names of this machine. living lists every namespace; it is asked
 // whether there is one of a number, and may be nil.
-func NewNames(living func() ([]ID, error)) *Names {
-	n := newNames(Dir, living)
+func NewNetNSNames(living func() ([]NetNS, error)) *NetNSNames {
+	n := newNetNSNames(NetNSDir, living)
 	n.exact = filesTellCookies()
-	if host, err := Host(); err == nil {
+	if host, err := HostNetNS(); err == nil {
 		n.host = host
 	}
 	return n
 }
 
-func newNames(dir string, living func() ([]ID, error)) *Names {
-	n := &Names{dir: dir, living: living}
-	n.now.Store(&names{})
+func newNetNSNames(dir string, living func() ([]NetNS, error)) *NetNSNames {
+	n := &NetNSNames{dir: dir, living: living}
+	n.now.Store(&dirNames{})
 	return n
 }
 
-// Fixed returns names that do not change, of the only namespaces there are. host 0: not
+// FixedNetNSNames returns names that do not change, of the only namespaces there are. host 0: not
 // known.
-func Fixed(host uint32, byID map[ID]string) *Names {
-	n := newNames("", func() ([]ID, error) { return append(slices.Collect(maps.Keys(byID)), ID{Inode: host}), nil })
+func FixedNetNSNames(host uint32, byID map[NetNS]string) *NetNSNames {
+	n := newNetNSNames("", func() ([]NetNS, error) { return append(slices.Collect(maps.Keys(byID)), NetNS{Inode: host}), nil })
 	n.host = host
-	now := &names{start: future, end: future, files: make(map[string]file), byCookie: make(map[uint64]string), byInode: make(map[uint32]string)}
+	now := &dirNames{start: future, end: future, files: make(map[string]netNSFile), byCookie: make(map[uint64]string), byInode: make(map[uint32]string)}
 	for id, name := range byID {
-		now.add(name, file{id: id})
+		now.add(name, netNSFile{id: id})
 	}
 	n.now.Store(now)
 	return n
@@ -103,10 +88,10 @@ func Fixed(host uint32, byID map[ID]string) *Names {
 var future = time.Unix(1<<40, 0)
 
 // IsHost tells whether a namespace is the machine's own.
-func (n *Names) IsHost(id ID) bool { return id.Inode == n.host }
+func (n *NetNSNames) IsHost(id NetNS) bool { return id.Inode == n.host }
 
 // Name is what a namespace was called at a time, "" if it had no name.
-func (n *Names) Name(id ID, at time.Time) string {
+func (n *NetNSNames) Name(id NetNS, at time.Time) string {
 	if n.host != 0 && n.IsHost(id) {
 		return hostName
 	}
@@ -120,7 +105,7 @@ func (n *Names) Name(id ID, at time.Time) string {
 	}
 	if id.Cookie != 0 {
 		// It had that name last. Now that another has it, it would be taken for that.
-		if name, ok := n.past.Get(id.Cookie); ok && now.files[name].id == (ID{}) {
+		if name, ok := n.past.Get(id.Cookie); ok && now.files[name].id == (NetNS{}) {
 			return name
 		}
 	}
@@ -130,7 +115,7 @@ func (n *Names) Name(id ID, at time.Time) string {
 const hostName = "host"
 
 // has tells whether a namespace is that of the file, or was at a time.
-func (f file) has(id ID, at time.Time) bool {
+func (f netNSFile) has(id NetNS, at time.Time) bool {
 	if f.id.Cookie != 0 && id.Cookie != 0 {
 		return f.id.Cookie == id.Cookie
 	}
@@ -140,7 +125,7 @@ func (f file) has(id ID, at time.Time) bool {
 }
 
 // called tells whether a namespace had a name at a time.
-func (n *Names) called(name string, id ID, at time.Time) bool {
+func (n *NetNSNames) called(name string, id NetNS, at time.Time) bool {
 	if name == hostName {
 		return n.IsHost(id)
 	}
@@ -154,10 +139,10 @@ func (n *Names) called(name string, id ID, at time.Time) bool {
 		return false
 	}
 	last, ok := n.past.Get(id.Cookie)
-	return ok && last == name && (f.id == (ID{}) || at.Before(f.since))
+	return ok && last == name && (f.id == (NetNS{}) || at.Before(f.since))
 }
 
-func (n *Names) remember(id ID, name string) {
+func (n *NetNSNames) remember(id NetNS, name string) {
 	if id.Cookie == 0 {
 		return
 	}
@@ -166,9 +151,9 @@ func (n *Names) remember(id ID, name string) {
 	}
 }
 
-// at is what Dir has, read after a time unless what was read before tells as much of a
+// at is what NetNSDir has, read after a time unless what was read before tells as much of a
 // namespace. It may wait a little.
-func (n *Names) at(id ID, at time.Time) *names {
+func (n *NetNSNames) at(id NetNS, at time.Time) *dirNames {
 	now := n.now.Load()
 	if now.end == future {
 		return now
@@ -194,14 +179,14 @@ func (n *Names) at(id ID, at time.Time) *names {
 	return now
 }
 
-// read reads Dir, unless somebody else has since it was last read.
-func (n *Names) read(last *names) *names {
+// read reads NetNSDir, unless somebody else has since it was last read.
+func (n *NetNSNames) read(last *dirNames) *dirNames {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if now := n.now.Load(); now != last || now.end == future {
 		return now
 	}
-	now := &names{start: time.Now(), files: make(map[string]file), byCookie: make(map[uint64]string), byInode: make(map[uint32]string)}
+	now := &dirNames{start: time.Now(), files: make(map[string]netNSFile), byCookie: make(map[uint64]string), byInode: make(map[uint32]string)}
 	entries, err := os.ReadDir(n.dir) // sorted: of a namespace's names the first counts
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		now.files, now.byCookie, now.byInode = last.files, last.byCookie, last.byInode // asked again when it is old
@@ -226,7 +211,7 @@ func (n *Names) read(last *names) *names {
 	return now
 }
 
-func (now *names) add(name string, f file) {
+func (now *dirNames) add(name string, f netNSFile) {
 	now.files[name] = f
 	if f.id.Cookie != 0 && now.byCookie[f.id.Cookie] == "" {
 		now.byCookie[f.id.Cookie] = name
@@ -237,23 +222,23 @@ func (now *names) add(name string, f file) {
 }
 
 // look tells what a file refers to; last is what it was before.
-func (n *Names) look(path string, last file) (file, error) {
+func (n *NetNSNames) look(path string, last netNSFile) (netNSFile, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {
-		return file{}, err
+		return netNSFile{}, err
 	}
-	if f := fileOf(&st); f.ino == last.ino && f.since.Equal(last.since) {
+	if f := netNSFileOf(&st); f.ino == last.ino && f.since.Equal(last.since) {
 		return last, nil
 	}
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return file{}, err
+		return netNSFile{}, err
 	}
 	defer unix.Close(fd)
 	if err := unix.Fstat(fd, &st); err != nil {
-		return file{}, err
+		return netNSFile{}, err
 	}
-	f := fileOf(&st)
+	f := netNSFileOf(&st)
 	if isNetNS(fd) {
 		f.id.Inode = uint32(st.Ino)
 		if n.exact {
@@ -263,8 +248,8 @@ func (n *Names) look(path string, last file) (file, error) {
 	return f, err
 }
 
-func fileOf(st *unix.Stat_t) file {
-	return file{ino: st.Ino, since: time.Unix(st.Ctim.Unix())}
+func netNSFileOf(st *unix.Stat_t) netNSFile {
+	return netNSFile{ino: st.Ino, since: time.Unix(st.Ctim.Unix())}
 }
 
 // isNetNS tells whether a file refers to a network namespace. A name that another mount
@@ -278,81 +263,81 @@ func isNetNS(fd int) bool {
 	return err == nil && kind == unix.CLONE_NEWNET
 }
 
-// Wanted is a namespace that was asked for: by name whichever has it, else one.
-type Wanted struct {
-	names *Names
+// WantedNetNS is a namespace that was asked for: by name whichever has it, else one.
+type WantedNetNS struct {
+	names *NetNSNames
 	name  string // "": id
-	id    ID
+	id    NetNS
 }
 
 // Is tells whether a namespace is, or at a time was, one that is wanted.
-func (w Wanted) Is(id ID, at time.Time) bool {
+func (w WantedNetNS) Is(id NetNS, at time.Time) bool {
 	if w.name != "" {
 		return w.names.called(w.name, id, at)
 	}
 	return id.Is(w.id)
 }
 
-// ID is the namespace that is wanted now. The error wraps ErrNone.
-func (w Wanted) ID() (ID, error) {
+// ID is the namespace that is wanted now. The error wraps ErrNoNetNS.
+func (w WantedNetNS) ID() (NetNS, error) {
 	switch {
 	case w.name == "":
 		return w.id, nil
 	case w.name == hostName:
-		return ID{Inode: w.names.host}, nil
+		return NetNS{Inode: w.names.host}, nil
 	}
 	id := w.names.read(w.names.now.Load()).files[w.name].id
-	if id == (ID{}) {
-		return id, fmt.Errorf("%w: %q", ErrNone, w.name)
+	if id == (NetNS{}) {
+		return id, fmt.Errorf("%w: %q", ErrNoNetNS, w.name)
 	}
 	return id, nil
 }
 
-// CheckWord tells whether a word can be that of a namespace: host, a name of Dir, or an
+// CheckNetNS tells whether a word can be that of a namespace: host, a name of NetNSDir, or an
 // inode number.
-func CheckWord(word string) error {
+func CheckNetNS(word string) error {
 	if word == "" || word == "." || word == ".." || strings.Contains(word, "/") {
-		return unknown(word)
+		return unknownNetNS(word)
 	}
 	return nil
 }
 
-func unknown(word string) error {
-	return fmt.Errorf("network namespace %q: want host, a name of %s, or an inode number", word, Dir)
+func unknownNetNS(word string) error {
+	return fmt.Errorf("network namespace %q: want host, a name of %s, or an inode number", word, NetNSDir)
 }
 
-// Want looks for a namespace by a word as CheckWord has it. A name wins over a number.
-func (n *Names) Want(word string) (Wanted, error) {
-	if err := CheckWord(word); err != nil {
-		return Wanted{}, err
+// Want looks for a namespace by a word as CheckNetNS has it. A name wins over a number.
+func (n *NetNSNames) Want(word string) (WantedNetNS, error) {
+	if err := CheckNetNS(word); err != nil {
+		return WantedNetNS{}, err
 	}
 	if word == hostName {
 		if n.host == 0 {
-			return Wanted{}, fmt.Errorf("network namespace %q: %w: process 1 may not be asked", word, ErrNotPermitted)
+			return WantedNetNS{}, fmt.Errorf("network namespace %q: %w: process 1 may not be asked", word, ErrNotPermitted)
 		}
-		return Wanted{names: n, name: word}, nil
+		return WantedNetNS{names: n, name: word}, nil
 	}
-	if n.read(n.now.Load()).files[word].id != (ID{}) {
-		return Wanted{names: n, name: word}, nil
+	if n.read(n.now.Load()).files[word].id != (NetNS{}) {
+		return WantedNetNS{names: n, name: word}, nil
 	}
 	number, err := strconv.ParseUint(word, 10, 32)
 	if err != nil {
-		return Wanted{}, fmt.Errorf("%w: %w", unknown(word), ErrNone)
+		return WantedNetNS{}, fmt.Errorf("%w: %w", unknownNetNS(word), ErrNoNetNS)
 	}
 	id, err := n.find(uint32(number))
-	return Wanted{names: n, id: id}, err
+	return WantedNetNS{names: n, id: id}, err
 }
 
-// find looks for a namespace by its inode number. The error wraps ErrNone, or
+// find looks for a namespace by its inode number. The error wraps ErrNoNetNS, or
 // ErrNotPermitted where not all could be asked.
-func (n *Names) find(inode uint32) (ID, error) {
+func (n *NetNSNames) find(inode uint32) (NetNS, error) {
 	if n.living == nil {
-		_, err := find(inode)
-		return ID{Inode: inode}, err
+		_, err := findNetNS(inode)
+		return NetNS{Inode: inode}, err
 	}
 	all, err := n.living()
 	if err != nil {
-		return ID{}, fmt.Errorf("list network namespaces: %w", err)
+		return NetNS{}, fmt.Errorf("list network namespaces: %w", err)
 	}
 	// The last is the newest: one that was going away while they were read may be before it.
 	for _, id := range slices.Backward(all) {
@@ -360,5 +345,5 @@ func (n *Names) find(inode uint32) (ID, error) {
 			return id, nil
 		}
 	}
-	return ID{}, fmt.Errorf("%w: inode number %d", ErrNone, inode)
+	return NetNS{}, fmt.Errorf("%w: inode number %d", ErrNoNetNS, inode)
 }

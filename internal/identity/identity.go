@@ -1,0 +1,80 @@
+// Package identity tells what a number is called: a cgroup and the container it belongs to, a
+// network namespace, a network device, a port. One concern a file.
+package identity
+
+import (
+	"strconv"
+	"time"
+
+	"github.com/porthole-dev/porthole/tracer"
+)
+
+// Names knows the words for numbers: services, cgroups, namespaces.
+type Names struct {
+	Services Services
+	Cgroups  *Cgroups
+	NetNS    *NetNSNames
+	// Device names network devices, "" where it does not know; nil: it never does. It may be
+	// called by several goroutines at once.
+	Device func(tracer.DeviceID) string
+	// Range is the ephemeral range of a network namespace other than the one that the answer is
+	// given from; nil: it is that, or not known.
+	Range func(tracer.NetNS) *tracer.Range
+}
+
+// Load reads them from this machine. What cannot be read has no name; whether
+// cgroups have one, Cgroups.Check tells. living lists the network namespaces there are, and
+// may be nil. The caller closes Cgroups.
+func Load(living func() ([]tracer.NetNS, error)) *Names {
+	root, err := tracer.CgroupRoot()
+	if err != nil {
+		root = "" // then nothing is said of cgroups
+	}
+	n := &Names{Services: LoadServices(), Cgroups: NewCgroups(root)}
+	if living == nil {
+		n.NetNS = NewNetNSNames(nil)
+		return n
+	}
+	n.NetNS = NewNetNSNames(func() ([]NetNS, error) {
+		all, err := living()
+		ids := make([]NetNS, len(all))
+		for i, space := range all {
+			ids[i] = NetNS(space)
+		}
+		return ids, err
+	})
+	return n
+}
+
+// DeviceOrIndex is the name of a device, or where that is not known its index.
+func (n *Names) DeviceOrIndex(id tracer.DeviceID) (name string, index uint32) {
+	if id.Index == 0 {
+		return "", 0
+	}
+	if n.Device != nil {
+		name = n.Device(id)
+	}
+	if name != "" {
+		return name, 0
+	}
+	return "", id.Index
+}
+
+// DeviceName is the name of a device, or where that is not known its index, so that it can
+// be shown on a terminal.
+func (n *Names) DeviceName(id tracer.DeviceID) string {
+	name, index := n.DeviceOrIndex(id)
+	if name != "" {
+		return Safe(name)
+	}
+	return strconv.FormatUint(uint64(index), 10)
+}
+
+// NetNSName is the name that a network namespace had at a time, or its inode number, so that
+// it can be shown on a terminal.
+func (n *Names) NetNSName(id NetNS, at time.Time) string {
+	if name := n.NetNS.Name(id, at); name != "" {
+		return Safe(name)
+	}
+	return strconv.FormatUint(uint64(id.Inode), 10)
+}
