@@ -10,7 +10,7 @@
 /*
  * Waking the reader costs more than everything else, so a busy machine wakes
  * it at most every WAKE_QUIET_NS, or every WAKE_BUSY_NS once wake_bytes wait.
- * The reader sleeps without a timeout only after readerIdle (tracer.go) has
+ * The reader sleeps without a timeout only after readerIdle (tracer/reader.go) has
  * passed without an event, which must be longer than WAKE_QUIET_NS: then the
  * next event is sure to wake it.
  */

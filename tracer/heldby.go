@@ -353,3 +353,18 @@ func (f *fanout) lose(n int) {
 		s.wake()
 	}
 }
+
+// complete starts the completer, and returns what ends it.
+func (t *Tracer) complete() (end func()) {
+	ending, ended := make(chan struct{}), make(chan struct{})
+	t.completer.running.Store(true)
+	go func() {
+		defer close(ended)
+		t.completer.run(ending)
+	}()
+	return func() {
+		close(ending)
+		<-ended
+		t.completer.running.Store(false)
+	}
+}

@@ -8,8 +8,6 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
-	"github.com/cilium/ebpf/rlimit"
-	"golang.org/x/sys/unix"
 )
 
 // Tier is a set of hooks that together see everything porthole reports.
@@ -160,107 +158,8 @@ type HookStatus struct {
 // KernelBTF is the file in which the kernel describes its types.
 const KernelBTF = "/sys/kernel/btf/vmlinux"
 
-// checkLoad checks what every program needs, and makes room for them.
-func checkLoad() error {
-	if err := checkKernel(minMajor, minMinor); err != nil {
-		return err
-	}
-	if _, err := os.Stat(KernelBTF); err != nil {
-		return fmt.Errorf("%w: the kernel has no BTF (CONFIG_DEBUG_INFO_BTF): %w", ErrNotSupported, err)
-	}
-	// Before 5.11 maps and programs count as locked memory.
-	if err := rlimit.RemoveMemlock(); err != nil {
-		return fmt.Errorf("lift the limit of locked memory, which takes CAP_SYS_RESOURCE before Linux 5.11: %w: %w", ErrNotPermitted, err)
-	}
-	return nil
-}
-
-// hasCast tells whether the kernel has bpf_rdonly_cast(), new in 6.2: for those that
-// have not there are objects of their own.
-func hasCast(types *btf.Cache) (bool, error) {
-	kernel, err := types.Kernel()
-	if err != nil {
-		return false, explain("read the kernel's BTF", err)
-	}
-	var fn *btf.Func
-	return kernel.TypeByName("bpf_rdonly_cast", &fn) == nil, nil
-}
-
-// createMaps creates the maps of an object, and what its variables are kept in.
-func createMaps(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
-	only := *spec
-	only.Programs = nil
-	maps, err := ebpf.NewCollection(&only)
-	if err != nil {
-		return nil, explain("create maps", err)
-	}
-	return maps, nil
-}
-
-// loadOptions are for the programs that share maps, for one goroutine: a decoder of types is
-// never two goroutines'. They are relocated against the types of the kernel alone. Those of
-// every loaded module would be looked through too, for nothing: all that porthole reads is built in.
-func loadOptions(maps map[string]*ebpf.Map, types *btf.Cache) (ebpf.CollectionOptions, error) {
-	kernel, err := types.Kernel()
-	if err != nil {
-		return ebpf.CollectionOptions{}, explain("read the kernel's BTF", err)
-	}
-	return ebpf.CollectionOptions{
-		MapReplacements: maps, Cache: types, Programs: ebpf.ProgramOptions{KernelTypes: kernel},
-	}, nil
-}
-
-// loadProgram loads one program of an object.
-func loadProgram(spec *ebpf.CollectionSpec, name string, opts ebpf.CollectionOptions) (*ebpf.Program, error) {
-	one := *spec // not Copy, which copies every program
-	one.Programs, one.Variables = map[string]*ebpf.ProgramSpec{name: spec.Programs[name]}, nil
-	coll, err := ebpf.NewCollectionWithOptions(&one, opts)
-	if err != nil {
-		return nil, err
-	}
-	defer coll.Close()
-	return coll.DetachProgram(name), nil
-}
-
 // The oldest kernel that has every program type, map and helper used here.
 const minMajor, minMinor = 5, 10
-
-// checkKernel tells whether the kernel is that new. The error wraps
-// ErrNotSupported.
-func checkKernel(major, minor int) error {
-	var uts unix.Utsname
-	if err := unix.Uname(&uts); err != nil {
-		return fmt.Errorf("read kernel version: %w", err)
-	}
-	return checkRelease(unix.ByteSliceToString(uts.Release[:]), major, minor)
-}
-
-func checkRelease(release string, major, minor int) error {
-	var isMajor, isMinor int
-	if _, err := fmt.Sscanf(release, "%d.%d", &isMajor, &isMinor); err != nil {
-		return fmt.Errorf("kernel version %q: %w", release, err)
-	}
-	if isMajor < major || isMajor == major && isMinor < minor {
-		return fmt.Errorf("%w: Linux %d.%d or newer is needed, this is %s", ErrNotSupported, major, minor, release)
-	}
-	return nil
-}
-
-// kernelTypes starts to decode the kernel's BTF and returns a function that waits
-// for it. Every program loaded with the cache is spared the decoding, which takes
-// longer than all else about loading it.
-func kernelTypes() func() *btf.Cache {
-	cache := btf.NewCache()
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		_, _ = cache.Kernel() // on error the load fails, and tells why
-	}()
-	return func() *btf.Cache {
-		<-done
-		return cache
-	}
-}
 
 // load loads the program of one hook. opts has the maps all programs share.
 func (p *probe) load(spec *ebpf.CollectionSpec, opts ebpf.CollectionOptions) (*ebpf.Program, error) {

@@ -6,6 +6,82 @@ import (
 	"time"
 )
 
+const (
+	// retryAfter is when the table is tried to be rebuilt again that could not be.
+	retryAfter = time.Second
+	// restAfter is how long the table is not rebuilt, as a multiple of what the last time
+	// took: whoever makes events be lost without end gets a tenth of the reader's time.
+	restAfter = 9
+	// mergeAtOnce rows, and holdAtOnce parts of descriptor tables, take a fraction of a
+	// millisecond: between them the ring buffer is read, and others may use the table.
+	mergeAtOnce = 512
+	holdAtOnce  = 16
+	// breatheEvery is how long the ring buffer waits for a comparison at most, but for
+	// the one call of a kernel program that is under way.
+	breatheEvery = 2 * time.Millisecond
+)
+
+// check rebuilds the table when events were lost since the last time, or its time
+// has come.
+func (t *Tracer) check() error {
+	t.checked = time.Now()
+	if t.settle != 0 && (t.newest > t.settle || boottime() > t.settle && t.reader.AvailableBytes() == 0) {
+		t.settle = 0
+		if again := t.checked.Add(retryAfter); !t.settleNow() && (t.next.IsZero() || t.next.After(again)) {
+			t.next = again
+		}
+	}
+	stats, err := t.Stats()
+	if err != nil {
+		return err
+	}
+	lost := stats.Lost()
+	t.owed = lost != t.resynced
+	due := !t.next.IsZero() && !t.checked.Before(t.next)
+	switch {
+	case !t.owed && !due || t.checked.Before(t.retry):
+	case !t.rebuild():
+	case t.owed:
+		t.owed, t.resynced = false, lost
+		t.count(&t.stats.Resyncs, 1)
+	default:
+		t.count(&t.stats.Reconciles, 1)
+	}
+	return nil
+}
+
+// rebuild is resync. That it could not be done, for want of memory or of a file
+// descriptor, is counted, and it is tried again after a while: what is known still
+// serves, and events go on.
+func (t *Tracer) rebuild() bool {
+	start := time.Now()
+	t.reading = 0
+	err := t.resync()
+	if err == nil {
+		end := time.Now()
+		if t.retry = end.Add(restAfter * (end.Sub(start) - t.reading)); t.every > 0 {
+			t.next = time.Now().Add(t.every)
+		} else {
+			t.next = time.Time{}
+		}
+		return true
+	}
+	t.mu.Lock()
+	t.stats.ResyncErrors++
+	t.stats.ResyncError = err
+	t.mu.Unlock()
+	t.retry = time.Now().Add(retryAfter)
+	t.next = t.retry
+	return false
+}
+
+// settleSoon is for after a snapshot has been merged.
+func (t *Tracer) settleSoon() {
+	// A close is told a moment after the socket is in no table any more: by the time it
+	// can be thought lost, it has long been in the ring buffer.
+	t.settle = boottime() + uint64(readerIdle)
+}
+
 // resync makes the table equal to the kernel's, as Table.Reconcile does with a
 // Snapshot, which of 100,000 sockets would be 40 MB of garbage. Rows are merged as they
 // are read; holders, which are read last, are added to what has been merged.
@@ -95,16 +171,6 @@ func (t *Tracer) hold(held *matcher) error {
 	return nil
 }
 
-const (
-	// mergeAtOnce rows, and holdAtOnce parts of descriptor tables, take a fraction of a
-	// millisecond: between them the ring buffer is read, and others may use the table.
-	mergeAtOnce = 512
-	holdAtOnce  = 16
-	// breatheEvery is how long the ring buffer waits for a comparison at most, but for
-	// the one call of a kernel program that is under way.
-	breatheEvery = 2 * time.Millisecond
-)
-
 // breathe reads the ring buffer in the midst of a comparison, if that was not done just now.
 func (t *Tracer) breathe() error {
 	if time.Since(t.caughtUp) < breatheEvery {
@@ -162,68 +228,4 @@ func (t *Tracer) settleNow() (sure bool) {
 	t.tellMissed()
 	t.handOn()
 	return sure
-}
-
-// holdSome gives some of the sockets that were merged their holders.
-func (t *Table) holdSome(held *matcher, from, to int) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for n := from; n < to; n++ {
-		target := &held.targets[n]
-		r := t.row(target.sock)
-		if r == nil || r.inode != uint64(target.inode) || r.told == toldNothing {
-			continue // closed since
-		}
-		for at := range held.refs(uint32(n)) {
-			part := &held.parts[at.part]
-			fd := at.fd
-			if part.ring {
-				fd |= ringBit
-			}
-			t.hold(r, owned{t.holdersOf(held, part), fd})
-		}
-		r.unlisted = target.extra
-	}
-}
-
-// held ends what holdSome began.
-func (t *Table) held(held *matcher) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for i := range held.parts {
-		t.drop(held.parts[i].holders) // what holdersOf kept
-	}
-}
-
-// holdersOf returns the processes that have a part of a table, by a number of this table's,
-// and counts a use of it.
-func (t *Table) holdersOf(held *matcher, part *fdsPart) uint32 {
-	if part.holders == 0 {
-		part.holders = t.useAll(func(yield func(*Process) bool) {
-			for _, proc := range part.procs {
-				if !yield(&held.procs[proc].Process) {
-					return
-				}
-			}
-		})
-	}
-	t.use(part.holders)
-	return part.holders
-}
-
-// unheld returns the sockets that no process was found to hold, with what again looks at.
-func (t *Table) unheld(held *matcher) []bpfRow {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	var out []bpfRow
-	for n := range held.targets {
-		target := &held.targets[n]
-		if target.found != 0 {
-			continue
-		}
-		if r := t.row(target.sock); r != nil && r.told == toldState && r.inode == uint64(target.inode) {
-			out = append(out, bpfRow{Sock: r.id, Socket: target.socket, Inode: r.inode, Proto: uint8(r.proto), Flow: r.flow})
-		}
-	}
-	return out
 }

@@ -868,11 +868,7 @@ func TestInTheWay(t *testing.T) {
 			ev := flagged(test.flags, failed(syscall.EADDRINUSE, tcp(10, EventBind, sockA, "10.0.0.1:80", "")))
 			s := found(5, RoleListener, sockB, "10.0.0.1:80", "")
 			test.of(&s)
-			var want []Socket
-			if test.want {
-				want = []Socket{s}
-			}
-			equal(t, "in the way", want, inTheWay(&ev, []Socket{s}))
+			equal(t, "in the way", test.want, conflict(&ev, &s))
 		})
 	}
 }

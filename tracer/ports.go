@@ -1,0 +1,125 @@
+package tracer
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+)
+
+// Ports reads every use of an ephemeral port in one pass over the kernel's tables,
+// the settings of every namespace, and who holds the sockets. It blocks for about a
+// millisecond and for a fraction of a microsecond per port in use.
+func (s *Snapshotter) Ports() (*Ports, error) {
+	return s.ports(nil, true)
+}
+
+// ports is Ports; of sockets that no process holds the table knows who had them.
+func (s *Snapshotter) ports(known *Table, withHolders bool) (*Ports, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := newPorts()
+	p.names = s.Devices
+	var w bpfWalk
+	tables, err := s.readSpaces(&w, p)
+	if err != nil {
+		return nil, err
+	}
+	var owners [][]bpfRow
+	held := newMatcher(s.dec)
+	what := bpfWalk{Table: bpfWalkTableWALK_TCP_BIND}
+	if withHolders {
+		what.Sockets = 1
+	}
+	keep := func(rows []bpfRow) { owners = append(owners, rows) }
+	if err := s.read(&s.portWalk, &w, what, nil, keep); err != nil {
+		return nil, err
+	}
+	what.Table = bpfWalkTableWALK_UDP
+	for _, what.Heads = range tables {
+		if err := s.read(&s.portWalk, &w, what, nil, keep); err != nil {
+			return nil, err
+		}
+	}
+	if w.GaveUp > 0 {
+		return nil, fmt.Errorf("read the kernel's port tables: %d slots did not hold still", w.GaveUp)
+	}
+	if withHolders {
+		for _, rows := range owners {
+			for i := range rows {
+				if rows[i].Socket != 0 {
+					held.want(&rows[i])
+				}
+			}
+		}
+		if err := s.eachFds(held.add); err != nil {
+			return nil, err
+		}
+	}
+	if known != nil {
+		known.mu.Lock()
+		defer known.mu.Unlock()
+	}
+	var seen map[uint64]bool // of slots that were read twice
+	if w.Restarts > 0 {
+		seen = make(map[uint64]bool)
+	}
+	for _, rows := range owners {
+		for i := range rows {
+			row := &rows[i]
+			if seen != nil && seen[row.Sock] {
+				continue
+			} else if seen != nil {
+				seen[row.Sock] = true
+			}
+			p.addOwner(row, usersOf(row, held, known))
+		}
+	}
+	return p, nil
+}
+
+// usersOf are the processes that hold a socket, some if there are very many; of one that no
+// process holds who had it last, where that was observed.
+func usersOf(row *bpfRow, held *matcher, known *Table) []Process {
+	if row.Socket != 0 {
+		if by := held.processes(row); len(by) > 0 {
+			return by
+		}
+	}
+	if known != nil {
+		if owner := known.knownOwner(row.Sock, &row.Flow); owner.PID != 0 {
+			return []Process{owner}
+		}
+	}
+	return nil
+}
+
+// NetNamespaces reads which network namespaces there are, of one inode number the newest
+// last. It blocks for some microseconds for each. It needs ReadsPorts.
+func (s *Snapshotter) NetNamespaces() ([]NetNS, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := newPorts()
+	if _, err := s.readSpaces(new(bpfWalk), p); err != nil {
+		return nil, err
+	}
+	return p.NetNamespaces(), nil
+}
+
+// readSpaces reads the settings of every namespace, and returns the addresses of the UDP
+// tables they have.
+func (s *Snapshotter) readSpaces(w *bpfWalk, p *Ports) (udpTables []uint64, err error) {
+	var readErr error
+	err = s.read(&s.portWalk, w, bpfWalk{Table: bpfWalkTableWALK_NETNS}, nil, func([]bpfRow) {
+		rows := make([]bpfNetnsRow, w.Rows)
+		if err := readMemory(s.spaces, 0, rows); err != nil {
+			readErr = fmt.Errorf("read namespaces: %w", err)
+		}
+		for i := range rows {
+			p.addSpace(&rows[i])
+			if !slices.Contains(udpTables, rows[i].UdpTable) {
+				udpTables = append(udpTables, rows[i].UdpTable)
+			}
+		}
+	})
+	return udpTables, errors.Join(err, readErr)
+}
