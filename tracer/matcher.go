@@ -85,6 +85,12 @@ func newMatcher(dec *decoder) *matcher {
 	}
 }
 
+// reserve makes room for so many targets.
+func (m *matcher) reserve(n int) {
+	m.targets = make([]heldSocket, 0, n)
+	m.index = newAddressIndex(n)
+}
+
 // want adds a socket to find holders of and returns its number. Known: the same was added
 // before, for a slot of a table was read twice.
 func (m *matcher) want(row *bpfRow) (n uint32, known bool) {
@@ -337,7 +343,7 @@ func (x *addressIndex) find(address uint64) (n uint32, ok bool) {
 
 // put adds an address, or gives it another number.
 func (x *addressIndex) put(address uint64, n uint32) {
-	if 2*x.used >= len(x.slots) {
+	if 2*(x.used+1) > len(x.slots) {
 		x.grow()
 	}
 	s := x.slot(address)
@@ -347,15 +353,25 @@ func (x *addressIndex) put(address uint64, n uint32) {
 	*s = addressSlot{address, n}
 }
 
-func (x *addressIndex) grow() {
-	old := x.slots
-	x.slots = make([]addressSlot, max(2*len(old), 1<<10))
+// newAddressIndex has room for so many addresses.
+func newAddressIndex(n int) addressIndex {
+	size := 1 << 10
+	for size < 2*n {
+		size *= 2
+	}
+	x := addressIndex{slots: make([]addressSlot, size)}
 	for i := range x.slots { // written before it is read: a page that is read first faults twice
 		x.slots[i].n = math.MaxUint32
 	}
-	for _, s := range old {
+	return x
+}
+
+func (x *addressIndex) grow() {
+	old := *x
+	*x = newAddressIndex(len(old.slots))
+	for _, s := range old.slots {
 		if s.address != 0 {
-			*x.slot(s.address) = s
+			x.put(s.address, s.n)
 		}
 	}
 }

@@ -44,6 +44,11 @@ func (s *Snapshotter) ports(known *Table, withHolders bool) (*Ports, error) {
 		return nil, fmt.Errorf("read the kernel's port tables: %d slots did not hold still", w.GaveUp)
 	}
 	if withHolders {
+		n := 0
+		for _, rows := range owners {
+			n += len(rows)
+		}
+		held.reserve(n)
 		for _, rows := range owners {
 			for i := range rows {
 				if rows[i].Socket != 0 {

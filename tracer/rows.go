@@ -112,6 +112,7 @@ type part struct {
 	rows    []bpfRow
 	targets []uint32
 	keys    []sortKey
+	held    int  // rows of sockets that can have holders
 	deviced bool // some socket is bound to a device
 }
 
@@ -128,6 +129,9 @@ func (c *collection) add(rows []bpfRow) {
 		if rows[i].Sock != 0 {
 			p.keys = append(p.keys, keyOf(&rows[i], first|uint32(i)))
 		}
+		if rows[i].Socket != 0 {
+			p.held++
+		}
 	}
 }
 
@@ -140,22 +144,33 @@ func (c *collection) deviced() bool {
 func (c *collection) addPart(p *part) uint32 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	first := uint32(len(c.parts)) << 16
 	c.parts = append(c.parts, p)
-	for i := range p.rows {
-		row := &p.rows[i]
-		p.targets[i] = noTarget
-		if row.Socket == 0 {
-			continue
-		}
-		n, known := c.held.want(row)
-		if known { // a slot of a table was read twice
-			*row = bpfRow{}
-			continue
-		}
-		p.targets[i] = n
+	return uint32(len(c.parts)-1) << 16
+}
+
+// want has holders of all rows looked for. Not by add: as soon as it is known how many there
+// are, the memory for it can be had at once.
+func (c *collection) want() {
+	n := 0
+	for _, p := range c.parts {
+		n += p.held
 	}
-	return first
+	c.held.reserve(n)
+	for _, p := range c.parts {
+		for i := range p.rows {
+			row := &p.rows[i]
+			p.targets[i] = noTarget
+			if row.Socket == 0 {
+				continue
+			}
+			n, known := c.held.want(row)
+			if known { // a slot of a table was read twice
+				*row = bpfRow{}
+				continue
+			}
+			p.targets[i] = n
+		}
+	}
 }
 
 func keyOf(row *bpfRow, at uint32) sortKey {

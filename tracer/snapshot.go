@@ -209,14 +209,16 @@ func (s *Snapshotter) rowsOf(dec *decoder, ports ...uint16) (*Rows, error) {
 			adding.Go(func() { r.from.add(rows) })
 		}))
 	}
-	sorted := make(chan struct{})
+	wanted, sorted := make(chan struct{}), make(chan struct{})
 	go func() {
 		adding.Wait()
+		r.from.want()
+		close(wanted)
 		r.keys = r.from.sorted()
 		close(sorted)
 	}()
 	joinErr := s.eachFds(func(tables []bpfFds) {
-		adding.Wait()
+		<-wanted
 		r.from.held.add(tables)
 	})
 	<-sorted
