@@ -205,7 +205,7 @@ func FuzzDecodeEvent(f *testing.F) {
 	f.Add(rawRecord(&raw))
 	f.Add([]byte{})
 	f.Add(make([]byte, unsafe.Sizeof(bpfEvent{})))
-	dec, table := newDecoder(), NewTable()
+	dec, table := newDecoder(), newTable()
 	f.Fuzz(func(t *testing.T, record []byte) {
 		var ev, again Event
 		before := slices.Clone(record)
@@ -225,6 +225,23 @@ func FuzzDecodeEvent(f *testing.F) {
 		if strings.Contains(ev.Process.Comm, "\x00") {
 			t.Errorf("comm %q has a NUL", ev.Process.Comm)
 		}
-		table.Apply(&ev) // must not panic whatever a decoded event says
+		table.apply(&ev) // must not panic whatever a decoded event says
 	})
+}
+
+// What happened to a socket is no error of the program that follows it: fmt and log print
+// an error by its Error method, and nothing else of it.
+func TestEventIsNoError(t *testing.T) {
+	for _, v := range []any{Event{}, &Event{}, Failure{}, &Failure{}, Tenancy{}, &Tenancy{}} {
+		if _, is := v.(error); is {
+			t.Errorf("%T is an error", v)
+		}
+	}
+	ev := Event{Errno: syscall.EADDRINUSE}
+	if got := ev.ErrnoName(); got != "EADDRINUSE" {
+		t.Errorf("ErrnoName is %q, want EADDRINUSE", got)
+	}
+	if got := new(Event).ErrnoName(); got != "" {
+		t.Errorf("ErrnoName of success is %q, want none", got)
+	}
 }

@@ -1,7 +1,7 @@
 // Package tracer follows the TCP and UDP ports of a Linux machine: which process
 // takes, uses and gives back which port, in every network namespace.
 //
-//	hook -> ring buffer -> decode -> Table.Apply -> subscriptions
+//	hook -> ring buffer -> decode -> Table.apply -> subscriptions
 //	                                    ^
 //	kernel's port tables + file descriptors -> Snapshot
 //

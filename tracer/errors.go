@@ -129,18 +129,13 @@ func reason(hook string, err error) string {
 	return err.Error()
 }
 
-// errnoName returns the symbol of an errno, as "EADDRINUSE".
+// errnoName returns the symbol of an errno, as "EADDRINUSE"; "" of none.
 func errnoName(e syscall.Errno) string {
+	if e == 0 {
+		return ""
+	}
 	if name := unix.ErrnoName(e); name != "" {
 		return name
 	}
 	return fmt.Sprintf("errno %d", int(e))
-}
-
-// Error returns the name of the event's errno ("EADDRINUSE"), "" on success.
-func (ev *Event) Error() string {
-	if ev.Errno == 0 {
-		return ""
-	}
-	return errnoName(ev.Errno)
 }

@@ -172,6 +172,9 @@ type Event struct {
 	asks  bool   // HeldBy is what the table knows: see completer
 }
 
+// ErrnoName returns the symbol of Errno ("EADDRINUSE"), "" on success.
+func (ev *Event) ErrnoName() string { return errnoName(ev.Errno) }
+
 // Origin says how porthole learnt of a socket.
 type Origin uint8
 

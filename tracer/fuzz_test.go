@@ -25,10 +25,10 @@ func FuzzEvent(f *testing.F) {
 		booted := time.Unix(1_000_000, 0)
 		var one, two, alone Event
 		d := newDecoder()
-		table := NewTable()
+		table := newTable()
 		if d.event(first, booted, &one) == nil {
 			checkEvent(t, first, &one)
-			table.Apply(&one)
+			table.apply(&one)
 		}
 		err, errAlone := d.event(second, booted, &two), newDecoder().event(second, booted, &alone)
 		if (err == nil) != (errAlone == nil) {
@@ -39,7 +39,7 @@ func FuzzEvent(f *testing.F) {
 		}
 		equal(t, "decoded after another", alone, two)
 		checkEvent(t, second, &two)
-		table.Apply(&two)
+		table.apply(&two)
 		if n := table.Len(); n > 2 || n != len(table.All()) || n > 0 && len(table.Port(table.All()[0].Local.Port())) == 0 {
 			t.Errorf("%d sockets in the table after two events", n)
 		}
@@ -51,7 +51,7 @@ func checkEvent(t *testing.T, record []byte, ev *Event) {
 	if ev.Type.String() == "unknown" || ev.Proto != TCP && ev.Proto != UDP {
 		t.Errorf("%+v", ev)
 	}
-	if len(ev.Process.Comm) > 16 || isShort(ev.Type) != (len(record) == shortEvent) || !utf8.ValidString(ev.Error()) {
+	if len(ev.Process.Comm) > 16 || isShort(ev.Type) != (len(record) == shortEvent) || !utf8.ValidString(ev.ErrnoName()) {
 		t.Errorf("%+v of %d bytes", ev, len(record))
 	}
 	if ev.Local.Addr().Is4In6() || ev.Remote.Addr().Is4In6() {

@@ -58,7 +58,7 @@ func (p *play) measure() figures {
 	f := figures{heap: mem.HeapAlloc, goroutines: runtime.NumGoroutine(), files: len(files), history: p.tracer.History().Len()}
 	table := p.tracer.Table()
 	table.mu.Lock()
-	f.left = len(table.left)
+	f.left = len(table.timeWaits)
 	table.mu.Unlock()
 	for _, s := range table.All() {
 		if s.NetNS == p.netns || p.ours(&s) {
@@ -109,7 +109,7 @@ func (f figures) check(t *testing.T, now figures) {
 		{"goroutines", now.goroutines, f.goroutines + 4}, // waiting for children
 		{"descriptors", now.files, f.files + 2*maxWorkers},
 		{"rows of the table", now.table, 2*maxSockets + 200},
-		{"left in TIME_WAIT", now.left, maxLeft},
+		{"left in TIME_WAIT", now.left, maxTimeWaits},
 		{"tenancies", now.history, maxHistory},
 		{"pending calls", now.pended, 4096},
 	} {

@@ -204,13 +204,13 @@ func (s *scenario) populate() {
 			}
 		}
 	}
-	s.settle()
+	s.awaitRest()
 }
 
-// settle waits until no connection is on its way to another state. FIN_WAIT2 is a
+// awaitRest waits until no connection is on its way to another state. FIN_WAIT2 is a
 // state to stay in: mostly as a timewait sock, but if the kernel was busy with the
 // socket as the ACK came, for a minute as it is.
-func (s *scenario) settle() {
+func (s *scenario) awaitRest() {
 	moving := []State{StateFinWait1, StateClosing, StateLastAck}
 	timeWait := false
 	for deadline := time.Now().Add(20 * time.Second); ; {

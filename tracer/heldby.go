@@ -315,7 +315,7 @@ func (c *completer) inTheWay(ev *Event, rows *Rows) (by []Socket, more int) {
 		in.Holders = slices.Clone(so.Holders[:min(len(so.Holders), maxHeldBy)])
 		by = append(by, in)
 	}
-	c.table.Complete(&Snapshot{Sockets: by})
+	c.table.completeAll(&Snapshot{Sockets: by})
 	by = slices.DeleteFunc(by, func(s Socket) bool { return s.Since.After(ev.Time) })
 	return join(by, more, ev.HeldBy)
 }

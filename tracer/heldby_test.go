@@ -22,7 +22,7 @@ func refused(known ...Socket) Event {
 // completerTest runs a completer that gets its answers from rows.
 func completerTest(t *testing.T, rows func(...uint16) (*Rows, error)) (*completer, *Subscription) {
 	out := &fanout{}
-	c := newCompleter(out, NewTable(), rows)
+	c := newCompleter(out, newTable(), rows)
 	ending, ended := make(chan struct{}), make(chan struct{})
 	c.running.Store(true)
 	go func() {

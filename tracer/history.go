@@ -27,6 +27,9 @@ type Tenancy struct {
 	About       bool          // that was not seen: Until is when it was at the latest
 }
 
+// ErrnoName returns the symbol of Errno ("ECONNRESET"), "" if nothing ended the connection.
+func (t *Tenancy) ErrnoName() string { return errnoName(t.Errno) }
+
 // History keeps the last tenancies that ended, a bounded number of them. It is
 // safe for concurrent use.
 type History struct {

@@ -304,7 +304,7 @@ func line(ev *Event) string {
 		on   bool
 		word string
 	}{
-		{ev.Implicit, " implicit"}, {ev.MPTCP, " mptcp"}, {ev.TimeWait, " time_wait"}, {ev.Errno != 0, " " + ev.Error()},
+		{ev.Implicit, " implicit"}, {ev.MPTCP, " mptcp"}, {ev.TimeWait, " time_wait"}, {ev.Errno != 0, " " + ev.ErrnoName()},
 	} {
 		if w.on {
 			s += w.word

@@ -127,20 +127,20 @@ func (l *loader) needed(cfg Config, want func(*probe) bool) []*probe {
 		if p.tier != TierTracepoint || !want(p) {
 			return false
 		}
-		left := HookStatus{Hook: p.hook, Tier: p.tier, Lost: p.lost}
+		status := HookStatus{Hook: p.hook, Tier: p.tier, Lost: p.lost}
 		switch {
 		case p.syscall && cfg.NoSyscallHooks:
-			left.Reason = "switched off"
+			status.Reason = "switched off"
 		case p.hook == hookUring && !l.uring:
-			left.Reason = "tells no request in this kernel (new in 5.18)"
+			status.Reason = "tells no request in this kernel (new in 5.18)"
 		case p.new != "" && !hasTracepoint(l.kernel, p.hook):
-			left.Reason = "not in this kernel (new in " + p.new + ")"
+			status.Reason = "not in this kernel (new in " + p.new + ")"
 		case p.uring && l.uring:
-			left.Reason, left.Lost = "not needed with "+hookUring, ""
+			status.Reason, status.Lost = "not needed with "+hookUring, ""
 		default:
 			return true
 		}
-		l.t.hooks = append(l.t.hooks, left)
+		l.t.hooks = append(l.t.hooks, status)
 		return false
 	})
 }

@@ -17,19 +17,19 @@ func TestMemory(t *testing.T) {
 		return int64(mem.HeapAlloc)
 	}
 	before := heap()
-	table, history := NewTable(), newHistory(tenancies)
+	table, history := newTable(), newHistory(tenancies)
 	so, holder := found(1, RoleServer, 0, "[2001:db8::1]:443", "[2001:db8::2]:40000"), proc(10)
 	for i := range uint64(sockets) { // as Tracer.resync does
 		so.id = sockA + i*0x940
 		table.merge(&so)
-		table.hold(table.row(so.id), owned{table.procs.use(&holder), uint32(i)})
+		table.hold(table.entry(so.id), owned{table.procs.use(&holder), uint32(i)})
 	}
 	table.finish(0)
 	for range tenancies {
 		history.add(closeOf(80, 10))
 	}
 	took := heap() - before
-	t.Logf("%d bytes for a row, %d for a tenancy; %d kB in all", unsafe.Sizeof(row{}), unsafe.Sizeof(tenancy{}), took>>10)
+	t.Logf("%d bytes for a socket, %d for a tenancy; %d kB in all", unsafe.Sizeof(entry{}), unsafe.Sizeof(tenancy{}), took>>10)
 	if took > most {
 		t.Errorf("%d sockets and %d tenancies take %d bytes, want %d at most", table.Len(), history.Len(), took, most)
 	}

@@ -2,28 +2,28 @@ package tracer
 
 import "iter"
 
-// Expect tells that a snapshot is about to be taken. Every event older than it is to be
-// applied before it is given to Reconcile.
-func (t *Table) Expect() {
+// expect tells that a snapshot is about to be taken. Every event older than it is to be
+// applied before it is given to reconcile.
+func (t *Table) expect() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.closed = make(map[uint64]uint64)
-	for r := range t.all() {
-		r.told = toldNothing // that of a snapshot that was not finished is void
+	for e := range t.all() {
+		e.merged = mergedNothing // that of a snapshot that was not finished is void
 	}
 }
 
-// Reconcile takes what a snapshot tells. Rows with newer events keep their state.
-// A socket that the snapshot lacks stays until Settle, for its close may still be on
+// reconcile takes what a snapshot tells. Rows with newer events keep their state.
+// A socket that the snapshot lacks stays until settle, for its close may still be on
 // its way.
-func (t *Table) Reconcile(snap *Snapshot) {
+func (t *Table) reconcile(snap *Snapshot) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for i := range snap.Sockets {
 		s := &snap.Sockets[i]
 		t.merge(s)
-		if r := t.row(s.id); r != nil && r.told != toldNothing {
-			t.holdSnapshot(r, s.Holders)
+		if e := t.entry(s.id); e != nil && e.merged != mergedNothing {
+			t.holdSnapshot(e, s.Holders)
 		}
 	}
 	t.finish(snap.start)
@@ -35,88 +35,88 @@ func (t *Table) merge(s *Socket) {
 	t.changes++
 	flow := s.flow()
 	if s.Role == RoleTimeWait {
-		if l, ok := t.left[s.id]; ok && l.port == flow.LocalPort && l.addr == flow.LocalIp {
+		if l, ok := t.timeWaits[s.id]; ok && l.port == flow.LocalPort && l.addr == flow.LocalIp {
 			l.found = true
-			t.left[s.id] = l
+			t.timeWaits[s.id] = l
 		}
 		return // no event tells its end: only snapshots do
 	}
 	if s.State == StateSynRecv && !s.attached {
 		return // nor that of this
 	}
-	r := t.row(s.id)
-	if r != nil && r.stamp > s.stamp { // keep what the event said, take only who holds it
-		if !r.reused(&flow) {
-			r.inode, r.uid, r.told = s.Inode, s.UID, toldState
+	e := t.entry(s.id)
+	if e != nil && e.stamp > s.stamp { // keep what the event said, take only who holds it
+		if !e.reused(&flow) {
+			e.inode, e.uid, e.merged = s.Inode, s.UID, mergedState
 		}
 		return
 	}
-	if r != nil && r.reusedBy(&flow, s.Inode) {
-		t.miss(r, s.stamp)
-		r = nil
+	if e != nil && e.reusedBy(&flow, s.Inode) {
+		t.removeUnseen(e, s.stamp)
+		e = nil
 	}
-	told := false
-	if r == nil {
+	wasClosed := false
+	if e == nil {
 		// Nobody is known to have the address since it was closed. Then either the open of
 		// the next was lost, or the snapshot came before the socket was gone.
 		if at, ok := t.closed[s.id]; ok {
 			if at >= s.stamp || !s.attached {
 				return
 			}
-			t.doubt, told = true, true
+			t.doubt, wasClosed = true, true
 		}
-		r = t.add(s.id, &flow)
-		r.initial, r.origin = !t.loaded, s.Origin
-		t.setOwner(r, &s.Owner)
+		e = t.add(s.id, &flow)
+		e.initial, e.origin = !t.loaded, s.Origin
+		t.setOwner(e, &s.Owner)
 		if !s.Since.IsZero() {
-			r.since = uint64(s.Since.UnixNano() - t.zero)
+			e.since = uint64(s.Since.UnixNano() - t.zero)
 		}
 	}
-	t.doubt = t.doubt || r.state == StateUnconn && s.State != StateUnconn
-	r.flow, r.stamp, r.inode, r.uid = flow, s.stamp, s.Inode, s.UID
-	r.proto, r.state, r.role, r.mptcp = s.Proto, s.State, s.Role, s.MPTCP
-	r.v6Only, r.reuseAddr, r.reusePort, r.attached = s.V6Only, s.ReuseAddr, s.ReusePort, s.attached
+	t.doubt = t.doubt || e.state == StateUnconn && s.State != StateUnconn
+	e.flow, e.stamp, e.inode, e.uid = flow, s.stamp, s.Inode, s.UID
+	e.proto, e.state, e.role, e.mptcp = s.Proto, s.State, s.Role, s.MPTCP
+	e.v6Only, e.reuseAddr, e.reusePort, e.attached = s.V6Only, s.ReuseAddr, s.ReusePort, s.attached
 	_, again := t.closed[s.id] // read twice
-	r.missing, r.told, r.closed = false, toldState, told || r.closed && again
+	e.missing, e.merged, e.closed = false, mergedState, wasClosed || e.closed && again
 }
 
 // holdSnapshot takes the holders of a socket that has been merged.
-func (t *Table) holdSnapshot(r *row, holders []Holder) {
+func (t *Table) holdSnapshot(e *entry, holders []Holder) {
 	for i := range holders {
 		h := &holders[i]
 		fd := h.FD
 		if h.Ring {
 			fd |= ringBit
 		}
-		t.hold(r, owned{t.procs.use(&h.Process), fd})
+		t.hold(e, owned{t.procs.use(&h.Process), fd})
 	}
 }
 
 // hold takes a holder of a socket that has been merged, with its use.
-func (t *Table) hold(r *row, h owned) {
-	if r.told == toldState {
-		t.dropHolders(r)
-		r.told = toldHolders
+func (t *Table) hold(e *entry, h owned) {
+	if e.merged == mergedState {
+		t.dropHolders(e)
+		e.merged = mergedHolders
 	}
-	if r.first.by == 0 {
-		r.first = h
+	if e.first.by == 0 {
+		e.first = h
 		return
 	}
-	r.shared = true
-	t.more[r.id] = append(t.more[r.id], h)
+	e.shared = true
+	t.more[e.id] = append(t.more[e.id], h)
 }
 
-func (t *Table) dropHolders(r *row) {
-	t.drop(r.first.by)
-	r.first, r.unlisted = owned{}, 0
-	if !r.shared {
+func (t *Table) dropHolders(e *entry) {
+	t.drop(e.first.by)
+	e.first, e.unlisted = owned{}, 0
+	if !e.shared {
 		return
 	}
-	for _, h := range t.more[r.id] {
+	for _, h := range t.more[e.id] {
 		t.drop(h.by)
 	}
-	delete(t.more, r.id)
-	r.shared = false
+	delete(t.more, e.id)
+	e.shared = false
 }
 
 // useAll returns the number of some processes, one of procs if it is one, and counts a use.
@@ -155,25 +155,25 @@ func (t *Table) drop(by uint32) {
 // merged and whose holders are known.
 func (t *Table) finish(start uint64) {
 	t.loaded = true
-	for r := range t.all() {
-		r.missing = r.stamp < start
-		if r.told == toldState {
-			t.dropHolders(r)
+	for e := range t.all() {
+		e.missing = e.stamp < start
+		if e.merged == mergedState {
+			t.dropHolders(e)
 		}
-		r.told = toldNothing
+		e.merged = mergedNothing
 	}
 	t.closed = nil
-	for tw, l := range t.left {
+	for tw, l := range t.timeWaits {
 		if l.found {
 			l.found = false
-			t.left[tw] = l
+			t.timeWaits[tw] = l
 		} else if l.stamp < start {
 			t.procs.drop(l.owner)
-			delete(t.left, tw)
+			delete(t.timeWaits, tw)
 		}
 	}
-	if t.left != nil && len(t.left) == 0 {
-		t.left = make(map[uint64]left) // one that was large stays so
+	if t.timeWaits != nil && len(t.timeWaits) == 0 {
+		t.timeWaits = make(map[uint64]timeWait) // one that was large stays so
 	}
 }
 
@@ -182,9 +182,9 @@ func (t *Table) missing() []Socket {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	var out []Socket
-	for r := range t.all() {
-		if r.missing {
-			out = append(out, t.socket(r))
+	for e := range t.all() {
+		if e.missing {
+			out = append(out, t.socket(e))
 		}
 	}
 	return out
@@ -194,22 +194,22 @@ func (t *Table) missing() []Socket {
 func (t *Table) found(id uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if r := t.row(id); r != nil {
-		r.missing = false
+	if e := t.entry(id); e != nil {
+		e.missing = false
 	}
 }
 
-// Settle removes what the last snapshot lacked. Call it when every event older than
+// settle removes what the last snapshot lacked. Call it when every event older than
 // that has been applied, with the time of CLOCK_BOOTTIME since when those are known to be
 // gone. False: the snapshot and those events contradict each other, so that only another
 // snapshot can tell. It may have come between what a hook told and what the kernel then did.
-func (t *Table) Settle(known uint64) bool {
+func (t *Table) settle(known uint64) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.changes++
-	for r := range t.all() {
-		if r.missing {
-			t.miss(r, known)
+	for e := range t.all() {
+		if e.missing {
+			t.removeUnseen(e, known)
 		}
 	}
 	sure := !t.doubt
@@ -223,8 +223,8 @@ func (t *Table) holdSome(held *matcher, from, to int) {
 	defer t.mu.Unlock()
 	for n := from; n < to; n++ {
 		target := &held.targets[n]
-		r := t.row(target.sock)
-		if r == nil || r.inode != uint64(target.inode) || r.told == toldNothing {
+		e := t.entry(target.sock)
+		if e == nil || e.inode != uint64(target.inode) || e.merged == mergedNothing {
 			continue // closed since
 		}
 		for at := range held.refs(uint32(n)) {
@@ -233,9 +233,9 @@ func (t *Table) holdSome(held *matcher, from, to int) {
 			if part.ring {
 				fd |= ringBit
 			}
-			t.hold(r, owned{t.holdersOf(held, part), fd})
+			t.hold(e, owned{t.holdersOf(held, part), fd})
 		}
-		r.unlisted = target.extra
+		e.unlisted = target.extra
 	}
 }
 
@@ -274,8 +274,8 @@ func (t *Table) unheld(held *matcher) []bpfRow {
 		if target.found != 0 {
 			continue
 		}
-		if r := t.row(target.sock); r != nil && r.told == toldState && r.inode == uint64(target.inode) {
-			out = append(out, bpfRow{Sock: r.id, Socket: target.socket, Inode: r.inode, Proto: uint8(r.proto), Flow: r.flow})
+		if e := t.entry(target.sock); e != nil && e.merged == mergedState && e.inode == uint64(target.inode) {
+			out = append(out, bpfRow{Sock: e.id, Socket: target.socket, Inode: e.inode, Proto: uint8(e.proto), Flow: e.flow})
 		}
 	}
 	return out

@@ -34,7 +34,7 @@ func (t *Tracer) Run(ctx context.Context, ready func(*Snapshot)) error {
 		return err
 	}
 	t.readClock()
-	t.table.Reconcile(snap)
+	t.table.reconcile(snap)
 	t.settleSoon()
 	if t.every > 0 {
 		t.next = time.Now().Add(t.every)
@@ -125,11 +125,11 @@ func (t *Tracer) take(record []byte) {
 		return
 	}
 	t.newest = ev.boot
-	news := t.table.Apply(ev)
-	if len(t.table.missed) > 0 { // before what it was noticed by
+	news := t.table.apply(ev)
+	if len(t.table.unseen) > 0 { // before what it was noticed by
 		last := *ev
 		t.batch = t.batch[:len(t.batch)-1]
-		t.tellMissed()
+		t.handOnUnseen()
 		t.batch = append(t.batch, last)
 		ev = &t.batch[len(t.batch)-1]
 	}
@@ -142,16 +142,16 @@ func (t *Tracer) take(record []byte) {
 	t.decoded++
 }
 
-// tellMissed hands on the closes that were not seen.
-func (t *Tracer) tellMissed() {
-	missed := t.table.missed
-	for i := range missed {
-		if t.batch = append(t.batch, missed[i]); len(t.batch) == maxBatch {
+// handOnUnseen hands on the closes that were not seen.
+func (t *Tracer) handOnUnseen() {
+	unseen := t.table.unseen
+	for i := range unseen {
+		if t.batch = append(t.batch, unseen[i]); len(t.batch) == maxBatch {
 			t.handOn()
 		}
 	}
-	if t.table.missed = missed[:0]; cap(missed) > maxBatch {
-		t.table.missed = nil
+	if t.table.unseen = unseen[:0]; cap(unseen) > maxBatch {
+		t.table.unseen = nil
 	}
 }
 

@@ -82,12 +82,12 @@ func (t *Tracer) settleSoon() {
 	t.settle = boottime() + uint64(readerIdle)
 }
 
-// resync makes the table equal to the kernel's, as Table.Reconcile does with a
+// resync makes the table equal to the kernel's, as Table.reconcile does with a
 // Snapshot, which of 100,000 sockets would be 40 MB of garbage. Rows are merged as they
 // are read; holders, which are read last, are added to what has been merged.
 func (t *Tracer) resync() error {
 	t.handOn() // sets the clock
-	t.table.Expect()
+	t.table.expect()
 	start := boottime()
 	held := newMatcher(newDecoder())
 	var w bpfWalk
@@ -125,7 +125,7 @@ func (t *Tracer) mergeRows(rows []bpfRow, held *matcher) error {
 	}
 	for some := range slices.Chunk(rows, mergeAtOnce) {
 		t.mergeSome(some, held)
-		t.tellMissed()
+		t.handOnUnseen()
 		if err := t.breathe(); err != nil {
 			return err
 		}
@@ -179,7 +179,7 @@ func (t *Tracer) breathe() error {
 	return t.catchUp(boottime())
 }
 
-// lookAgain does as Snapshotter.settle: it reads sockets again that no process was found
+// lookAgain does as Snapshotter.lookAgain: it reads sockets again that no process was found
 // to hold. One that is gone is left to its close.
 func (t *Tracer) lookAgain(w *bpfWalk, held *matcher) error {
 	moved := false
@@ -199,7 +199,7 @@ func (t *Tracer) lookAgain(w *bpfWalk, held *matcher) error {
 		t.table.mu.Lock()
 		t.table.merge(&so)
 		t.table.mu.Unlock()
-		t.tellMissed()
+		t.handOnUnseen()
 	}
 	if !moved {
 		return nil
@@ -224,8 +224,8 @@ func (t *Tracer) settleNow() (sure bool) {
 		}
 		sure = sure && err == nil
 	}
-	sure = t.table.Settle(boottime()) && sure
-	t.tellMissed()
+	sure = t.table.settle(boottime()) && sure
+	t.handOnUnseen()
 	t.handOn()
 	return sure
 }

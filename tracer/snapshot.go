@@ -225,7 +225,7 @@ func (s *Snapshotter) rowsOf(dec *decoder, ports ...uint16) (*Rows, error) {
 	if err := errors.Join(err, joinErr); err != nil {
 		return nil, err
 	}
-	changed, err := s.settle(&w, r.from)
+	changed, err := s.lookAgain(&w, r.from)
 	if err != nil {
 		return nil, err
 	}
@@ -242,11 +242,11 @@ func (s *Snapshotter) rowsOf(dec *decoder, ports ...uint16) (*Rows, error) {
 	return r, nil
 }
 
-// settle reads sockets again that no process was found to hold: they were closed since,
+// lookAgain reads sockets again that no process was found to hold: they were closed since,
 // are the kernel's own, or their descriptors moved from a process whose table had not been
 // read yet to one whose table had. For those all tables are read a second time.
 // It tells whether the rows are to be sorted anew.
-func (s *Snapshotter) settle(w *bpfWalk, c *collection) (changed bool, err error) {
+func (s *Snapshotter) lookAgain(w *bpfWalk, c *collection) (changed bool, err error) {
 	moved := false
 	for _, p := range c.parts {
 		for i := range p.rows {

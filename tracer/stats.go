@@ -57,8 +57,8 @@ type Failure struct {
 	Errno syscall.Errno
 }
 
-// Error returns the name of the errno ("EADDRINUSE").
-func (f Failure) Error() string { return errnoName(f.Errno) }
+// ErrnoName returns the symbol of Errno ("EADDRINUSE").
+func (f Failure) ErrnoName() string { return errnoName(f.Errno) }
 
 // ProgramStats is what one attached BPF program has cost.
 type ProgramStats struct {

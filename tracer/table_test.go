@@ -29,12 +29,12 @@ type tableTest struct {
 	*Table
 }
 
-func newTableTest(t *testing.T) tableTest { return tableTest{t, NewTable()} }
+func newTableTest(t *testing.T) tableTest { return tableTest{t, newTable()} }
 
 // news applies an event that must be published, and returns it completed.
 func (tt tableTest) news(ev Event) Event {
 	tt.Helper()
-	if !tt.Apply(&ev) {
+	if !tt.apply(&ev) {
 		tt.Fatalf("%s of %#x was not published", ev.Type, ev.sock)
 	}
 	return ev
@@ -43,7 +43,7 @@ func (tt tableTest) news(ev Event) Event {
 // swallowed applies an event that must not be published.
 func (tt tableTest) swallowed(ev Event) {
 	tt.Helper()
-	if tt.Apply(&ev) {
+	if tt.apply(&ev) {
 		tt.Fatalf("%s of %#x was published", ev.Type, ev.sock)
 	}
 }
@@ -124,7 +124,7 @@ func held(pid uint32, s Socket) Socket {
 
 // reconcile merges a snapshot begun at a test's millisecond.
 func (tt tableTest) reconcile(at int, sockets ...Socket) {
-	tt.Reconcile(&Snapshot{Sockets: sockets, start: bootAt(at)})
+	tt.Table.reconcile(&Snapshot{Sockets: sockets, start: bootAt(at)})
 }
 
 // equal fails the test where two values differ, fields of this package included.
@@ -296,7 +296,7 @@ func TestTableRefused(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			tt := newTableTest(t)
 			for i := range test.before {
-				tt.Apply(&test.before[i])
+				tt.apply(&test.before[i])
 			}
 			before := tt.All()
 			tt.news(failed(syscall.EADDRNOTAVAIL, tcp(30, EventConnect, sockA, local, "10.0.0.2:80")))
@@ -461,7 +461,7 @@ func TestTableSettle(t *testing.T) {
 	}
 	t.Run("gone", func(t *testing.T) {
 		tt := start(t)
-		tt.Settle(bootAt(1000))
+		tt.settle(bootAt(1000))
 		tt.empty()
 		tt.swallowed(tcp(80, EventClose, sockA, "10.0.0.1:80", "10.0.0.2:40000"))
 	})
@@ -474,7 +474,7 @@ func TestTableSettle(t *testing.T) {
 	t.Run("there again", func(t *testing.T) {
 		tt := start(t)
 		tt.reconcile(55, row)
-		tt.Settle(bootAt(1000))
+		tt.settle(bootAt(1000))
 		want := row
 		want.Owner, want.Since, want.Origin = proc(10), wallAt(20), OriginObserved
 		equal(t, "row", want, tt.only())
@@ -482,7 +482,7 @@ func TestTableSettle(t *testing.T) {
 	t.Run("news of it between", func(t *testing.T) {
 		tt := start(t)
 		tt.news(tcp(65, EventEstablished, sockA, "10.0.0.1:80", "10.0.0.2:40000"))
-		tt.Settle(bootAt(1000))
+		tt.settle(bootAt(1000))
 		if tt.Len() != 1 {
 			t.Error("removed though the last event is newer than the snapshot")
 		}
@@ -507,13 +507,13 @@ func TestTableTimeWaitOwner(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			tt := newTableTest(t)
-			tt.left = make(map[uint64]left)
+			tt.timeWaits = make(map[uint64]timeWait)
 			for _, ev := range tc.events {
-				tt.Apply(&ev)
+				tt.apply(&ev)
 			}
 			waiting := func(local string) Process {
 				snap := &Snapshot{Sockets: []Socket{found(60, RoleTimeWait, tw, local, "10.0.0.1:80")}}
-				tt.Complete(snap)
+				tt.completeAll(snap)
 				return snap.Sockets[0].Owner
 			}
 			if got := waiting("10.0.0.2:40000"); got != proc(10) {
@@ -524,11 +524,11 @@ func TestTableTimeWaitOwner(t *testing.T) {
 			}
 			tt.reconcile(25)
 			tt.reconcile(50, found(60, RoleTimeWait, tw, "10.0.0.2:40000", "10.0.0.1:80"))
-			if len(tt.left) != 1 {
+			if len(tt.timeWaits) != 1 {
 				t.Error("forgotten while it is there, or before a snapshot could have it")
 			}
 			tt.reconcile(70)
-			if len(tt.left) != 0 {
+			if len(tt.timeWaits) != 0 {
 				t.Error("remembered though a snapshot has it no more")
 			}
 		})
@@ -544,7 +544,7 @@ func TestTableComplete(t *testing.T) {
 	}}
 	want := slices.Clone(snap.Sockets)
 	want[0].Owner, want[0].Since, want[0].Origin = proc(10), wallAt(20), OriginObserved
-	tt.Complete(snap)
+	tt.completeAll(snap)
 	equal(t, "sockets", want, snap.Sockets)
 }
 
@@ -554,7 +554,7 @@ func TestTableCompleteLate(t *testing.T) {
 	tt.news(tcp(20, EventListen, sockA, "10.0.0.1:80", ""))
 	for at, want := range map[int]bool{19: true, 20: false, 21: false} {
 		snap := &Snapshot{Sockets: []Socket{found(at, RoleListener, sockA, "10.0.0.1:80", "")}}
-		tt.Complete(snap)
+		tt.completeAll(snap)
 		if got := snap.Sockets[0]; got.Owner != proc(10) || got.late != want {
 			t.Errorf("snapshot at %d: owner %+v, late %t, want %t", at, got.Owner, got.late, want)
 		}
@@ -573,7 +573,7 @@ func TestTableSameEndsOtherSocket(t *testing.T) {
 	again := found(50, RoleListener, sockA, "10.0.0.1:80", "")
 	again.Inode++
 	snap := &Snapshot{Sockets: []Socket{again}}
-	tt.Complete(snap)
+	tt.completeAll(snap)
 	equal(t, "completed", again, snap.Sockets[0])
 	tt.reconcile(45, again)
 	equal(t, "merged", again, tt.only())
@@ -627,7 +627,7 @@ func TestTablePortIndex(t *testing.T) {
 			tt.reconcile(at, found(at-rng.IntN(3), RoleServer, id, local.String(), remote.String()))
 		} else {
 			ev := tcp(at, types[rng.IntN(len(types))], id, local.String(), remote.String())
-			tt.Apply(&ev)
+			tt.apply(&ev)
 		}
 		var byPort []Socket
 		for port := range uint16(ports + 2) {
@@ -700,16 +700,16 @@ func TestTableDoubt(t *testing.T) {
 			tt := newTableTest(t)
 			tt.reconcile(10)
 			tt.news(bind)
-			tt.Expect()
+			tt.expect()
 			tt.news(end(test.close))
 			tt.reconcile(50, test.row)
 			if there := tt.Len() > 0; there == test.sure {
 				t.Errorf("in the table: %t", there)
 			}
-			if sure := tt.Settle(bootAt(1000)); sure != test.sure {
+			if sure := tt.settle(bootAt(1000)); sure != test.sure {
 				t.Errorf("sure: %t, want %t", sure, test.sure)
 			}
-			if !tt.Settle(bootAt(1000)) {
+			if !tt.settle(bootAt(1000)) {
 				t.Error("in doubt without another snapshot")
 			}
 			tt.reconcile(90, row(95))
@@ -720,13 +720,13 @@ func TestTableDoubt(t *testing.T) {
 		tt := newTableTest(t)
 		tt.reconcile(10)
 		tt.news(bind)
-		tt.Expect()
+		tt.expect()
 		tt.news(end(52))
 		tt.news(tcp(54, EventBind, sockA, "10.0.0.1:81", ""))
 		other := found(60, RoleBound, sockA, "10.0.0.1:81", "")
 		other.State = StateUnconn
 		tt.reconcile(50, other)
-		if got := tt.only(); got.Local != other.Local || got.Owner != proc(10) || !tt.Settle(bootAt(1000)) {
+		if got := tt.only(); got.Local != other.Local || got.Owner != proc(10) || !tt.settle(bootAt(1000)) {
 			t.Errorf("the table has %+v, want the socket bound last, beyond doubt", got)
 		}
 	})
@@ -734,7 +734,7 @@ func TestTableDoubt(t *testing.T) {
 		tt := newTableTest(t)
 		tt.reconcile(10, row(20))
 		tt.swallowed(end(15))
-		if tt.Settle(bootAt(1000)) {
+		if tt.settle(bootAt(1000)) {
 			t.Error("sure of a socket that was closed before it was read")
 		}
 	})
@@ -744,7 +744,7 @@ func TestTableDoubt(t *testing.T) {
 		tt.news(bind)
 		for _, sure := range []bool{false, true} {
 			tt.reconcile(50, row(60))
-			if tt.Settle(bootAt(1000)) != sure {
+			if tt.settle(bootAt(1000)) != sure {
 				t.Errorf("sure: %t, want %t", !sure, sure)
 			}
 		}
@@ -901,7 +901,7 @@ func connectCloseCycle(connections int) [][]byte {
 }
 
 func TestAllocDecodeApply(t *testing.T) {
-	dec, table, booted := newDecoder(), NewTable(), wallAt(0)
+	dec, table, booted := newDecoder(), newTable(), wallAt(0)
 	cycle := connectCloseCycle(500)
 	var ev Event
 	// AllocsPerRun runs once to warm up before it counts.
@@ -910,7 +910,7 @@ func TestAllocDecodeApply(t *testing.T) {
 			if err := dec.event(record, booted, &ev); err != nil {
 				t.Fatal(err)
 			}
-			if !table.Apply(&ev) {
+			if !table.apply(&ev) {
 				t.Fatalf("%s of %#x was not published", ev.Type, ev.sock)
 			}
 		}
@@ -921,7 +921,7 @@ func TestAllocDecodeApply(t *testing.T) {
 }
 
 func BenchmarkDecodeApply(b *testing.B) {
-	dec, table, booted := newDecoder(), NewTable(), wallAt(0)
+	dec, table, booted := newDecoder(), newTable(), wallAt(0)
 	cycle := connectCloseCycle(500)
 	var ev Event
 	b.ReportAllocs()
@@ -929,7 +929,7 @@ func BenchmarkDecodeApply(b *testing.B) {
 		if err := dec.event(cycle[i%len(cycle)], booted, &ev); err != nil {
 			b.Fatal(err)
 		}
-		table.Apply(&ev)
+		table.apply(&ev)
 	}
 }
 
@@ -938,20 +938,20 @@ func BenchmarkDecodeApply(b *testing.B) {
 func TestTableAcceptAfterReconcile(t *testing.T) {
 	local, remote := netip.MustParseAddrPort("127.0.0.1:80"), netip.MustParseAddrPort("127.0.0.1:1000")
 	holder := Process{PID: 7, Comm: "server"}
-	table := NewTable()
-	table.Reconcile(&Snapshot{start: 1})
-	table.Reconcile(&Snapshot{start: 100, Sockets: []Socket{{
+	table := newTable()
+	table.reconcile(&Snapshot{start: 1})
+	table.reconcile(&Snapshot{start: 100, Sockets: []Socket{{
 		id: 5, stamp: 110, Proto: TCP, State: StateEstablished, Role: RoleServer, Local: local, Remote: remote,
 		Holders: []Holder{{Process: holder, FD: 3}}, attached: true,
 	}}})
 	accept := Event{Type: EventAccept, Proto: TCP, Local: local, Remote: remote, Process: holder, sock: 5, boot: 90}
-	if again := accept; !table.Apply(&again) {
+	if again := accept; !table.apply(&again) {
 		t.Error("an accept that a snapshot overtook is not told")
 	}
 	if got := table.Port(80); len(got) != 1 || got[0].Owner != holder {
 		t.Errorf("the table has %+v, want it owned by %+v", got, holder)
 	}
-	if again := accept; table.Apply(&again) {
+	if again := accept; table.apply(&again) {
 		t.Error("the accept is told twice")
 	}
 }
@@ -968,11 +968,11 @@ func TestTableAcceptDuringReconcile(t *testing.T) {
 	tt.swallowed(accept)
 }
 
-// takeMissed returns the closes that the table has noticed, and forgets them.
-func (tt tableTest) takeMissed() []Event {
-	missed := tt.missed
-	tt.Table.missed = nil
-	return missed
+// takeUnseen returns the closes that the table has noticed, and forgets them.
+func (tt tableTest) takeUnseen() []Event {
+	unseen := tt.unseen
+	tt.Table.unseen = nil
+	return unseen
 }
 
 // A close that nobody saw is told once the socket is known to be gone, as such.
@@ -994,31 +994,31 @@ func TestTableMissedClose(t *testing.T) {
 	t.Run("a snapshot lacks it", func(t *testing.T) {
 		tt := start(t)
 		tt.reconcile(50)
-		equal(t, "missed before what is older was read", []Event(nil), tt.takeMissed())
+		equal(t, "unseen before what is older was read", []Event(nil), tt.takeUnseen())
 		if ids := tt.missing(); len(ids) != 1 || ids[0].id != sockA {
 			t.Errorf("missing: %+v, want the listener", ids)
 		}
-		tt.Settle(bootAt(110))
-		equal(t, "missed", at(110), tt.takeMissed())
+		tt.settle(bootAt(110))
+		equal(t, "unseen", at(110), tt.takeUnseen())
 		tt.empty()
 	})
 	t.Run("it is there all the same", func(t *testing.T) {
 		tt := start(t)
 		tt.reconcile(50)
 		tt.found(sockA)
-		tt.Settle(bootAt(110))
-		equal(t, "missed", []Event(nil), tt.takeMissed())
+		tt.settle(bootAt(110))
+		equal(t, "unseen", []Event(nil), tt.takeUnseen())
 		tt.only()
 	})
 	t.Run("an event of another at its address", func(t *testing.T) {
 		tt := start(t)
 		tt.news(tcp(30, EventConnect, sockA, "10.0.0.1:40000", "10.0.0.2:443"))
-		equal(t, "missed", at(30), tt.takeMissed())
+		equal(t, "unseen", at(30), tt.takeUnseen())
 	})
 	t.Run("a snapshot has another at its address", func(t *testing.T) {
 		tt := start(t)
 		tt.reconcile(50, found(60, RoleListener, sockA, "10.0.0.1:81", ""))
-		equal(t, "missed", at(60), tt.takeMissed())
+		equal(t, "unseen", at(60), tt.takeUnseen())
 	})
 	for _, other := range []struct {
 		name string
@@ -1034,20 +1034,20 @@ func TestTableMissedClose(t *testing.T) {
 		t.Run(other.name, func(t *testing.T) {
 			tt := start(t)
 			tt.swallowed(other.ev)
-			equal(t, "missed", at(40), tt.takeMissed())
+			equal(t, "unseen", at(40), tt.takeUnseen())
 			tt.empty()
 		})
 	}
 	t.Run("its close was told, a snapshot came before the deed", func(t *testing.T) {
 		tt := start(t)
-		tt.Expect()
+		tt.expect()
 		tt.news(tcp(55, EventClose, sockA, "10.0.0.1:80", ""))
 		tt.reconcile(50, found(60, RoleListener, sockA, "10.0.0.1:80", ""))
-		tt.Settle(bootAt(110))
-		tt.Expect()
+		tt.settle(bootAt(110))
+		tt.expect()
 		tt.reconcile(120)
-		tt.Settle(bootAt(180))
-		equal(t, "missed", []Event(nil), tt.takeMissed())
+		tt.settle(bootAt(180))
+		equal(t, "unseen", []Event(nil), tt.takeUnseen())
 		tt.empty()
 	})
 }
@@ -1064,8 +1064,8 @@ func TestTableNeverAccepted(t *testing.T) {
 	tt.empty()
 	tt.reconcile(10, queued)
 	tt.reconcile(50)
-	tt.Settle(bootAt(110))
-	equal(t, "missed", []Event(nil), tt.takeMissed())
+	tt.settle(bootAt(110))
+	equal(t, "unseen", []Event(nil), tt.takeUnseen())
 	tt.reconcile(10, queued)
 	tt.news(tcp(30, EventAccept, sockA, "10.0.0.1:80", "10.0.0.2:40000"))
 	tt.news(tcp(40, EventClose, sockA, "10.0.0.1:80", "10.0.0.2:40000"))

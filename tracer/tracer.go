@@ -96,11 +96,11 @@ func Open(cfg Config) (*Tracer, error) {
 		return nil, fmt.Errorf("ring buffer of %d bytes: want a power of two, at least %d", cfg.RingBytes, page)
 	}
 	t := &Tracer{
-		table: NewTable(), history: newHistory(cfg.History), tally: tally{failures: make(map[Failure]uint64)}, every: cfg.Reconcile,
+		table: newTable(), history: newHistory(cfg.History), tally: tally{failures: make(map[Failure]uint64)}, every: cfg.Reconcile,
 		dec: newDecoder(), batch: make([]Event, 0, maxBatch),
 	}
 	if cfg.Reconcile > 0 {
-		t.table.left = make(map[uint64]left) // reconciling is what keeps it small
+		t.table.timeWaits = make(map[uint64]timeWait) // reconciling is what keeps it small
 	}
 	dec := newDecoder()
 	t.completer = newCompleter(&t.out, t.table, func(ports ...uint16) (*Rows, error) { return t.snap.rowsOf(dec, ports...) })

@@ -2,9 +2,9 @@ package tracer
 
 import "iter"
 
-// Complete adds to the sockets of a snapshot what events told: Owner, Since, Origin;
+// completeAll adds to the sockets of a snapshot what events told: Owner, Since, Origin;
 // of TIME_WAIT who left it.
-func (t *Table) Complete(snap *Snapshot) {
+func (t *Table) completeAll(snap *Snapshot) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for i := range snap.Sockets {
@@ -16,9 +16,9 @@ func (t *Table) complete(s *Socket) {
 	flow := s.flow()
 	if s.Role == RoleTimeWait {
 		s.Owner = t.knownOwner(s.id, &flow)
-	} else if r := t.row(s.id); r != nil && !r.reusedBy(&flow, s.Inode) {
-		s.Owner, s.Since, s.Origin = t.procs.at(r.owner), t.wall(r.since), r.origin
-		s.late = r.stamp > s.stamp
+	} else if e := t.entry(s.id); e != nil && !e.reusedBy(&flow, s.Inode) {
+		s.Owner, s.Since, s.Origin = t.procs.at(e.owner), t.wall(e.since), e.origin
+		s.late = e.stamp > s.stamp
 	}
 }
 
@@ -38,7 +38,7 @@ func (t *Table) Count(port uint16) (n int) {
 // completeBatch is how many rows are completed before others get the table.
 const completeBatch = 512
 
-// completeRows is Complete of sockets that are not made yet.
+// completeRows is completeAll of sockets that are not made yet.
 func (t *Table) completeRows(r *Rows) {
 	r.known, r.owners = make([]known, r.Len()), make([]Process, 1)
 	number := map[Process]uint32{{}: 0}
@@ -62,24 +62,24 @@ func (t *Table) completeRows(r *Rows) {
 // knownOwner is who bound, connected, accepted or left in TIME_WAIT the socket of
 // this address and this local end; PID 0: not known.
 func (t *Table) knownOwner(id uint64, flow *bpfFlow) Process {
-	if r := t.row(id); r != nil && r.sameLocal(flow) {
-		return t.owner(r)
+	if e := t.entry(id); e != nil && e.sameLocal(flow) {
+		return t.owner(e)
 	}
-	if l, ok := t.left[id]; ok && l.port == flow.LocalPort && l.addr == flow.LocalIp {
+	if l, ok := t.timeWaits[id]; ok && l.port == flow.LocalPort && l.addr == flow.LocalIp {
 		return t.procs.at(l.owner)
 	}
 	return Process{}
 }
 
 // socket is what is known of a socket but its holders.
-func (t *Table) socket(r *row) Socket {
+func (t *Table) socket(e *entry) Socket {
 	return Socket{
-		Proto: r.proto, State: r.state, Role: r.role,
-		Local: addrPort(r.flow.LocalIp, r.flow.LocalPort), Remote: peer(r.flow.RemoteIp, r.flow.RemotePort),
-		NetNS: r.flow.Netns, NetNSCookie: r.flow.NetnsCookie, Device: r.flow.Dev,
-		Inode: r.inode, UID: r.uid, MPTCP: r.mptcp, V6Only: r.v6Only, ReuseAddr: r.reuseAddr, ReusePort: r.reusePort,
-		Owner: t.procs.at(r.owner), Since: t.wall(r.since), Origin: r.origin,
-		id: r.id, attached: r.attached, stamp: r.stamp,
+		Proto: e.proto, State: e.state, Role: e.role,
+		Local: addrPort(e.flow.LocalIp, e.flow.LocalPort), Remote: peer(e.flow.RemoteIp, e.flow.RemotePort),
+		NetNS: e.flow.Netns, NetNSCookie: e.flow.NetnsCookie, Device: e.flow.Dev,
+		Inode: e.inode, UID: e.uid, MPTCP: e.mptcp, V6Only: e.v6Only, ReuseAddr: e.reuseAddr, ReusePort: e.reusePort,
+		Owner: t.procs.at(e.owner), Since: t.wall(e.since), Origin: e.origin,
+		id: e.id, attached: e.attached, stamp: e.stamp,
 	}
 }
 
@@ -87,11 +87,11 @@ func (t *Table) socket(r *row) Socket {
 const maxTableHolders = 64
 
 // holders appends the first holders of a socket; more is how many others there are.
-func (t *Table) holders(r *row, to []Holder, max int) (holders []Holder, more int) {
-	to, more = t.holdersBy(r.first, to, max)
-	more += int(r.unlisted)
-	if r.shared {
-		for _, h := range t.more[r.id] {
+func (t *Table) holders(e *entry, to []Holder, max int) (holders []Holder, more int) {
+	to, more = t.holdersBy(e.first, to, max)
+	more += int(e.unlisted)
+	if e.shared {
+		for _, h := range t.more[e.id] {
 			n := 0
 			to, n = t.holdersBy(h, to, max)
 			more += n
@@ -117,21 +117,21 @@ func (t *Table) holdersBy(h owned, to []Holder, max int) (holders []Holder, more
 	return to, len(procs) - room
 }
 
-// sockets makes n rows sockets, in the order of SortSockets.
-func (t *Table) sockets(n int, rows iter.Seq[*row]) []Socket {
+// sockets makes sockets of n entries, in the order of SortSockets.
+func (t *Table) sockets(n int, entries iter.Seq[*entry]) []Socket {
 	if n == 0 {
 		return nil
 	}
 	out := make([]Socket, 0, n)
 	var holders []Holder
-	for r := range rows {
-		s := t.socket(r)
-		if r.first.by != 0 {
+	for e := range entries {
+		s := t.socket(e)
+		if e.first.by != 0 {
 			if holders == nil {
 				holders = make([]Holder, 0, n) // one allocation for the usual case of a holder each
 			}
 			from := len(holders)
-			holders, s.HoldersMore = t.holders(r, holders, from+maxTableHolders)
+			holders, s.HoldersMore = t.holders(e, holders, from+maxTableHolders)
 			s.Holders = holders[from:len(holders):len(holders)]
 		}
 		out = append(out, s)
@@ -161,11 +161,11 @@ func (t *Table) inTheWay(ev *Event, max int) (out []Socket, more int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	look := mostLooks
-	for r := range t.onPort(ev.Local.Port()) {
+	for e := range t.onPort(ev.Local.Port()) {
 		if look--; look < 0 {
 			break
 		}
-		s := t.socket(r)
+		s := t.socket(e)
 		switch {
 		case !conflict(ev, &s):
 		case len(out) == max:
@@ -191,10 +191,10 @@ func (t *Table) Each(f func(*Socket)) {
 	defer t.mu.Unlock()
 	var s Socket
 	var holders []Holder
-	for r := range t.all() {
+	for e := range t.all() {
 		var more int
-		holders, more = t.holders(r, holders[:0], maxTableHolders)
-		s = t.socket(r)
+		holders, more = t.holders(e, holders[:0], maxTableHolders)
+		s = t.socket(e)
 		s.Holders, s.HoldersMore = holders, more
 		f(&s)
 	}

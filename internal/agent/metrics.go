@@ -130,7 +130,7 @@ var metrics = []metric{
 			"and a conflict if a certain one was: both count here.",
 		func(s *sample, e emitter) {
 			for f, n := range s.failures {
-				e.put(float64(n), f.Op.String(), f.Proto.String(), f.Error())
+				e.put(float64(n), f.Op.String(), f.Proto.String(), f.ErrnoName())
 			}
 		},
 	},

@@ -257,11 +257,10 @@ func (n Renderer) about(q Question, pool *identity.Pool) about {
 
 // Tenancy makes the row of a tenancy.
 func (n Renderer) Tenancy(t *tracer.Tenancy) Tenancy {
-	ended := tracer.Event{Errno: t.Errno}
 	row := Tenancy{
 		Proto: t.Proto.String(), LocalIP: t.Local.Addr(), LocalPort: t.Local.Port(),
 		RemoteIP: t.Remote.Addr(), RemotePort: t.Remote.Port(), NetNS: t.NetNS, Cookie: t.NetNSCookie, MPTCP: t.MPTCP,
-		Since: Stamp{t.Since}, Until: Stamp{t.Until}, Error: ended.Error(), TimeWait: t.TimeWait, UntilAbout: t.About,
+		Since: Stamp{t.Since}, Until: Stamp{t.Until}, Error: t.ErrnoName(), TimeWait: t.TimeWait, UntilAbout: t.About,
 	}
 	if !t.Since.IsZero() {
 		row.DurationNS = t.Until.Sub(t.Since).Nanoseconds()

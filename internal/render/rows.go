@@ -249,7 +249,7 @@ func (n Renderer) Event(ev *tracer.Event) Event {
 	row := Event{
 		Time: Stamp{ev.Time}, Event: ev.Type.String(), Proto: ev.Proto.String(),
 		RemoteIP: ev.Remote.Addr(), RemotePort: ev.Remote.Port(),
-		Implicit: ev.Implicit, Error: ev.Error(), NetNS: ev.NetNS, Cookie: ev.NetNSCookie, MPTCP: ev.MPTCP, V6Only: ev.V6Only,
+		Implicit: ev.Implicit, Error: ev.ErrnoName(), NetNS: ev.NetNS, Cookie: ev.NetNSCookie, MPTCP: ev.MPTCP, V6Only: ev.V6Only,
 		DurationNS: ev.Duration.Nanoseconds(), TimeWait: ev.TimeWait, UntilAbout: ev.About, SearchNS: ev.Search.Nanoseconds(),
 	}
 	if hasLocal(ev) {
