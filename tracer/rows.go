@@ -148,9 +148,10 @@ func (c *collection) addPart(p *part) uint32 {
 	return uint32(len(c.parts)-1) << 16
 }
 
-// want has holders of all rows looked for. Not by add: as soon as it is known how many there
-// are, the memory for it can be had at once.
-func (c *collection) want() {
+// want has holders of all rows looked for, and returns those that are there twice, because
+// their slot of a table was read twice. Not by add: as soon as it is known how many there are,
+// the memory for it can be had at once.
+func (c *collection) want() (twice []*bpfRow) {
 	n := 0
 	for _, p := range c.parts {
 		n += p.held
@@ -164,13 +165,14 @@ func (c *collection) want() {
 				continue
 			}
 			n, known := c.held.want(row)
-			if known { // a slot of a table was read twice
-				*row = bpfRow{}
+			if known {
+				twice = append(twice, row)
 				continue
 			}
 			p.targets[i] = n
 		}
 	}
+	return twice
 }
 
 func keyOf(row *bpfRow, at uint32) sortKey {

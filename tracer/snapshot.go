@@ -209,19 +209,18 @@ func (s *Snapshotter) rowsOf(dec *decoder, ports ...uint16) (*Rows, error) {
 			adding.Go(func() { r.from.add(rows) })
 		}))
 	}
-	wanted, sorted := make(chan struct{}), make(chan struct{})
+	adding.Wait()
+	sorted := make(chan struct{})
 	go func() {
-		adding.Wait()
-		r.from.want()
-		close(wanted)
 		r.keys = r.from.sorted()
 		close(sorted)
 	}()
-	joinErr := s.eachFds(func(tables []bpfFds) {
-		<-wanted
-		r.from.held.add(tables)
-	})
+	twice := r.from.want()
+	joinErr := s.eachFds(r.from.held.add)
 	<-sorted
+	for _, row := range twice {
+		*row = bpfRow{}
+	}
 	if err := errors.Join(err, joinErr); err != nil {
 		return nil, err
 	}
