@@ -78,7 +78,7 @@ test-here: deps build
 	grep -E '^(ok|FAIL)\b.' test-here.log; exit $$rc
 
 # The packages all of whose tests anybody can run, anywhere.
-UNIT := ./internal/cache ./internal/doctor ./internal/headroom ./test/vm
+UNIT := ./internal/cache ./internal/doctor ./internal/query ./test/vm
 # Of identity, those that cannot.
 IDENTITY_AS_ROOT := ^Test(Names([GOR]|Follow|NumberUsedAgain)|Want|Container(IsBelieved|InWritableDirectory|Name)|Resolve(Again|Gone))
 
@@ -92,7 +92,7 @@ unit:
 ## race: goroutines that share what they must not, in the packages that can show it (needs a C compiler)
 .PHONY: race
 race:
-	@CGO_ENABLED=1 $(GO) test -race $(UNIT) ./internal/agent ./internal/filter ./internal/identity ./internal/render
+	@CGO_ENABLED=1 $(GO) test -race $(UNIT) ./internal/agent ./internal/identity ./internal/render
 	@CGO_ENABLED=1 $(GO) test -race -exec '$(SUDO)' -run '^Test(Matcher|Rows|Table|Completer|Fanout|KernelStartsAtOnce)' ./tracer
 
 ## test-kernels: the kernel tests (RUN=: those) in VMs of other kernels; needs no root

@@ -5,14 +5,14 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/porthole-dev/porthole/internal/filter"
 	"github.com/porthole-dev/porthole/internal/identity"
+	"github.com/porthole-dev/porthole/internal/query"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
 // addFilters declares the filters of a kind as flags.
-func addFilters(cmd *cobra.Command, kind filter.Kind) {
-	for _, p := range filter.Params(kind) {
+func addFilters(cmd *cobra.Command, kind query.Kind) {
+	for _, p := range query.Params(kind) {
 		if p.Bool {
 			cmd.Flags().BoolP(p.Name, p.Short, false, p.Usage)
 		} else {
@@ -26,9 +26,9 @@ func addFilters(cmd *cobra.Command, kind filter.Kind) {
 }
 
 // filterValues are the filters as typed.
-func filterValues(cmd *cobra.Command, kind filter.Kind) (map[string][]string, error) {
+func filterValues(cmd *cobra.Command, kind query.Kind) (map[string][]string, error) {
 	values := make(map[string][]string)
-	for _, p := range filter.Params(kind) {
+	for _, p := range query.Params(kind) {
 		flag := cmd.Flags().Lookup(p.Name)
 		if !flag.Changed {
 			continue
@@ -47,7 +47,7 @@ func filterValues(cmd *cobra.Command, kind filter.Kind) (map[string][]string, er
 }
 
 // locate looks for the network namespaces of a filter on this machine.
-func locate(f *filter.Filter, names *identity.Names) error {
+func locate(f *query.Filter, names *identity.Names) error {
 	err := f.Locate(names.NetNS)
 	if errors.Is(err, identity.ErrNoNetNS) || errors.Is(err, identity.ErrNotPermitted) {
 		return usagef("--%w", err)
@@ -66,12 +66,12 @@ func livingNow() ([]tracer.NetNS, error) {
 }
 
 // parseFilters checks the filters as typed, and returns them both ways.
-func parseFilters(cmd *cobra.Command, kind filter.Kind) (*filter.Filter, map[string][]string, error) {
+func parseFilters(cmd *cobra.Command, kind query.Kind) (*query.Filter, map[string][]string, error) {
 	values, err := filterValues(cmd, kind)
 	if err != nil {
 		return nil, nil, err
 	}
-	f, err := filter.Parse(kind, values)
+	f, err := query.ParseFilter(kind, values)
 	if err != nil {
 		return nil, nil, usagef("--%w", err)
 	}

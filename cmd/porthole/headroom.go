@@ -15,9 +15,8 @@ import (
 
 	"github.com/porthole-dev/porthole/internal/agent"
 	"github.com/porthole-dev/porthole/internal/doctor"
-	"github.com/porthole-dev/porthole/internal/filter"
-	"github.com/porthole-dev/porthole/internal/headroom"
 	"github.com/porthole-dev/porthole/internal/identity"
+	"github.com/porthole-dev/porthole/internal/query"
 	"github.com/porthole-dev/porthole/internal/render"
 	"github.com/porthole-dev/porthole/tracer"
 )
@@ -51,7 +50,7 @@ func newHeadroom(e *env) *cobra.Command {
 	flags.StringVar(&o.from, "from", "", "with --to: from this local address, not the one that the route has")
 	flags.IntVar(&o.top, "top", 20, "lines to show of each network namespace; 0: all")
 	flags.BoolVar(&o.jsonRows, "json", false, "one JSON object a line")
-	addFilters(cmd, filter.Headrooms)
+	addFilters(cmd, query.OfHeadroom)
 	o.agent.add(cmd)
 	return cmd
 }
@@ -60,7 +59,7 @@ func runHeadroom(cmd *cobra.Command, e *env, o *headroomOptions) error {
 	if o.top < 0 {
 		return usagef("--top: %d: want a number from 0 up", o.top)
 	}
-	values, err := filterValues(cmd, filter.Headrooms)
+	values, err := filterValues(cmd, query.OfHeadroom)
 	if err != nil {
 		return err
 	}
@@ -69,7 +68,7 @@ func runHeadroom(cmd *cobra.Command, e *env, o *headroomOptions) error {
 			values[name] = []string{given}
 		}
 	}
-	q, err := headroom.Parse(values)
+	q, err := query.ParseHeadroom(values)
 	if err != nil {
 		return usagef("--%w", err)
 	}
@@ -93,7 +92,7 @@ func runHeadroom(cmd *cobra.Command, e *env, o *headroomOptions) error {
 }
 
 // readHeadroom reads the kernel's tables once.
-func readHeadroom(q *headroom.Question) ([]render.Headroom, error) {
+func readHeadroom(q *query.Headroom) ([]render.Headroom, error) {
 	debug.SetGCPercent(-1) // as for ls
 	debug.SetMemoryLimit(256 << 20)
 	s, err := tracer.NewSnapshotter(tracer.ReadsPorts)
@@ -108,7 +107,7 @@ func readHeadroom(q *headroom.Question) ([]render.Headroom, error) {
 	names := identity.Load(func() ([]tracer.NetNS, error) { return ports.NetNamespaces(), nil })
 	defer names.Cgroups.Close()
 	found, err := q.Answer(ports, names.NetNS)
-	if errors.Is(err, headroom.ErrNoDevice) || errors.Is(err, identity.ErrNoNetNS) || errors.Is(err, tracer.ErrNoNetNS) || errors.Is(err, identity.ErrUnreachable) {
+	if errors.Is(err, query.ErrNoDevice) || errors.Is(err, identity.ErrNoNetNS) || errors.Is(err, tracer.ErrNoNetNS) || errors.Is(err, identity.ErrUnreachable) {
 		return nil, usageError{err}
 	}
 	if errors.Is(err, identity.ErrNotPermitted) {

@@ -10,8 +10,8 @@ import (
 
 	"github.com/porthole-dev/porthole/internal/agent"
 	"github.com/porthole-dev/porthole/internal/doctor"
-	"github.com/porthole-dev/porthole/internal/filter"
 	"github.com/porthole-dev/porthole/internal/identity"
+	"github.com/porthole-dev/porthole/internal/query"
 	"github.com/porthole-dev/porthole/internal/render"
 	"github.com/porthole-dev/porthole/tracer"
 )
@@ -33,7 +33,7 @@ func newLs(e *env) *cobra.Command {
 			"  porthole ls --lport 8080 --json",
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			f, values, err := parseFilters(cmd, filter.Sockets)
+			f, values, err := parseFilters(cmd, query.OfSockets)
 			if err != nil {
 				return err
 			}
@@ -52,12 +52,12 @@ func newLs(e *env) *cobra.Command {
 	flags.BoolP("numeric", "n", false, "accepted as in ss: numbers are shown anyway")
 	flags.BoolP("processes", "p", false, "accepted as in ss: processes are shown anyway")
 	flags.BoolVar(&o.jsonRows, "json", false, "one JSON object a line")
-	addFilters(cmd, filter.Sockets)
+	addFilters(cmd, query.OfSockets)
 	o.agent.add(cmd)
 	return cmd
 }
 
-func ls(e *env, o *lsOptions, f *filter.Filter) error {
+func ls(e *env, o *lsOptions, f *query.Filter) error {
 	names := identity.Load(livingNow)
 	defer names.Cgroups.Close()
 	if err := locate(f, names); err != nil {

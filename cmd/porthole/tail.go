@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/porthole-dev/porthole/internal/doctor"
-	"github.com/porthole-dev/porthole/internal/filter"
 	"github.com/porthole-dev/porthole/internal/identity"
+	"github.com/porthole-dev/porthole/internal/query"
 	"github.com/porthole-dev/porthole/internal/render"
 	"github.com/porthole-dev/porthole/tracer"
 )
@@ -59,14 +59,14 @@ func newTail(e *env) *cobra.Command {
 	flags.BoolVarP(&o.verbose, "verbose", "v", false, "also TCP handshakes that ended well (established)")
 	flags.BoolVar(&o.sockets, "sockets", false, "first the sockets there are, as ls; then events, without a gap or a double")
 	o.hooks.add(cmd)
-	addFilters(cmd, filter.Events)
+	addFilters(cmd, query.OfEvents)
 	o.agent.add(cmd)
 	return cmd
 }
 
 // tail follows events by hooks of its own, or the agent's.
 func tail(cmd *cobra.Command, e *env, o *tailOptions) error {
-	f, values, err := parseFilters(cmd, filter.Events)
+	f, values, err := parseFilters(cmd, query.OfEvents)
 	if err != nil {
 		return err
 	}
@@ -97,7 +97,7 @@ func tail(cmd *cobra.Command, e *env, o *tailOptions) error {
 	return tailOwn(cmd.Context(), e, o, t, f)
 }
 
-func tailOwn(ctx context.Context, e *env, o *tailOptions, t *tracer.Tracer, f *filter.Filter) error {
+func tailOwn(ctx context.Context, e *env, o *tailOptions, t *tracer.Tracer, f *query.Filter) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	stop := func() { cancel(nil) }
 	defer stop()
@@ -209,7 +209,7 @@ type ownTail struct {
 	*eventPrinter
 	t      *tracer.Tracer
 	sub    *tracer.Subscription
-	f      *filter.Filter
+	f      *query.Filter
 	looked time.Time // when tellLost last looked
 	lost   uint64    // told of: lost in the kernel
 	late   uint64    // told of: lost for want of room in the queue

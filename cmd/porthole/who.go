@@ -7,15 +7,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"strconv"
-	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/porthole-dev/porthole/internal/agent"
 	"github.com/porthole-dev/porthole/internal/doctor"
-	"github.com/porthole-dev/porthole/internal/filter"
 	"github.com/porthole-dev/porthole/internal/identity"
+	"github.com/porthole-dev/porthole/internal/query"
 	"github.com/porthole-dev/porthole/internal/render"
 	"github.com/porthole-dev/porthole/tracer"
 )
@@ -37,9 +35,9 @@ func newWho(e *env) *cobra.Command {
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			q, err := parseQuestion(args[0])
+			q, err := query.ParsePortWord(args[0])
 			if err != nil {
-				return err
+				return usageError{err}
 			}
 			c, err := useAgent(&o, tracer.CheckSnapshot())
 			switch {
@@ -56,24 +54,7 @@ func newWho(e *env) *cobra.Command {
 	return cmd
 }
 
-func parseQuestion(s string) (render.Question, error) {
-	number, proto, given := strings.Cut(s, "/")
-	port, err := filter.ParsePort(number)
-	if err != nil {
-		return render.Question{}, usagef("%w, alone or followed by /tcp or /udp", err)
-	}
-	q := render.Question{Port: port, Protos: filter.Protos()}
-	if given {
-		p, err := filter.ParseProto(proto)
-		if err != nil {
-			return render.Question{}, usagef("protocol %w", err)
-		}
-		q.Protos = []tracer.Proto{p}
-	}
-	return q, nil
-}
-
-func who(e *env, q render.Question, jsonRow bool) error {
+func who(e *env, q query.Port, jsonRow bool) error {
 	pool, err := identity.ReadPool()
 	if err != nil {
 		return err
@@ -83,7 +64,7 @@ func who(e *env, q render.Question, jsonRow bool) error {
 		return err
 	}
 	var ranges map[tracer.NetNS]*tracer.Range // of other namespaces, where one has the port
-	rows, err := readRows(e, q.Port, func(s *tracer.Snapshotter, rows *tracer.Rows) (err error) {
+	rows, err := readRows(e, q.Number, func(s *tracer.Snapshotter, rows *tracer.Rows) (err error) {
 		for i := range rows.Len() {
 			if rows.NetNS(i).Inode != own {
 				ranges, err = s.Ranges()
@@ -104,7 +85,7 @@ func who(e *env, q render.Question, jsonRow bool) error {
 		tellPIDs(e.stderr)
 		all := render.SocketsOfRows(rows, func(*tracer.Socket) bool { return true })
 		w := heldWriter{w: e.stdout}
-		return w.ends(render.New(names).PortJSON(&w, q, pool, all, func(func(tracer.Tenancy) bool) {}, render.Unlimited))
+		return w.ends(render.New(names).PortJSON(&w, q, pool, all, func(func(tracer.Tenancy) bool) {}))
 	}
 	return whoText(e, names, render.New(names).PortInBrief(q, pool, rows))
 }
@@ -156,15 +137,11 @@ func (h *heldWriter) ends(err error) error {
 }
 
 // whoAgent says what the agent knows.
-func whoAgent(ctx context.Context, e *env, c *agent.Client, q render.Question, jsonRow bool) error {
-	values := make(map[string][]string)
-	if len(q.Protos) == 1 {
-		values["proto"] = []string{q.Protos[0].String()}
-	}
+func whoAgent(ctx context.Context, e *env, c *agent.Client, q query.Port, jsonRow bool) error {
 	if !jsonRow {
-		values["limit"] = []string{strconv.Itoa(render.MaxShown)}
+		q.Limit = render.MaxShown
 	}
-	body, err := askAgent(ctx, e, c, fmt.Sprintf("/v1/ports/%d", q.Port), values)
+	body, err := askAgent(ctx, e, c, fmt.Sprintf("/v1/ports/%d", q.Number), q.Values())
 	if err != nil {
 		return err
 	}

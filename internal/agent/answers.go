@@ -3,10 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/http"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 )
@@ -159,18 +156,3 @@ func (t *turn) Unwrap() http.ResponseWriter { return t.ResponseWriter }
 // rowsBytes is what so many sockets take: as the kernel's rows, and some of those that are
 // asked for encoded.
 func rowsBytes(rows, wanted int) int { return 256*rows + 512*min(rows, wanted, 4096) }
-
-// parseLimit reads how many rows are wanted; none given: all.
-func parseLimit(given []string, all int) (int, error) {
-	switch len(given) {
-	case 0:
-		return all, nil
-	case 1:
-		n, err := strconv.ParseUint(given[0], 10, 31)
-		if err != nil {
-			return 0, badRequest(fmt.Errorf("limit: %q: want a number from 0 to 2147483647", given[0]))
-		}
-		return int(n), nil
-	}
-	return 0, badRequest(fmt.Errorf("limit: %q: want one", strings.Join(given, ",")))
-}

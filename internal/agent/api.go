@@ -3,23 +3,19 @@ package agent
 import (
 	"bufio"
 	"bytes"
-	"cmp"
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"net/http"
 	"net/url"
-	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/porthole-dev/porthole/internal/filter"
 	"github.com/porthole-dev/porthole/internal/identity"
+	"github.com/porthole-dev/porthole/internal/query"
 	"github.com/porthole-dev/porthole/internal/render"
 	"github.com/porthole-dev/porthole/tracer"
 )
@@ -107,8 +103,11 @@ func (a *agent) answer(h handler) http.Handler {
 			return
 		}
 		var known *httpError
+		var wrong *query.Wrong
 		if errors.As(err, &known) {
 			code = known.code
+		} else if errors.As(err, &wrong) {
+			code = http.StatusBadRequest
 		}
 		if code == http.StatusInternalServerError {
 			a.cfg.Log.Error("request failed", "path", r.URL.Path, "error", err)
@@ -137,27 +136,16 @@ func writeObject(w http.ResponseWriter, object any) error {
 }
 
 // values reads the parameters of a request.
-func values(r *http.Request) (map[string][]string, error) {
-	query, err := url.ParseQuery(r.URL.RawQuery)
+func values(r *http.Request) (query.Values, error) {
+	params, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
 		return nil, badRequest(fmt.Errorf("query %q: %w", r.URL.RawQuery, err))
 	}
-	v, err := filter.FromQuery(query)
+	v, err := query.Decode(params)
 	if err != nil {
 		return nil, badRequest(err)
 	}
 	return v, nil
-}
-
-// onlyValues reads parameters that have one of these names.
-func onlyValues(r *http.Request, want ...string) (map[string][]string, error) {
-	v, err := values(r)
-	for name := range v {
-		if !slices.Contains(want, name) {
-			return nil, badRequest(fmt.Errorf("parameter %q: want %s", name, cmp.Or(strings.Join(want, ", "), "none")))
-		}
-	}
-	return v, err
 }
 
 func healthz(w http.ResponseWriter, _ *http.Request) error {
@@ -182,32 +170,23 @@ func (a *agent) sockets(t *turn, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	f, err := filter.Parse(filter.Sockets, v)
-	if err != nil {
-		return badRequest(err)
-	}
-	if err := a.locate(f); err != nil {
-		return err
-	}
-	rows, err := a.rows(t, f.LocalPort(), math.MaxInt)
+	q, err := query.ParseSockets(v)
 	if err != nil {
 		return err
 	}
-	some := render.SocketsOfRows(rows, func(s *tracer.Socket) bool { return f.Socket(a.names.Cgroups, s) })
+	if err := q.Locate(a.names.NetNS); err != nil {
+		return err
+	}
+	rows, err := a.rows(t, q.LocalPort(), query.Unlimited)
+	if err != nil {
+		return err
+	}
+	some := render.SocketsOfRows(rows, func(s *tracer.Socket) bool { return q.Socket(a.names.Cgroups, s) })
 	t.Header().Set("Content-Type", lines)
 	if err := render.New(a.names).SocketsJSON(t, some); err != nil {
 		return sentError{err}
 	}
 	return nil
-}
-
-// locate looks for the network namespaces of a filter on this machine.
-func (a *agent) locate(f *filter.Filter) error {
-	err := f.Locate(a.names.NetNS)
-	if errors.Is(err, identity.ErrNoNetNS) || errors.Is(err, identity.ErrNotPermitted) {
-		return badRequest(err)
-	}
-	return err
 }
 
 // rows reads the sockets of a port, 0: of all, of which so many are wanted.
@@ -228,18 +207,11 @@ func (a *agent) rows(t *turn, port uint16, limit int) (*tracer.Rows, error) {
 
 // port answers as who does.
 func (a *agent) port(t *turn, r *http.Request) error {
-	v, err := onlyValues(r, "proto", "limit")
+	v, err := values(r)
 	if err != nil {
 		return err
 	}
-	q := render.Question{}
-	if q.Port, err = filter.ParsePort(r.PathValue("port")); err != nil {
-		return badRequest(err)
-	}
-	if q.Protos, err = parseProtos(v["proto"]); err != nil {
-		return badRequest(err)
-	}
-	limit, err := parseLimit(v["limit"], render.Unlimited)
+	q, err := query.ParsePort(r.PathValue("port"), v)
 	if err != nil {
 		return err
 	}
@@ -247,7 +219,7 @@ func (a *agent) port(t *turn, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	rows, err := a.rows(t, q.Port, limit)
+	rows, err := a.rows(t, q.Number, q.Limit)
 	if err != nil {
 		return err
 	}
@@ -259,11 +231,11 @@ func (a *agent) port(t *turn, r *http.Request) error {
 	})
 	var out io.Writer = t
 	var few bytes.Buffer
-	if limit <= render.MaxShown { // then the rows need not be kept until it is read
+	if q.Limit <= render.MaxShown { // then the rows need not be kept until it is read
 		out = &few
 	}
 	t.Header().Set("Content-Type", oneObject)
-	if err := render.New(names).PortJSON(out, q, pool, all, a.tracer.History().Latest(q.Port), limit); err != nil {
+	if err := render.New(names).PortJSON(out, q, pool, all, a.tracer.History().Latest(q.Number)); err != nil {
 		return sentError{err}
 	}
 	t.resize(max(few.Len(), leastAnswer))
@@ -288,39 +260,13 @@ func (a *agent) portNames(pool *identity.Pool) *identity.Names {
 	return &names
 }
 
-// parseProtos returns the protocols given, each once; of none given all.
-func parseProtos(given []string) ([]tracer.Proto, error) {
-	var out []tracer.Proto
-	for _, s := range given {
-		p, err := filter.ParseProto(s)
-		if err != nil {
-			return nil, fmt.Errorf("proto: %w", err)
-		}
-		if !slices.Contains(out, p) {
-			out = append(out, p)
-		}
-	}
-	if len(out) == 0 {
-		return filter.Protos(), nil
-	}
-	return out, nil
-}
-
 // history answers with the tenancies that ended, the latest first.
 func (a *agent) history(t *turn, r *http.Request) error {
-	v, err := onlyValues(r, "port", "limit")
+	v, err := values(r)
 	if err != nil {
 		return err
 	}
-	var port uint16
-	if given := v["port"]; len(given) > 1 {
-		return badRequest(fmt.Errorf("port: %q: want one", strings.Join(given, ",")))
-	} else if len(given) == 1 {
-		if port, err = filter.ParsePort(given[0]); err != nil {
-			return badRequest(fmt.Errorf("port: %w", err))
-		}
-	}
-	limit, err := parseLimit(v["limit"], math.MaxInt)
+	q, err := query.ParseHistory(v)
 	if err != nil {
 		return err
 	}
@@ -330,8 +276,8 @@ func (a *agent) history(t *turn, r *http.Request) error {
 	t.made(leastAnswer)
 	t.Header().Set("Content-Type", lines)
 	out := bufio.NewWriterSize(t, 32<<10)
-	for past := range a.tracer.History().Latest(port) {
-		if limit--; limit < 0 {
+	for past := range a.tracer.History().Latest(q.Port) {
+		if q.Limit--; q.Limit < 0 {
 			break
 		}
 		if err := render.WriteJSON(out, render.New(a.names).Tenancy(&past)); err != nil {

@@ -13,7 +13,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/porthole-dev/porthole/internal/filter"
+	"github.com/porthole-dev/porthole/internal/query"
 )
 
 // Client asks the agent on a socket.
@@ -119,8 +119,8 @@ func (c *Client) do(ctx context.Context, what string) (*http.Response, error) {
 
 // Get asks for a path with the parameters of filters. The error wraps an *Error
 // where the agent refused.
-func (c *Client) Get(ctx context.Context, path string, values map[string][]string) (*Answer, error) {
-	resp, err := c.do(ctx, path+"?"+filter.Query(values).Encode())
+func (c *Client) Get(ctx context.Context, path string, values query.Values) (*Answer, error) {
+	resp, err := c.do(ctx, path+"?"+query.Encode(values).Encode())
 	if timeout := net.Error(nil); errors.As(err, &timeout) && timeout.Timeout() && ctx.Err() == nil {
 		return nil, fmt.Errorf("ask the agent on %s: %w within %v", c.socket, ErrSilent, firstByteWithin)
 	} else if err != nil {

@@ -8,7 +8,7 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/porthole-dev/porthole/internal/filter"
+	"github.com/porthole-dev/porthole/internal/query"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
@@ -44,22 +44,16 @@ func (a *agent) events(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	s := stream{a: a, w: w, out: http.NewResponseController(w)}
-	for _, given := range v["verbose"] {
-		if s.verbose, err = filter.ParseBool(given); err != nil {
-			return badRequest(fmt.Errorf("verbose: %w", err))
-		}
+	if s.query, err = query.ParseEvents(v); err != nil {
+		return err
 	}
-	delete(v, "verbose")
-	if s.filter, err = filter.Parse(filter.Events, v); err != nil {
-		return badRequest(err)
-	}
-	if err := a.locate(s.filter); err != nil {
+	if err := s.query.Locate(a.names.NetNS); err != nil {
 		return err
 	}
 	if s.kernel, err = a.lost(); err != nil {
 		return err
 	}
-	if s.verbose {
+	if s.query.Verbose {
 		if err := a.wantEstablished(1); err != nil {
 			return err
 		}
@@ -92,20 +86,19 @@ func (a *agent) wantEstablished(more int) error {
 
 // stream writes events to one client.
 type stream struct {
-	a       *agent
-	filter  *filter.Filter
-	verbose bool
-	reader  *reader
-	w       io.Writer
-	out     *http.ResponseController
-	buf     []byte
+	a      *agent
+	query  *query.Events
+	reader *reader
+	w      io.Writer
+	out    *http.ResponseController
+	buf    []byte
 
 	looked time.Time
 	kernel uint64 // lost there, told of
 }
 
 func (s *stream) wants(ev *tracer.Event) bool {
-	return (ev.Type != tracer.EventEstablished || s.verbose) && s.filter.Event(s.a.names.Cgroups, ev)
+	return s.query.Event(s.a.names.Cgroups, ev)
 }
 
 func (s *stream) follow(r *http.Request) error {

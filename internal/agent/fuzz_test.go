@@ -2,6 +2,7 @@ package agent
 
 import (
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -10,8 +11,7 @@ import (
 	"testing"
 	"unicode"
 
-	"github.com/porthole-dev/porthole/internal/filter"
-	"github.com/porthole-dev/porthole/internal/headroom"
+	"github.com/porthole-dev/porthole/internal/query"
 )
 
 // Any query of any request is understood or refused with 400 and a JSON object that
@@ -27,19 +27,19 @@ func FuzzRequest(f *testing.F) {
 			return err
 		}
 		var errs []error
-		for _, kind := range []filter.Kind{filter.Sockets, filter.Events} {
-			_, err := filter.Parse(kind, v)
-			errs = append(errs, err)
-		}
-		_, err = headroom.Parse(v)
-		_, protoErr := parseProtos(v["proto"])
-		_, onlyErr := onlyValues(r, "port")
-		for _, err := range append(errs, err, protoErr) {
-			if err != nil {
-				return badRequest(err)
+		for _, parse := range []func() error{
+			func() error { _, err := query.ParseSockets(v); return err },
+			func() error { _, err := query.ParseEvents(v); return err },
+			func() error { _, err := query.ParseHeadroom(v); return err },
+			func() error { _, err := query.ParseHistory(v); return err },
+			func() error { _, err := query.ParsePort("80", v); return err },
+			func() error { return query.None(v) },
+		} {
+			if err := parse(); err != nil {
+				errs = append(errs, err)
 			}
 		}
-		return onlyErr
+		return errors.Join(errs...)
 	})
 	f.Fuzz(func(t *testing.T, query string) {
 		w := httptest.NewRecorder()

@@ -5,10 +5,9 @@ import (
 	"fmt"
 	"net/http"
 
-	"github.com/porthole-dev/porthole/internal/headroom"
 	"github.com/porthole-dev/porthole/internal/identity"
+	"github.com/porthole-dev/porthole/internal/query"
 	"github.com/porthole-dev/porthole/internal/render"
-	"github.com/porthole-dev/porthole/tracer"
 )
 
 // headroomBytes is what one way to get a port takes, with who has its ports.
@@ -20,9 +19,9 @@ func (a *agent) headroom(t *turn, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	q, err := headroom.Parse(v)
+	q, err := query.ParseHeadroom(v)
 	if err != nil {
-		return badRequest(err)
+		return err
 	}
 	if err := t.begin(answerBytes / 4); err != nil { // what it takes to find out is not known before
 		return err
@@ -33,8 +32,6 @@ func (a *agent) headroom(t *turn, r *http.Request) error {
 	}
 	found, err := q.Answer(ports, a.names.NetNS)
 	switch {
-	case errors.Is(err, headroom.ErrNoDevice), errors.Is(err, identity.ErrNoNetNS), errors.Is(err, tracer.ErrNoNetNS), errors.Is(err, identity.ErrUnreachable):
-		return badRequest(err)
 	case errors.Is(err, identity.ErrNotPermitted):
 		return &httpError{http.StatusForbidden, fmt.Errorf("%w: an agent has given up what that takes; give it from, the local address", err)}
 	case err != nil:

@@ -4,6 +4,7 @@ import (
 	"net/http"
 
 	"github.com/porthole-dev/porthole/internal/doctor"
+	"github.com/porthole-dev/porthole/internal/query"
 	"github.com/porthole-dev/porthole/internal/render"
 )
 
@@ -21,7 +22,11 @@ type Status struct {
 }
 
 func (a *agent) status(w http.ResponseWriter, r *http.Request) error {
-	if _, err := onlyValues(r); err != nil {
+	v, err := values(r)
+	if err != nil {
+		return err
+	}
+	if err := query.None(v); err != nil {
 		return err
 	}
 	stats, err := a.tracer.Stats()

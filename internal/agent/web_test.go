@@ -14,7 +14,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"math"
 	"math/big"
 	"net"
 	"net/http"
@@ -243,23 +242,6 @@ func TestAnswersInTurn(t *testing.T) {
 			t.Errorf("%d bytes are in use, %d answers are read, %d made, after all have ended", all.used, len(all.turns), len(all.making))
 		}
 	})
-}
-
-func TestParseLimit(t *testing.T) {
-	for in, want := range map[string]int{"0": 0, "1": 1, "2147483647": math.MaxInt32} {
-		if got, err := parseLimit([]string{in}, -1); err != nil || got != want {
-			t.Errorf("%s: %d, %v", in, got, err)
-		}
-	}
-	if got, err := parseLimit(nil, 7); err != nil || got != 7 {
-		t.Errorf("none: %d, %v", got, err)
-	}
-	for _, bad := range [][]string{{"-1"}, {"2147483648"}, {"x"}, {""}, {"1.5"}, {"1", "2"}} {
-		var refused *httpError
-		if _, err := parseLimit(bad, 0); !errors.As(err, &refused) || refused.code != 400 || !strings.Contains(err.Error(), "limit") {
-			t.Errorf("%q: error %v, want status 400 and the name", bad, err)
-		}
-	}
 }
 
 // Over the loopback only names are answered that may mean the machine to itself.

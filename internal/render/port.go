@@ -7,11 +7,10 @@ import (
 	"fmt"
 	"io"
 	"iter"
-	"math"
 	"net/netip"
-	"slices"
 
 	"github.com/porthole-dev/porthole/internal/identity"
+	"github.com/porthole-dev/porthole/internal/query"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
@@ -77,20 +76,9 @@ func OtherRange(r *tracer.Range, answer *identity.Pool) *tracer.Range {
 	return r
 }
 
-// Question is what is asked about a port: of these protocols, at least one.
-type Question struct {
-	Port   uint16
-	Protos []tracer.Proto
-}
-
-func (q Question) about(proto tracer.Proto) bool { return slices.Contains(q.Protos, proto) }
-
 // MaxShown is how many sockets of a role, and how many of those who had a port before,
 // the text of who is made from.
 const MaxShown = 1000
-
-// Unlimited is a limit for all rows.
-const Unlimited = math.MaxInt
 
 // portCount counts sockets, and those that a limit leaves out.
 type portCount struct {
@@ -127,10 +115,9 @@ func (c *portCount) more() []More {
 }
 
 // PortJSON writes the answer to a question as one JSON object: from the sockets on that
-// port now and those before, of whatever protocol, at most limit of each role and
-// protocol, and limit of those before. Each row is made when it is written: there may be
-// very many.
-func (n Renderer) PortJSON(w io.Writer, q Question, pool *identity.Pool, now Sockets, before iter.Seq[tracer.Tenancy], limit int) error {
+// port now and those before, of whatever protocol. Each row is made when it is written: there
+// may be very many.
+func (n Renderer) PortJSON(w io.Writer, q query.Port, pool *identity.Pool, now Sockets, before iter.Seq[tracer.Tenancy]) error {
 	head, err := json.Marshal(n.about(q, pool))
 	if err != nil {
 		return err
@@ -138,12 +125,12 @@ func (n Renderer) PortJSON(w io.Writer, q Question, pool *identity.Pool, now Soc
 	out := bufio.NewWriterSize(w, 32<<10) // keeps the first error
 	_, _ = out.Write(bytes.TrimSuffix(head, []byte("}")))
 	_, _ = out.WriteString(`,"sockets":[`)
-	more, err := n.portSockets(out, q, now, limit)
+	more, err := n.portSockets(out, q, now)
 	if err != nil {
 		return err
 	}
 	_, _ = out.WriteString(`],"history":[`)
-	left, err := n.portHistory(out, q, before, limit)
+	left, err := n.portHistory(out, q, before)
 	if err != nil {
 		return err
 	}
@@ -164,15 +151,15 @@ func (n Renderer) PortJSON(w io.Writer, q Question, pool *identity.Pool, now Soc
 }
 
 // portSockets writes rows with commas between them.
-func (n Renderer) portSockets(out *bufio.Writer, q Question, now Sockets, limit int) (more []More, err error) {
-	count := portCount{limit: limit}
+func (n Renderer) portSockets(out *bufio.Writer, q query.Port, now Sockets) (more []More, err error) {
+	count := portCount{limit: q.Limit}
 	var enc Encoder
 	var so tracer.Socket
 	var row Socket
 	var text []byte
 	first := true
 	for i := range now.count {
-		if !now.read(i, &so) || !q.about(so.Proto) || !count.add(so.Role, so.Proto) {
+		if !now.read(i, &so) || !q.About(so.Proto) || !count.add(so.Role, so.Proto) {
 			continue
 		}
 		text = text[:0]
@@ -190,13 +177,13 @@ func (n Renderer) portSockets(out *bufio.Writer, q Question, now Sockets, limit 
 }
 
 // portHistory writes tenancies with commas between them, and tells how many it left out.
-func (n Renderer) portHistory(out *bufio.Writer, q Question, before iter.Seq[tracer.Tenancy], limit int) (left int, err error) {
+func (n Renderer) portHistory(out *bufio.Writer, q query.Port, before iter.Seq[tracer.Tenancy]) (left int, err error) {
 	count := 0
 	for t := range before {
-		if !q.about(t.Proto) {
+		if !q.About(t.Proto) {
 			continue
 		}
-		if count++; count > limit {
+		if count++; count > q.Limit {
 			continue
 		}
 		if count > 1 {
@@ -210,11 +197,11 @@ func (n Renderer) portHistory(out *bufio.Writer, q Question, before iter.Seq[tra
 			return 0, err
 		}
 	}
-	return max(count-limit, 0), nil
+	return max(count-q.Limit, 0), nil
 }
 
 // PortInBrief is the answer for PortText alone: what that only counts has no row.
-func (n Renderer) PortInBrief(q Question, pool *identity.Pool, rows *tracer.Rows) *Port {
+func (n Renderer) PortInBrief(q query.Port, pool *identity.Pool, rows *tracer.Rows) *Port {
 	p := &Port{about: n.about(q, pool), History: []Tenancy{}}
 	shown, counted := portCount{limit: MaxShown}, portCount{}
 	listening, strays := make(map[tracer.NetNS]bool), 0 // namespaces: listeners come first
@@ -224,7 +211,7 @@ func (n Renderer) PortInBrief(q Question, pool *identity.Pool, rows *tracer.Rows
 			listening[rows.NetNS(i)] = true
 		}
 		switch {
-		case !q.about(proto):
+		case !q.About(proto):
 		case role == tracer.RoleServer && !listening[rows.NetNS(i)] && strays < MaxShown:
 			strays++
 			var so tracer.Socket
@@ -244,10 +231,10 @@ func (n Renderer) PortInBrief(q Question, pool *identity.Pool, rows *tracer.Rows
 	return p
 }
 
-func (n Renderer) about(q Question, pool *identity.Pool) about {
+func (n Renderer) about(q query.Port, pool *identity.Pool) about {
 	a := about{
-		Port: q.Port, Range: identity.ClassOf(q.Port), Service: n.Services.Name(q.Port, q.Protos[0] == tracer.UDP),
-		InEphemeralRange: pool.Has(q.Port), RangeLow: pool.Low, RangeHigh: pool.High, Reserved: pool.Reserved(q.Port),
+		Port: q.Number, Range: identity.ClassOf(q.Number), Service: n.Services.Name(q.Number, q.Protos[0] == tracer.UDP),
+		InEphemeralRange: pool.Has(q.Number), RangeLow: pool.Low, RangeHigh: pool.High, Reserved: pool.Reserved(q.Number),
 	}
 	if len(q.Protos) == 1 {
 		a.Proto = q.Protos[0].String()

@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/porthole-dev/porthole/internal/identity"
+	"github.com/porthole-dev/porthole/internal/query"
 	"github.com/porthole-dev/porthole/internal/testutil/handmade"
 	"github.com/porthole-dev/porthole/tracer"
 )
@@ -21,11 +22,11 @@ import (
 // nobodysUID has a name on no machine.
 const nobodysUID = 4000000001
 
-func question(port uint16, protos ...tracer.Proto) Question {
+func question(port uint16, protos ...tracer.Proto) query.Port {
 	if len(protos) == 0 {
 		protos = []tracer.Proto{tracer.TCP, tracer.UDP}
 	}
-	return Question{Port: port, Protos: protos}
+	return query.Port{Number: port, Protos: protos, Limit: query.Unlimited}
 }
 
 func testPool(t *testing.T) *identity.Pool {
@@ -48,9 +49,9 @@ func portNames() Renderer {
 const otherNS = 4026532000
 
 // askWho answers a question about these sockets in words.
-func askWho(t *testing.T, q Question, before []tracer.Tenancy, sockets ...tracer.Socket) string {
+func askWho(t *testing.T, q query.Port, before []tracer.Tenancy, sockets ...tracer.Socket) string {
 	t.Helper()
-	return textOf(t, portAnswer(t, q, sockets, before, Unlimited))
+	return textOf(t, portAnswer(t, q, sockets, before, query.Unlimited))
 }
 
 func textOf(t *testing.T, p *Port) string {
@@ -63,18 +64,19 @@ func textOf(t *testing.T, p *Port) string {
 }
 
 // portJSON answers a question about these sockets in JSON.
-func portJSON(t *testing.T, q Question, sockets []tracer.Socket, before []tracer.Tenancy, limit int) string {
+func portJSON(t *testing.T, q query.Port, sockets []tracer.Socket, before []tracer.Tenancy, limit int) string {
 	t.Helper()
 	tracer.SortSockets(sockets)
 	var b strings.Builder
-	if err := portNames().PortJSON(&b, q, testPool(t), SocketsOf(sockets, nil), slices.Values(before), limit); err != nil {
+	q.Limit = limit
+	if err := portNames().PortJSON(&b, q, testPool(t), SocketsOf(sockets, nil), slices.Values(before)); err != nil {
 		t.Fatal(err)
 	}
 	return b.String()
 }
 
 // portAnswer is that answer read back.
-func portAnswer(t *testing.T, q Question, sockets []tracer.Socket, before []tracer.Tenancy, limit int) *Port {
+func portAnswer(t *testing.T, q query.Port, sockets []tracer.Socket, before []tracer.Tenancy, limit int) *Port {
 	t.Helper()
 	p := new(Port)
 	if err := json.Unmarshal([]byte(portJSON(t, q, sockets, before, limit)), p); err != nil {
@@ -91,7 +93,7 @@ func web(pid uint32) tracer.Process { return handmade.Process(pid, nobodysUID, "
 // portTextTest is a question, the sockets of the port and what is said of them.
 type portTextTest struct {
 	name     string
-	question Question
+	question query.Port
 	sockets  []tracer.Socket
 	want     string
 }
@@ -250,7 +252,7 @@ func TestPortJSON(t *testing.T) {
 		Since: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC), Until: time.Date(2026, 1, 2, 3, 4, 6, 6, time.UTC),
 	}
 	for _, test := range []struct {
-		question Question
+		question query.Port
 		sockets  []tracer.Socket
 		past     []tracer.Tenancy
 		want     string
@@ -264,12 +266,12 @@ func TestPortJSON(t *testing.T) {
 				`{"proto":"udp","local_ip":"127.0.0.1","local_port":53,"netns":4026531840,"pid":19,"comm":"dnsmasq","uid":0,` +
 				`"since":"2026-01-02T03:04:05.000000006Z","until":"2026-01-02T03:04:06.000000006Z","duration_ns":1000000000}]}`},
 	} {
-		got := portJSON(t, test.question, test.sockets, test.past, Unlimited)
+		got := portJSON(t, test.question, test.sockets, test.past, query.Unlimited)
 		if d := cmp.Diff(test.want+"\n", got); d != "" {
 			t.Errorf("%v (-want +got):\n%s", test.question, d)
 		}
 		// What is written row by row is what encoding/json would write.
-		whole, err := json.Marshal(portAnswer(t, test.question, test.sockets, test.past, Unlimited))
+		whole, err := json.Marshal(portAnswer(t, test.question, test.sockets, test.past, query.Unlimited))
 		if d := cmp.Diff(string(whole)+"\n", got); err != nil || d != "" {
 			t.Errorf("%v: %v (-encoding/json +got):\n%s", test.question, err, d)
 		}
@@ -402,7 +404,7 @@ func TestDuration(t *testing.T) {
 }
 
 func TestPortTextWriteError(t *testing.T) {
-	if err := portNames().PortText(&noSpace{}, Style{}, portAnswer(t, question(8080), nil, nil, Unlimited)); !errors.Is(err, syscall.ENOSPC) {
+	if err := portNames().PortText(&noSpace{}, Style{}, portAnswer(t, question(8080), nil, nil, query.Unlimited)); !errors.Is(err, syscall.ENOSPC) {
 		t.Errorf("error %v, want %v", err, syscall.ENOSPC)
 	}
 }

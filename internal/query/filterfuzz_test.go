@@ -1,4 +1,4 @@
-package filter
+package query
 
 import (
 	"net/netip"
@@ -12,7 +12,7 @@ import (
 
 // Any query string is refused or understood; what was understood is the same after it
 // was written as a query and read again, and can be asked about anything.
-func FuzzQuery(f *testing.F) {
+func FuzzValues(f *testing.F) {
 	for _, seed := range []string{
 		"port=80,443&proto=tcp", "comm=%22a%2Cb%22&pid=1", "netns=host&role=listener&state=time-wait", "tcp=true&tcp=false&ipv4=true",
 		"comm=a%0Ab", "event=bind,close&uid=0", "op=implicit_bind&rport=53", "container=%22&%zz", "lport=0", "comm=%22%22", "port=%2C",
@@ -27,16 +27,16 @@ func FuzzQuery(f *testing.F) {
 		if err != nil {
 			return
 		}
-		values, err := FromQuery(query)
+		values, err := Decode(query)
 		if err != nil {
 			return
 		}
-		again, err := FromQuery(Query(values))
+		again, err := Decode(Encode(values))
 		if err != nil || !reflect.DeepEqual(values, again) {
 			t.Fatalf("%q: %q, written and read again %q, %v", text, values, again, err)
 		}
-		for _, kind := range []Kind{Sockets, Events, Headrooms} {
-			got, err := Parse(kind, values)
+		for _, kind := range []Kind{OfSockets, OfEvents, OfHeadroom} {
+			got, err := ParseFilter(kind, values)
 			if err != nil {
 				continue
 			}
@@ -46,7 +46,7 @@ func FuzzQuery(f *testing.F) {
 			got.Socket(cgroups, &socket)
 			got.Event(cgroups, &tracer.Event{Type: tracer.EventBind, Proto: tracer.UDP})
 			got.Headroom(&tracer.Headroom{})
-			if port := got.LocalPort(); port != 0 && kind == Headrooms {
+			if port := got.LocalPort(); port != 0 && kind == OfHeadroom {
 				t.Errorf("%q: headroom of local port %d", text, port)
 			}
 		}

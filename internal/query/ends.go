@@ -1,4 +1,4 @@
-package filter
+package query
 
 import (
 	"fmt"
@@ -6,10 +6,10 @@ import (
 	"strings"
 )
 
-// ParseEnd accepts an address and a port, and a device: as 192.0.2.1:443,
+// parseEnd accepts an address and a port, and a device: as 192.0.2.1:443,
 // [2001:db8::1]:443 and [fe80::1%eth0]:443, as [fe80::1]%eth0:443 and 127.0.0.53%lo:53
 // by ss(8), and as 127.0.0.53:53%lo. The address has no zone.
-func ParseEnd(s string) (end netip.AddrPort, device string, err error) {
+func parseEnd(s string) (end netip.AddrPort, device string, err error) {
 	rest, device, ok := cutDevice(s)
 	if end, err = netip.ParseAddrPort(rest); err != nil || !ok || end.Addr().Zone() != "" {
 		return netip.AddrPort{}, "", fmt.Errorf("%q: want an address and a port, as 192.0.2.1:443 or [2001:db8::1]:443", s)
@@ -17,9 +17,9 @@ func ParseEnd(s string) (end netip.AddrPort, device string, err error) {
 	return netip.AddrPortFrom(end.Addr().Unmap(), end.Port()), device, nil
 }
 
-// ParseAddr accepts an address, and a device: as 192.0.2.1, 2001:db8::1 and fe80::1%eth0,
+// parseAddr accepts an address, and a device: as 192.0.2.1, 2001:db8::1 and fe80::1%eth0,
 // in brackets too. The address has no zone.
-func ParseAddr(s string) (addr netip.Addr, device string, err error) {
+func parseAddr(s string) (addr netip.Addr, device string, err error) {
 	rest, device, ok := cutDevice(s)
 	if inner, bracket := strings.CutPrefix(rest, "["); bracket {
 		if rest, bracket = strings.CutSuffix(inner, "]"); !bracket {

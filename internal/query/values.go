@@ -1,4 +1,4 @@
-package filter
+package query
 
 import (
 	"encoding/csv"
@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// Query is the query string of these values. FromQuery reads it back.
-func Query(values map[string][]string) url.Values {
+// Encode is the query string of these values. Decode reads it back.
+func Encode(values Values) url.Values {
 	out := make(url.Values)
 	for name, list := range values {
 		for _, v := range list {
@@ -21,11 +21,11 @@ func Query(values map[string][]string) url.Values {
 	return out
 }
 
-// FromQuery reads the values of a query string, each name repeated or with commas
+// Decode reads the values of a query string, each name repeated or with commas
 // between its values; a value with a comma of its own stands in double quotes, as
 // those of flags do.
-func FromQuery(query url.Values) (map[string][]string, error) {
-	out := make(map[string][]string)
+func Decode(query url.Values) (Values, error) {
+	out := make(Values)
 	for name, list := range query {
 		for _, s := range list {
 			if s == "" {

@@ -1,4 +1,4 @@
-package filter
+package query
 
 import (
 	"net/netip"
@@ -31,11 +31,11 @@ func filterOf(t *testing.T, line string) *Filter {
 	for ; len(words) > 1; words = words[2:] {
 		values.Add(words[0], words[1])
 	}
-	given, err := FromQuery(values)
+	given, err := Decode(values)
 	if err != nil {
 		t.Fatalf("%s: %v", line, err)
 	}
-	f, err := Parse(Sockets|Events, given)
+	f, err := ParseFilter(OfSockets|OfEvents, given)
 	if err != nil {
 		t.Fatalf("%s: %v", line, err)
 	}
@@ -223,17 +223,17 @@ func TestLikeSS(t *testing.T) {
 }
 
 // What a query says is what was meant, commas and all.
-func TestQuery(t *testing.T) {
+func TestValues(t *testing.T) {
 	values := map[string][]string{"comm": {"a,b", `"c"`, "", " d ", "&=%"}, "port": {"80", "443"}}
-	got, err := FromQuery(Query(values))
+	got, err := Decode(Encode(values))
 	if d := cmp.Diff(values, got); err != nil || d != "" {
 		t.Errorf("%v (-want +got):\n%s", err, d)
 	}
-	if got, err = FromQuery(url.Values{"port": {"80,443", "53"}}); err != nil || !slices.Equal(got["port"], []string{"80", "443", "53"}) {
+	if got, err = Decode(url.Values{"port": {"80,443", "53"}}); err != nil || !slices.Equal(got["port"], []string{"80", "443", "53"}) {
 		t.Errorf("with commas: %q, %v", got, err)
 	}
 	for _, bad := range []string{"", `"80`, `8"0`} {
-		if got, err := FromQuery(url.Values{"port": {bad}}); err == nil || !strings.Contains(err.Error(), "port") {
+		if got, err := Decode(url.Values{"port": {bad}}); err == nil || !strings.Contains(err.Error(), "port") {
 			t.Errorf("%q: %q, error %v; want one that names the parameter", bad, got, err)
 		}
 	}
@@ -249,7 +249,7 @@ func TestManyValues(t *testing.T) {
 		return out
 	}
 	for _, n := range []int{1, 8, 9, 1000} {
-		f, err := Parse(Events, map[string][]string{"lport": list(n, 2), "pid": list(n, 3), "comm": list(n, 5)})
+		f, err := ParseFilter(OfEvents, map[string][]string{"lport": list(n, 2), "pid": list(n, 3), "comm": list(n, 5)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -262,7 +262,7 @@ func TestManyValues(t *testing.T) {
 		}
 	}
 	for name, n := range map[string]int{"lport": 1001, "comm": 5000, "container": 101} {
-		_, err := Parse(Events, map[string][]string{name: list(n, 1)})
+		_, err := ParseFilter(OfEvents, map[string][]string{name: list(n, 1)})
 		if err == nil || !strings.Contains(err.Error(), name) || !strings.Contains(err.Error(), strconv.Itoa(n)+" values") {
 			t.Errorf("%d values of %s: error %v", n, name, err)
 		}
@@ -271,7 +271,7 @@ func TestManyValues(t *testing.T) {
 
 func TestParseUnknown(t *testing.T) {
 	for _, name := range []string{"event", "nope"} {
-		if _, err := Parse(Sockets, map[string][]string{name: {"bind"}}); err == nil || !strings.Contains(err.Error(), name) || !strings.Contains(err.Error(), "lport") {
+		if _, err := ParseFilter(OfSockets, map[string][]string{name: {"bind"}}); err == nil || !strings.Contains(err.Error(), name) || !strings.Contains(err.Error(), "lport") {
 			t.Errorf("%s: error %v, want one that names it and what there is", name, err)
 		}
 	}

@@ -1,4 +1,4 @@
-package filter
+package query
 
 import (
 	"net/netip"
@@ -19,7 +19,7 @@ func TestParseEnd(t *testing.T) {
 		"[::ffff:127.0.0.1%lo]:443": {"127.0.0.1:443", "lo"},
 		"[fe80::1%br-0a_b.1]:443":   {"[fe80::1]:443", "br-0a_b.1"},
 	} {
-		end, device, err := ParseEnd(in)
+		end, device, err := parseEnd(in)
 		if err != nil || end != netip.MustParseAddrPort(want.end) || device != want.device {
 			t.Errorf("%q: %v, device %q, error %v; want %s, %q", in, end, device, err, want.end, want.device)
 		}
@@ -28,7 +28,7 @@ func TestParseEnd(t *testing.T) {
 		"", "%", "192.0.2.1", "[fe80::1%]:443", "[fe80::1%a/b]:443", "[fe80::1%a b]:443", "[fe80::1%0123456789abcdef]:443",
 		"[fe80::1%a%b]:443", "fe80::1%eth0", "[fe80::1%eth0:443", "fe80::1%eth0]:443", "192.0.2.1:443%", "host%eth0:443",
 	} {
-		if end, device, err := ParseEnd(in); err == nil {
+		if end, device, err := parseEnd(in); err == nil {
 			t.Errorf("%q: %v, device %q; want an error", in, end, device)
 		}
 	}
@@ -44,13 +44,13 @@ func TestParseAddr(t *testing.T) {
 		"192.0.2.1%eth0":   {"192.0.2.1", "eth0"},
 		"::ffff:192.0.2.1": {"192.0.2.1", ""},
 	} {
-		addr, device, err := ParseAddr(in)
+		addr, device, err := parseAddr(in)
 		if err != nil || addr != netip.MustParseAddr(want.addr) || device != want.device {
 			t.Errorf("%q: %v, device %q, error %v; want %s, %q", in, addr, device, err, want.addr, want.device)
 		}
 	}
 	for _, in := range []string{"", "%lo", "fe80::1%", "[fe80::1", "fe80::1]", "192.0.2.1:443", "[fe80::1%eth0]:443", "name"} {
-		if addr, device, err := ParseAddr(in); err == nil {
+		if addr, device, err := parseAddr(in); err == nil {
 			t.Errorf("%q: %v, device %q; want an error", in, addr, device)
 		}
 	}

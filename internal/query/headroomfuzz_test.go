@@ -1,17 +1,16 @@
-package headroom
+package query
 
 import (
 	"net/url"
 	"testing"
 
-	"github.com/porthole-dev/porthole/internal/filter"
 	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
 // Any question is refused or has an answer; a destination that was understood is one
 // that can be connected to.
-func FuzzParse(f *testing.F) {
+func FuzzParseHeadroom(f *testing.F) {
 	for _, seed := range []string{
 		"to=192.0.2.1:443", "to=[2001:db8::1]:443&from=2001:db8::2", "to=1.1.1.1:0", "from=127.0.0.1", "to=[::ffff:1.2.3.4]:1&from=1.2.3.4",
 		"to=[fe80::1%25eth0]:1", "op=connect&netns=host", "to=0.0.0.0:1", "to=1.1.1.1:1&netns=1,2",
@@ -23,11 +22,11 @@ func FuzzParse(f *testing.F) {
 		if err != nil {
 			return
 		}
-		values, err := filter.FromQuery(query)
+		values, err := Decode(query)
 		if err != nil {
 			return
 		}
-		q, err := Parse(values)
+		q, err := ParseHeadroom(values)
 		if err != nil {
 			return
 		}

@@ -1,4 +1,4 @@
-package headroom
+package query
 
 import (
 	"errors"
@@ -11,20 +11,20 @@ import (
 
 type params map[string][]string
 
-func TestParse(t *testing.T) {
+func TestParseHeadroom(t *testing.T) {
 	for _, v := range []params{
 		{}, {"netns": {"host", "5"}, "proto": {"tcp"}, "op": {"bind", "connect"}, "rport": {"443"}, "comm": {"x"}, "pid": {"1"}},
 		{"to": {"192.0.2.1:443"}}, {"to": {"[2001:db8::1]:443"}, "from": {"2001:db8::2"}, "netns": {"5"}},
 		{"to": {"[::ffff:192.0.2.1]:443"}, "from": {"192.0.2.2"}},
 		{"to": {"[fe80::1%eth0]:443"}}, {"to": {"[fe80::1]:443"}, "from": {"fe80::2%eth0"}}, {"to": {"192.0.2.1%eth0:443"}},
 	} {
-		if _, err := Parse(v); err != nil {
+		if _, err := ParseHeadroom(v); err != nil {
 			t.Errorf("%v: %v", v, err)
 		}
 	}
 }
 
-func TestParseRefuses(t *testing.T) {
+func TestParseHeadroomRefuses(t *testing.T) {
 	for _, c := range []struct {
 		v    params
 		want string
@@ -49,7 +49,7 @@ func TestParseRefuses(t *testing.T) {
 		{params{"state": {"LISTEN"}}, `parameter "state": want one of`},
 		{params{"netns": {"no/such"}}, `netns: network namespace "no/such": want host`},
 	} {
-		if _, err := Parse(c.v); err == nil || !strings.Contains(err.Error(), c.want) {
+		if _, err := ParseHeadroom(c.v); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%v: %v, want %q in it", c.v, err, c.want)
 		}
 	}
@@ -68,7 +68,7 @@ func TestAnswerNoNetNS(t *testing.T) {
 		{params{"netns": {"blue"}}, tracer.ErrNoNetNS},
 		{params{"netns": {"5"}, "to": {"192.0.2.1:443"}}, tracer.ErrNoNetNS},
 	} {
-		q, err := Parse(c.v)
+		q, err := ParseHeadroom(c.v)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -78,8 +78,8 @@ func TestAnswerNoNetNS(t *testing.T) {
 	}
 }
 
-func TestParseOwnNetNS(t *testing.T) {
-	q, err := Parse(params{"to": {"192.0.2.1:443"}})
+func TestParseHeadroomOwnNetNS(t *testing.T) {
+	q, err := ParseHeadroom(params{"to": {"192.0.2.1:443"}})
 	if err != nil {
 		t.Fatal(err)
 	}

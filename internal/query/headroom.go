@@ -1,21 +1,21 @@
-// Package headroom answers how many more ports there are, for the command and for the
-// agent alike.
-package headroom
+package query
 
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
 
-	"github.com/porthole-dev/porthole/internal/filter"
 	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
-// Question is what is asked: about a destination, or about all there is.
-type Question struct {
-	filter *filter.Filter
+// Headroom asks how many more ports there are: towards a destination, or all there is.
+type Headroom struct {
+	values Values
+	filter *Filter
 	own    bool           // to is seen from the namespace of this thread
 	to     netip.AddrPort // not valid: all
 	from   netip.Addr     // not valid: the address the route has
@@ -25,14 +25,18 @@ type Question struct {
 // ErrNoDevice tells that a namespace has no device of that name.
 var ErrNoDevice = errors.New("no such network device")
 
-// Parse reads the parameters: filters, to and from. The error names the value and
-// what is accepted.
-func Parse(values map[string][]string) (*Question, error) {
-	filters := make(map[string][]string)
-	q := &Question{}
+// ParseHeadroom reads the parameters: filters, to and from. The error names the value and
+// what is accepted, and is a *Wrong.
+func ParseHeadroom(values Values) (*Headroom, error) {
+	q := &Headroom{values: values}
+	return q, wrongParam(q.parse())
+}
+
+func (q *Headroom) parse() error {
+	filters := make(Values)
 	var from scoped
 	var err error
-	for name, given := range values {
+	for name, given := range q.values {
 		switch name {
 		case "to":
 			var to scoped
@@ -45,29 +49,29 @@ func Parse(values map[string][]string) (*Question, error) {
 			filters[name] = given
 		}
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", name, err)
+			return fmt.Errorf("%s: %w", name, err)
 		}
 	}
-	if q.filter, err = filter.Parse(filter.Headrooms, filters); err != nil {
-		return nil, err
+	if q.filter, err = ParseFilter(OfHeadroom, filters); err != nil {
+		return err
 	}
 	if !q.to.IsValid() {
 		if q.from.IsValid() {
-			return nil, errors.New("from: wants to, the destination, beside it")
+			return errors.New("from: wants to, the destination, beside it")
 		}
-		return q, nil
+		return nil
 	}
 	if q.device == "" {
 		q.device = from.device
 	}
 	if from.device != "" && from.device != q.device {
-		return nil, fmt.Errorf("from: device %q: the destination is on %q", from.device, q.device)
+		return fmt.Errorf("from: device %q: the destination is on %q", from.device, q.device)
 	}
-	return q, q.about(filters)
+	return q.about(filters)
 }
 
 // about checks a question about a destination.
-func (q *Question) about(filters map[string][]string) error {
+func (q *Headroom) about(filters map[string][]string) error {
 	for name, given := range filters {
 		if name != "netns" && len(given) > 0 {
 			return fmt.Errorf("%s: a destination has one answer, which no filter but netns goes with", name)
@@ -101,7 +105,7 @@ type scoped struct {
 }
 
 func parseTo(s string) (scoped, error) {
-	to, device, err := filter.ParseEnd(s)
+	to, device, err := parseEnd(s)
 	if err != nil || to.Port() == 0 || to.Addr().IsUnspecified() {
 		return scoped{}, fmt.Errorf("%q: want an address and a port, as 192.0.2.1:443, [2001:db8::1]:443 or [fe80::1%%eth0]:443", s)
 	}
@@ -109,18 +113,37 @@ func parseTo(s string) (scoped, error) {
 }
 
 func parseFrom(s string) (scoped, error) {
-	from, device, err := filter.ParseAddr(s)
+	from, device, err := parseAddr(s)
 	if err != nil || from.IsUnspecified() {
 		return scoped{}, fmt.Errorf("%q: want an address, as 192.0.2.1, 2001:db8::1 or fe80::1%%eth0", s)
 	}
 	return scoped{netip.AddrPortFrom(from, 0), device}, nil
 }
 
+// Values are what the question was read from, and the namespace of this thread, where the
+// destination is seen from that.
+func (q *Headroom) Values() (Values, error) {
+	values := maps.Clone(q.values)
+	if !q.own {
+		return values, nil
+	}
+	own, err := identity.NetNSOfThread()
+	if err != nil {
+		return nil, err
+	}
+	values["netns"] = []string{strconv.FormatUint(uint64(own), 10)}
+	return values, nil
+}
+
 // Answer picks what was asked for; the fullest comes first. names are those of the machine
-// whose ports these are. The error wraps
-// tracer.ErrNoNetNS, ErrNoDevice, identity.ErrNoNetNS, identity.ErrUnreachable or
-// identity.ErrNotPermitted.
-func (q *Question) Answer(ports *tracer.Ports, names *identity.NetNSNames) ([]tracer.Headroom, error) {
+// whose ports these are. The error wraps identity.ErrNotPermitted, or is a *Wrong that wraps
+// tracer.ErrNoNetNS, ErrNoDevice, identity.ErrNoNetNS or identity.ErrUnreachable.
+func (q *Headroom) Answer(ports *tracer.Ports, names *identity.NetNSNames) ([]tracer.Headroom, error) {
+	found, err := q.answer(ports, names)
+	return found, notThere(err, false, tracer.ErrNoNetNS, ErrNoDevice, identity.ErrNoNetNS, identity.ErrUnreachable)
+}
+
+func (q *Headroom) answer(ports *tracer.Ports, names *identity.NetNSNames) ([]tracer.Headroom, error) {
 	if err := q.filter.Locate(names); err != nil {
 		return nil, err
 	}
@@ -151,7 +174,7 @@ func (q *Question) Answer(ports *tracer.Ports, names *identity.NetNSNames) ([]tr
 }
 
 // index is that of the device asked about, 0: none is.
-func (q *Question) index(ports *tracer.Ports, inode uint32) (uint32, error) {
+func (q *Headroom) index(ports *tracer.Ports, inode uint32) (uint32, error) {
 	if q.device == "" {
 		return 0, nil
 	}
@@ -167,7 +190,7 @@ func (q *Question) index(ports *tracer.Ports, inode uint32) (uint32, error) {
 
 // among returns the inode numbers of the namespaces that are asked about, each of which
 // there was when ports was read.
-func (q *Question) among(ports *tracer.Ports) ([]uint32, error) {
+func (q *Headroom) among(ports *tracer.Ports) ([]uint32, error) {
 	var inodes []uint32
 	if q.own {
 		inode, err := identity.NetNSOfThread()

@@ -1,6 +1,4 @@
-// Package filter picks sockets and events. The filters of commands and those of
-// requests to the agent are the same, by the same names.
-package filter
+package query
 
 import (
 	"cmp"
@@ -19,12 +17,12 @@ type Kind uint8
 
 // The kinds.
 const (
-	Sockets Kind = 1 << iota
-	Events
-	Headrooms
+	OfSockets Kind = 1 << iota
+	OfEvents
+	OfHeadroom
 )
 
-// Param is one filter. Its values are those of Parse; a Bool has "true" or none.
+// Param is one filter. Its values are those of ParseFilter; a Bool has "true" or none.
 type Param struct {
 	Name, Short, Usage string
 	Bool               bool
@@ -35,26 +33,26 @@ type Param struct {
 // Params returns the filters for a kind.
 func Params(kind Kind) []Param {
 	roles, events, ops := names(tracer.Roles()), names(tracer.EventTypes()), names(ops())
-	both, all := Sockets|Events, Sockets|Events|Headrooms
+	both, all := OfSockets|OfEvents, OfSockets|OfEvents|OfHeadroom
 	params := []Param{
 		{Name: "port", Usage: "local or remote port", kind: both},
 		{Name: "lport", Usage: "local port", kind: both},
 		{Name: "rport", Usage: "remote port", kind: all},
-		{Name: "proto", Usage: "tcp or udp", Accepts: names(Protos()), kind: all},
+		{Name: "proto", Usage: "tcp or udp", Accepts: names(protos()), kind: all},
 		{Name: "pid", Usage: "process id", kind: all},
 		{Name: "comm", Usage: "process name", kind: all},
 		{Name: "uid", Usage: "user id", kind: both},
 		{Name: "netns", Usage: "network namespace: host, a name of /run/netns, or an inode number", kind: all},
 		{Name: "container", Usage: "container name, or the start of its id", kind: both},
-		{Name: "role", Usage: "role: " + strings.Join(roles, ", "), Accepts: roles, kind: Sockets},
-		{Name: "state", Usage: "state, by its name in ss(8)", Accepts: names(tracer.States()), kind: Sockets},
-		{Name: "event", Usage: "event: " + strings.Join(events, ", "), Accepts: events, kind: Events},
-		{Name: "op", Usage: "way to get a port: " + strings.Join(ops, ", "), Accepts: ops, kind: Headrooms},
-		{Name: "tcp", Short: "t", Usage: "only TCP; with -u both", Bool: true, kind: Sockets},
-		{Name: "udp", Short: "u", Usage: "only UDP; with -t both", Bool: true, kind: Sockets},
-		{Name: "listening", Short: "l", Usage: "only TCP listeners and UDP sockets without a peer", Bool: true, kind: Sockets},
-		{Name: "ipv4", Short: "4", Usage: "only IPv4 addresses", Bool: true, kind: Sockets},
-		{Name: "ipv6", Short: "6", Usage: "only IPv6 addresses", Bool: true, kind: Sockets},
+		{Name: "role", Usage: "role: " + strings.Join(roles, ", "), Accepts: roles, kind: OfSockets},
+		{Name: "state", Usage: "state, by its name in ss(8)", Accepts: names(tracer.States()), kind: OfSockets},
+		{Name: "event", Usage: "event: " + strings.Join(events, ", "), Accepts: events, kind: OfEvents},
+		{Name: "op", Usage: "way to get a port: " + strings.Join(ops, ", "), Accepts: ops, kind: OfHeadroom},
+		{Name: "tcp", Short: "t", Usage: "only TCP; with -u both", Bool: true, kind: OfSockets},
+		{Name: "udp", Short: "u", Usage: "only UDP; with -t both", Bool: true, kind: OfSockets},
+		{Name: "listening", Short: "l", Usage: "only TCP listeners and UDP sockets without a peer", Bool: true, kind: OfSockets},
+		{Name: "ipv4", Short: "4", Usage: "only IPv4 addresses", Bool: true, kind: OfSockets},
+		{Name: "ipv6", Short: "6", Usage: "only IPv6 addresses", Bool: true, kind: OfSockets},
 	}
 	return slices.DeleteFunc(params, func(p Param) bool { return p.kind&kind == 0 })
 }
@@ -77,17 +75,17 @@ type Filter struct {
 	located time.Time
 }
 
-// Parse reads the values of filters by their names. The error names the filter,
+// ParseFilter reads the values of filters by their names. The error names the filter,
 // the value and what is accepted. Before the Filter is asked, Locate looks for the
 // namespaces.
-func Parse(kind Kind, values map[string][]string) (*Filter, error) {
+func ParseFilter(kind Kind, values map[string][]string) (*Filter, error) {
 	p := parser{values: values}
 	if p.known(Params(kind)); p.err != nil {
-		return nil, p.err
+		return nil, wrongParam(p.err)
 	}
 	f := &Filter{
-		port: each(&p, "port", ParsePort), lport: each(&p, "lport", ParsePort), rport: each(&p, "rport", ParsePort),
-		proto: each(&p, "proto", ParseProto), state: each(&p, "state", parseState),
+		port: each(&p, "port", parsePort), lport: each(&p, "lport", parsePort), rport: each(&p, "rport", parsePort),
+		proto: each(&p, "proto", parseProto), state: each(&p, "state", parseState),
 		role: each(&p, "role", oneOf(tracer.Roles())), event: each(&p, "event", oneOf(tracer.EventTypes())),
 		op:  each(&p, "op", oneOf(ops())),
 		pid: each(&p, "pid", parseID), uid: each(&p, "uid", parseID), netNS: each(&p, "netns", parseNetNS),
@@ -99,7 +97,7 @@ func Parse(kind Kind, values map[string][]string) (*Filter, error) {
 	sortAll(f.port, f.lport, f.rport)
 	sortAll(f.pid, f.uid)
 	sortAll(f.comm)
-	return f, p.err
+	return f, wrongParam(p.err)
 }
 
 const (
@@ -129,12 +127,12 @@ func has[T cmp.Ordered](list []T, v T) bool {
 // Locate looks for the network namespaces that pass, on the machine whose events and
 // sockets they are. Of a number the namespace that has it is meant from now on, of a name
 // whichever has it. The error names the filter and the value; where there is none of
-// that number it wraps identity.ErrNoNetNS.
+// that number it is a *Wrong and wraps identity.ErrNoNetNS.
 func (f *Filter) Locate(names *identity.NetNSNames) error {
 	for _, word := range f.netNS {
 		w, err := names.Want(word)
 		if err != nil {
-			return fmt.Errorf("netns: %w", err)
+			return notThere(fmt.Errorf("netns: %w", err), true, identity.ErrNoNetNS, identity.ErrNotPermitted)
 		}
 		f.wanted = append(f.wanted, w)
 	}
@@ -179,7 +177,7 @@ func (p *parser) known(params []Param) {
 }
 
 func (p *parser) isTrue(name string) bool {
-	set := each(p, name, ParseBool)
+	set := each(p, name, parseBool)
 	return len(set) > 0 && set[len(set)-1]
 }
 
@@ -196,8 +194,8 @@ func each[T any](p *parser, name string, parse func(string) (T, error)) []T {
 	return out
 }
 
-// ParseBool accepts true and false.
-func ParseBool(s string) (bool, error) {
+// parseBool accepts true and false.
+func parseBool(s string) (bool, error) {
 	switch s {
 	case "true":
 		return true, nil
@@ -207,8 +205,8 @@ func ParseBool(s string) (bool, error) {
 	return false, fmt.Errorf("%q: want true or false", s)
 }
 
-// ParsePort accepts 1-65535.
-func ParsePort(s string) (uint16, error) {
+// parsePort accepts 1-65535.
+func parsePort(s string) (uint16, error) {
 	n, err := strconv.ParseUint(s, 10, 16)
 	if err != nil || n == 0 {
 		return 0, fmt.Errorf("port %q: want a number from 1 to 65535", s)
@@ -216,11 +214,11 @@ func ParsePort(s string) (uint16, error) {
 	return uint16(n), nil
 }
 
-// ParseProto accepts tcp and udp.
-func ParseProto(s string) (tracer.Proto, error) { return oneOf(Protos())(s) }
+// parseProto accepts tcp and udp.
+func parseProto(s string) (tracer.Proto, error) { return oneOf(protos())(s) }
 
-// Protos returns every protocol there is.
-func Protos() []tracer.Proto { return []tracer.Proto{tracer.TCP, tracer.UDP} }
+// protos returns every protocol there is.
+func protos() []tracer.Proto { return []tracer.Proto{tracer.TCP, tracer.UDP} }
 
 func ops() []tracer.PortOp {
 	return []tracer.PortOp{tracer.OpConnect, tracer.OpBind, tracer.OpImplicitBind}

@@ -1,0 +1,26 @@
+package query
+
+import (
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/porthole-dev/porthole/tracer"
+)
+
+func TestParsePortWord(t *testing.T) {
+	both := []tracer.Proto{tracer.TCP, tracer.UDP}
+	for in, want := range map[string]Port{
+		"1":        {Number: 1, Protos: both, Limit: Unlimited},
+		"65535":    {Number: 65535, Protos: both, Limit: Unlimited},
+		"53/udp":   {Number: 53, Protos: []tracer.Proto{tracer.UDP}, Limit: Unlimited},
+		"53/TCP":   {Number: 53, Protos: []tracer.Proto{tracer.TCP}, Limit: Unlimited},
+		"0008080":  {Number: 8080, Protos: both, Limit: Unlimited},
+		"8080/Tcp": {Number: 8080, Protos: []tracer.Proto{tracer.TCP}, Limit: Unlimited},
+	} {
+		got, err := ParsePortWord(in)
+		if d := cmp.Diff(want, got); err != nil || d != "" {
+			t.Errorf("%q: %v (-want +got):\n%s", in, err, d)
+		}
+	}
+}

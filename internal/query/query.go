@@ -1,0 +1,151 @@
+// Package query is what can be asked: about sockets, a port, events, history, and what
+// headroom there is. A question is read once, from flags and from parameters of requests to the
+// agent alike, by the same names, and decides what is part of its answer.
+package query
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/porthole-dev/porthole/internal/identity"
+	"github.com/porthole-dev/porthole/tracer"
+)
+
+// Values are what was given, by the names of flags and of parameters.
+type Values = map[string][]string
+
+// Wrong is an error of who asks: it is not understood, or there is no such thing.
+type Wrong struct {
+	Err   error
+	Param bool // its text begins with the name of a parameter
+}
+
+func (w *Wrong) Error() string { return w.Err.Error() }
+func (w *Wrong) Unwrap() error { return w.Err }
+
+// wrongParam is nil if err is.
+func wrongParam(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &Wrong{Err: err, Param: true}
+}
+
+// notThere makes errors that tell of a namespace or a device that is not there, or may not be
+// looked for, those of who asks.
+func notThere(err error, param bool, those ...error) error {
+	if slices.ContainsFunc(those, func(is error) bool { return errors.Is(err, is) }) {
+		return &Wrong{Err: err, Param: param}
+	}
+	return err
+}
+
+// Unlimited is a limit for all there is.
+const Unlimited = math.MaxInt
+
+// Sockets asks for the sockets that a filter lets pass.
+type Sockets struct {
+	*Filter
+	values Values
+}
+
+// ParseSockets reads filters of sockets. The error is a *Wrong.
+func ParseSockets(values Values) (*Sockets, error) {
+	f, err := ParseFilter(OfSockets, values)
+	return &Sockets{f, values}, err
+}
+
+// Values are what the question was read from.
+func (q *Sockets) Values() Values { return maps.Clone(q.values) }
+
+// Events asks for the events that a filter lets pass.
+type Events struct {
+	*Filter
+	Verbose bool // handshakes too
+	values  Values
+}
+
+// ParseEvents reads filters of events, and verbose. The error is a *Wrong.
+func ParseEvents(values Values) (*Events, error) {
+	q := &Events{values: values}
+	for _, given := range values["verbose"] {
+		var err error
+		if q.Verbose, err = parseBool(given); err != nil {
+			return nil, wrongParam(fmt.Errorf("verbose: %w", err))
+		}
+	}
+	filters := maps.Clone(values)
+	delete(filters, "verbose")
+	var err error
+	q.Filter, err = ParseFilter(OfEvents, filters)
+	return q, err
+}
+
+// Event tells whether an event passes.
+func (q *Events) Event(cgroups *identity.Cgroups, ev *tracer.Event) bool {
+	return (ev.Type != tracer.EventEstablished || q.Verbose) && q.Filter.Event(cgroups, ev)
+}
+
+// Values are what the question was read from.
+func (q *Events) Values() Values { return maps.Clone(q.values) }
+
+// History asks for what held ports before, the latest first.
+type History struct {
+	Port  uint16 // 0: any
+	Limit int
+}
+
+// ParseHistory reads port and limit. The error is a *Wrong.
+func ParseHistory(values Values) (*History, error) {
+	q := &History{}
+	if err := only(values, "port", "limit"); err != nil {
+		return nil, err
+	}
+	var err error
+	if given := values["port"]; len(given) > 1 {
+		return nil, wrongParam(fmt.Errorf("port: %q: want one", strings.Join(given, ",")))
+	} else if len(given) == 1 {
+		if q.Port, err = parsePort(given[0]); err != nil {
+			return nil, wrongParam(fmt.Errorf("port: %w", err))
+		}
+	}
+	q.Limit, err = parseLimit(values["limit"])
+	return q, err
+}
+
+// None refuses every parameter. The error is a *Wrong.
+func None(values Values) error { return only(values) }
+
+// only refuses parameters of other names.
+func only(values Values, want ...string) error {
+	for name := range values {
+		if !slices.Contains(want, name) {
+			list := strings.Join(want, ", ")
+			if list == "" {
+				list = "none"
+			}
+			return &Wrong{Err: fmt.Errorf("parameter %q: want %s", name, list)}
+		}
+	}
+	return nil
+}
+
+// parseLimit reads how many rows are wanted; none given: all.
+func parseLimit(given []string) (int, error) {
+	switch len(given) {
+	case 0:
+		return Unlimited, nil
+	case 1:
+		n, err := strconv.ParseUint(given[0], 10, 31)
+		if err != nil {
+			return 0, wrongParam(fmt.Errorf("limit: %q: want a number from 0 to 2147483647", given[0]))
+		}
+		return int(n), nil
+	}
+	return 0, wrongParam(fmt.Errorf("limit: %q: want one", strings.Join(given, ",")))
+}
