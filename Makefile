@@ -93,7 +93,7 @@ unit:
 .PHONY: race
 race:
 	@CGO_ENABLED=1 $(GO) test -race $(UNIT) ./internal/agent ./internal/identity ./internal/render
-	@CGO_ENABLED=1 $(GO) test -race -exec '$(SUDO)' -run '^Test(Matcher|Rows|Table|Completer|Fanout|KernelStartsAtOnce)' ./tracer
+	@CGO_ENABLED=1 $(GO) test -race -exec '$(SUDO)' -run '^Test(Matcher|Rows|Table|Completer|Fanout|Events|KernelStartsAtOnce)' ./tracer
 
 ## test-kernels: the kernel tests (RUN=: those) in VMs of other kernels; needs no root
 .PHONY: test-kernels

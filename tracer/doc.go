@@ -14,16 +14,13 @@
 //		return err
 //	}
 //	defer t.Close()
-//	sub := t.Subscribe(1 << 16)
+//	events := t.Events(ctx)
 //	go t.Run(ctx, nil)
-//	for {
-//		events, err := sub.Next(ctx, nil)
+//	for ev, err := range events {
 //		if err != nil {
 //			return err
 //		}
-//		for _, ev := range events {
-//			fmt.Println(ev.Type, ev.Proto, ev.Local, ev.Process.Comm)
-//		}
+//		fmt.Println(ev.Type, ev.Proto, ev.Local, ev.Process.Comm)
 //	}
 //
 // A Snapshotter alone answers who holds which port right now.

@@ -36,6 +36,7 @@ func (t *Tracer) check() error {
 		return err
 	}
 	lost := stats.Lost()
+	t.lost.Store(lost)
 	t.owed = lost != t.resynced
 	due := !t.next.IsZero() && !t.checked.Before(t.next)
 	switch {

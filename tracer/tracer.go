@@ -61,6 +61,7 @@ type Tracer struct {
 	mu    sync.Mutex
 	stats Stats
 	tally tally
+	lost  atomic.Uint64 // Stats.Lost when check last looked
 	round atomic.Uint64 // CLOCK_BOOTTIME when Run last went round, nanoseconds; 0: it does not run
 
 	// Used by Run alone.
