@@ -92,7 +92,7 @@ unit:
 ## race: goroutines that share what they must not, in the packages that can show it (needs a C compiler)
 .PHONY: race
 race:
-	@CGO_ENABLED=1 $(GO) test -race $(UNIT) ./internal/agent ./internal/identity ./internal/render
+	@CGO_ENABLED=1 $(GO) test -race $(UNIT) ./internal/agent ./internal/identity ./internal/metrics ./internal/render
 	@CGO_ENABLED=1 $(GO) test -race -exec '$(SUDO)' -run '^Test(Matcher|Rows|Table|Completer|Fanout|Events|KernelStartsAtOnce)' ./tracer
 
 ## test-kernels: the kernel tests (RUN=: those) in VMs of other kernels; needs no root
@@ -126,7 +126,7 @@ fuzz:
 ## docs: write docs/metrics.md, and docs/kernels.md from what VMs show
 .PHONY: docs
 docs: deps
-	$(GO) test ./internal/agent -run Docs -update
+	$(GO) test ./internal/metrics -run Docs -update
 	$(GO) run ./test/vm -doc docs/kernels.md
 
 ## bench-kernels: what both tiers cost, in VMs of two kernels, in one beside bcc

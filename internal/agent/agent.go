@@ -17,6 +17,7 @@ import (
 
 	"github.com/porthole-dev/porthole/internal/doctor"
 	"github.com/porthole-dev/porthole/internal/identity"
+	"github.com/porthole-dev/porthole/internal/metrics"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
@@ -134,12 +135,12 @@ func (a *agent) serve(ctx context.Context, socket *socket, front *webFront) erro
 			}
 		})
 	}
-	metrics, err := a.metrics()
+	reg, err := a.metrics()
 	if err != nil {
 		return err
 	}
-	inside := newServer(a.socketHandler(metrics), a.cfg.Log)
-	outside := front.servers(a.webHandler(metrics), a.cfg.Log)
+	inside := newServer(a.socketHandler(reg), a.cfg.Log)
+	outside := front.servers(a.webHandler(reg), a.cfg.Log)
 	ready := make(chan struct{})
 	start("trace", func() error {
 		return a.tracer.Run(ctx, func(*tracer.Snapshot) { a.ready.Store(true); close(ready) })
@@ -178,7 +179,7 @@ func end(servers []*http.Server) {
 func (a *agent) metrics() (*prometheus.Registry, error) {
 	reg := prometheus.NewRegistry()
 	for _, c := range []prometheus.Collector{
-		newMetrics(a.tracer, a.names, a.cfg.Version, a.cfg.Log),
+		metrics.New(a.tracer, a.names, a.cfg.Version, a.cfg.Log),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), collectors.NewGoCollector(),
 	} {
 		if err := reg.Register(c); err != nil {

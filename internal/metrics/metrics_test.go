@@ -1,4 +1,4 @@
-package agent
+package metrics
 
 import (
 	"flag"
@@ -29,7 +29,7 @@ func golden(t *testing.T, path, got string) {
 	}
 	want, err := os.ReadFile(path)
 	if err != nil {
-		t.Fatalf("%v; write it with: go test ./internal/agent -update", err)
+		t.Fatalf("%v; write it with: go test ./internal/metrics -update", err)
 	}
 	if d := cmp.Diff(string(want), got); d != "" {
 		t.Errorf("%s (-want +got; if it is meant, write it anew with -update):\n%s", path, d)

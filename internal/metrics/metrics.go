@@ -1,4 +1,6 @@
-package agent
+// Package metrics is what Prometheus is told: a table of metrics, each of which reads a sample of
+// what a tracer counts and of what the kernel's tables have then. Every label is bounded.
+package metrics
 
 import (
 	"log/slog"
@@ -270,9 +272,10 @@ func tierLabel(t tracer.Tier) string {
 	return string(t)
 }
 
-// newMetrics returns the metrics of a running tracer. Scrapes may come at once;
+// New returns the metrics of a running tracer. version is that of porthole; what cannot be
+// read is logged, and is absent. Scrapes may come at once;
 // those within one second share one reading of the kernel.
-func newMetrics(t *tracer.Tracer, names *identity.Names, version string, log *slog.Logger) prometheus.Collector {
+func New(t *tracer.Tracer, names *identity.Names, version string, log *slog.Logger) prometheus.Collector {
 	return newCollector(shared(time.Second, time.Now, newSampler(t, names, version, log).read))
 }
 
@@ -336,7 +339,7 @@ func (e emitter) send(m prometheus.Metric, err error) {
 func metricsDoc() string {
 	var b strings.Builder
 	b.WriteString("# Metrics\n\n" +
-		"What `porthole agent` serves at /metrics. Written by `go test ./internal/agent -run Docs -update`; names and labels are a contract.\n" +
+		"What `porthole agent` serves at /metrics. Written by `go test ./internal/metrics -run Docs -update`; names and labels are a contract.\n" +
 		"Ready alerts: [deploy/prometheus](../deploy/prometheus); a dashboard: [deploy/grafana](../deploy/grafana).\n\n" +
 		"| metric | type | labels | what it is |\n|---|---|---|---|\n")
 	kinds := map[prometheus.ValueType]string{counter: "counter", gauge: "gauge", histogram: "native histogram"}
