@@ -92,7 +92,7 @@ unit:
 ## race: goroutines that share what they must not, in the packages that can show it (needs a C compiler)
 .PHONY: race
 race:
-	@CGO_ENABLED=1 $(GO) test -race $(UNIT) ./internal/agent ./internal/identity ./internal/metrics ./internal/render
+	@CGO_ENABLED=1 $(GO) test -race $(UNIT) ./internal/agent ./internal/api ./internal/identity ./internal/metrics ./internal/source ./internal/render
 	@CGO_ENABLED=1 $(GO) test -race -exec '$(SUDO)' -run '^Test(Matcher|Rows|Table|Completer|Fanout|Events|KernelStartsAtOnce)' ./tracer
 
 ## test-kernels: the kernel tests (RUN=: those) in VMs of other kernels; needs no root

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/porthole-dev/porthole/internal/agent"
+	"github.com/porthole-dev/porthole/internal/source"
 )
 
 type serveOptions struct {
@@ -85,7 +86,7 @@ func serve(ctx context.Context, e *env, o *serveOptions) error {
 
 // tailOf follows the events of an agent just started.
 func tailOf(ctx context.Context, e *env, socket string) error {
-	c, err := agent.Dial(socket)
+	c, err := source.Dial(socket)
 	if err != nil {
 		return err
 	}

@@ -20,7 +20,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/porthole-dev/porthole/internal/agent"
+	"github.com/porthole-dev/porthole/internal/api"
 	"github.com/porthole-dev/porthole/internal/render"
 	"github.com/porthole-dev/porthole/internal/testutil"
 )
@@ -140,7 +140,7 @@ func TestKernelAgentAPI(t *testing.T) {
 		answer.Sockets[0].Holders[0].UID == nil || answer.History == nil || answer.RangeHigh == 0 {
 		t.Errorf("ports: %d %s", code, body)
 	}
-	var status agent.Status
+	var status api.Status
 	code, body = get(t, socket, "GET", "/v1/status")
 	if err := json.Unmarshal([]byte(body), &status); err != nil || code != 200 || !status.OK || !status.Ready || len(status.Hooks) < 15 ||
 		status.OpenSockets < 2 || status.Version != version || time.Since(status.Since.Time) > patience {
@@ -209,7 +209,7 @@ func TestAgentManyClients(t *testing.T) {
 			t.Fatalf("client %d: status %d", n, resp.StatusCode)
 		}
 	}
-	var status agent.Status
+	var status api.Status
 	_, body := get(t, socket, "GET", "/v1/status")
 	if err := json.Unmarshal([]byte(body), &status); err != nil || status.Clients != 32 {
 		t.Errorf("%d clients read events, want 32: %v", status.Clients, err)
@@ -250,7 +250,7 @@ func TestKernelAgentSameOutput(t *testing.T) {
 	if code != exitDone || errs != "" || !strings.Contains(out, "\nagent "+version+" since ") {
 		t.Errorf("doctor: exit code %d, stderr %q, %s", code, errs, out)
 	}
-	var status agent.Status
+	var status api.Status
 	out, _, _ = command(t, "doctor", "--json", "--agent", "--socket", socket)
 	if err := json.Unmarshal([]byte(out), &status); err != nil || !status.OK || status.Version != version {
 		t.Errorf("doctor --json: %v, %s", err, out)
@@ -383,14 +383,14 @@ func tally(t *testing.T, r *bufio.Reader, every uint64, progress chan<- uint64) 
 			t.Error(err)
 			return n
 		}
-		var lost agent.Lost
+		var lost api.Lost
 		if !bytes.HasPrefix(line, []byte(`{"lost":`)) {
 			if n.events++; every > 0 && n.events%every == 0 {
 				progress <- n.events
 			}
 		} else if err := json.Unmarshal(line, &lost); err != nil {
 			t.Errorf("%v in %s", err, line)
-		} else if lost.By == agent.ByClient {
+		} else if lost.By == api.ByClient {
 			n.byClient += lost.Lost
 		} else {
 			n.byKernel += lost.Lost

@@ -9,8 +9,9 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/porthole-dev/porthole/internal/agent"
+	"github.com/porthole-dev/porthole/internal/api"
 	"github.com/porthole-dev/porthole/internal/doctor"
+	"github.com/porthole-dev/porthole/internal/source"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
@@ -80,7 +81,7 @@ func try(r *doctor.Report, cfg tracer.Config) error {
 }
 
 // doctorAgent tells what the agent sees, and how it is.
-func doctorAgent(ctx context.Context, e *env, jsonRow bool, c *agent.Client) error {
+func doctorAgent(ctx context.Context, e *env, jsonRow bool, c *source.Client) error {
 	status, text, err := askStatus(ctx, e, c)
 	if err != nil {
 		return err
@@ -98,14 +99,14 @@ func doctorAgent(ctx context.Context, e *env, jsonRow bool, c *agent.Client) err
 }
 
 // askStatus returns the agent's status, and as it was sent.
-func askStatus(ctx context.Context, e *env, c *agent.Client) (*agent.Status, []byte, error) {
+func askStatus(ctx context.Context, e *env, c *source.Client) (*api.Status, []byte, error) {
 	body, err := askAgent(ctx, e, c, "/v1/status", nil)
 	if err != nil {
 		return nil, nil, err
 	}
 	defer body.Close()
 	var text bytes.Buffer
-	var status agent.Status
+	var status api.Status
 	if err := json.NewDecoder(io.TeeReader(body, &text)).Decode(&status); err != nil {
 		return nil, nil, fmt.Errorf("read the agent's answer: %w", err)
 	}

@@ -24,6 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/porthole-dev/porthole/internal/agent"
+	"github.com/porthole-dev/porthole/internal/api"
 	"github.com/porthole-dev/porthole/internal/testutil"
 	"github.com/porthole-dev/porthole/tracer"
 )
@@ -290,7 +291,7 @@ func TestAgentStopped(t *testing.T) {
 		before.Close()
 	})
 	f.await(t, "/metrics", func(body string) bool { return metric(body, `porthole_resyncs_total{reason="loss"}`) > 0 })
-	var status agent.Status
+	var status api.Status
 	_, body := get(t, f.socket, "GET", "/v1/status")
 	if err := json.Unmarshal([]byte(body), &status); err != nil || status.Lost == 0 {
 		t.Errorf("status: %v, %s", err, body)

@@ -13,11 +13,11 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/porthole-dev/porthole/internal/agent"
 	"github.com/porthole-dev/porthole/internal/doctor"
 	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/internal/query"
 	"github.com/porthole-dev/porthole/internal/render"
+	"github.com/porthole-dev/porthole/internal/source"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
@@ -131,7 +131,7 @@ func deviceNames(found []tracer.Headroom, ports *tracer.Ports) (names identity.N
 
 // askHeadroom asks the agent. A destination is meant to be seen from the namespace of
 // the one who asks.
-func askHeadroom(ctx context.Context, e *env, c *agent.Client, values map[string][]string) ([]render.Headroom, error) {
+func askHeadroom(ctx context.Context, e *env, c *source.Client, values map[string][]string) ([]render.Headroom, error) {
 	if values["to"] != nil && values["netns"] == nil {
 		own, err := identity.NetNSOfThread()
 		if err != nil {

@@ -3,7 +3,7 @@ package main
 import (
 	"github.com/spf13/cobra"
 
-	"github.com/porthole-dev/porthole/internal/agent"
+	"github.com/porthole-dev/porthole/internal/source"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
@@ -26,7 +26,7 @@ func (o *hookOptions) config() tracer.Config {
 
 // useAgent is useAgent for a command with these options, which an agent cannot
 // follow: it has its hooks.
-func (o *hookOptions) useAgent(a *agentOptions, own error) (*agent.Client, error) {
+func (o *hookOptions) useAgent(a *agentOptions, own error) (*source.Client, error) {
 	if *o == (hookOptions{}) {
 		return useAgent(a, own)
 	}

@@ -10,7 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/porthole-dev/porthole/internal/agent"
+	"github.com/porthole-dev/porthole/internal/api"
 	"github.com/porthole-dev/porthole/internal/doctor"
 	"github.com/porthole-dev/porthole/internal/render"
 )
@@ -93,7 +93,7 @@ func TestJSONDocs(t *testing.T) {
 		{"headroom", render.Headroom{}, tableKeys(section("Ports left"))},
 		{"the machine", doctor.Report{}, bracedKeys(machine, 0)},
 		{"a hook", doctor.Hook{}, bracedKeys(machine, 1)},
-		{"an agent", agent.Status{}, status},
+		{"an agent", api.Status{}, status},
 	} {
 		if d := cmp.Diff(c.docs, keysOf(c.object)); d != "" {
 			t.Errorf("the keys of %s (-docs/json.md +printed):\n%s", c.what, d)

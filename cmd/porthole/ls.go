@@ -8,11 +8,11 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/porthole-dev/porthole/internal/agent"
 	"github.com/porthole-dev/porthole/internal/doctor"
 	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/internal/query"
 	"github.com/porthole-dev/porthole/internal/render"
+	"github.com/porthole-dev/porthole/internal/source"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
@@ -84,7 +84,7 @@ func ls(e *env, o *lsOptions, f *query.Filter) error {
 }
 
 // lsAgent lists what the agent sees.
-func lsAgent(ctx context.Context, e *env, o *lsOptions, c *agent.Client, values map[string][]string) error {
+func lsAgent(ctx context.Context, e *env, o *lsOptions, c *source.Client, values map[string][]string) error {
 	answer, err := askAgent(ctx, e, c, "/v1/sockets", values)
 	if err != nil {
 		return err

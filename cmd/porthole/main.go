@@ -17,10 +17,10 @@ import (
 	"github.com/spf13/pflag"
 	"golang.org/x/term"
 
-	"github.com/porthole-dev/porthole/internal/agent"
 	"github.com/porthole-dev/porthole/internal/doctor"
 	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/internal/render"
+	"github.com/porthole-dev/porthole/internal/source"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
@@ -109,7 +109,7 @@ func hints(err error) []string {
 		return []string{"let it open more files: ulimit -n, or LimitNOFILE= of the systemd unit"}
 	case errors.Is(err, syscall.ENOMEM):
 		return []string{"let it use more memory, MemoryMax= of the systemd unit: an agent takes some 100 MB"}
-	case errors.Is(err, agent.ErrSilent):
+	case errors.Is(err, source.ErrSilent):
 		return []string{
 			"see whether it is stopped (STAT T): ps -C porthole -o pid,stat,args; then kill -CONT its pid, or restart it",
 			"as root the kernel can be asked instead: leave out --agent",

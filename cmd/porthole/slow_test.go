@@ -15,7 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/porthole-dev/porthole/internal/agent"
+	"github.com/porthole-dev/porthole/internal/api"
 	"github.com/porthole-dev/porthole/internal/render"
 	"github.com/porthole-dev/porthole/internal/testutil"
 )
@@ -138,7 +138,7 @@ func TestAgentUnreadMetrics(t *testing.T) {
 // streams is how many clients read events.
 func streams(t *testing.T, socket string) int {
 	t.Helper()
-	var status agent.Status
+	var status api.Status
 	if _, body := get(t, socket, "GET", "/v1/status"); json.Unmarshal([]byte(body), &status) != nil {
 		t.Fatalf("status: %s", body)
 	}

@@ -11,16 +11,17 @@ import (
 	"io"
 	"time"
 
-	"github.com/porthole-dev/porthole/internal/agent"
+	"github.com/porthole-dev/porthole/internal/api"
 	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/internal/render"
+	"github.com/porthole-dev/porthole/internal/source"
 )
 
 // errAgentEnded ends a tail that did not want to.
 var errAgentEnded = errors.New("the agent ended")
 
 // tailAgent follows the agent's events.
-func tailAgent(ctx context.Context, e *env, o *tailOptions, c *agent.Client, values map[string][]string) error {
+func tailAgent(ctx context.Context, e *env, o *tailOptions, c *source.Client, values map[string][]string) error {
 	status, _, err := askStatus(ctx, e, c)
 	if err != nil {
 		return err
@@ -34,7 +35,7 @@ func tailAgent(ctx context.Context, e *env, o *tailOptions, c *agent.Client, val
 
 // followAgent writes the agent's events until ctx ends or there are enough, and
 // calls attached before the first.
-func followAgent(ctx context.Context, e *env, o *tailOptions, c *agent.Client, values map[string][]string, attached func()) error {
+func followAgent(ctx context.Context, e *env, o *tailOptions, c *source.Client, values map[string][]string, attached func()) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	stopWhenUnread(ctx, e.stdout, cancel)
@@ -96,12 +97,12 @@ func (p *agentTail) follow() error {
 // take writes one line of the stream; those that tell what was lost go to stderr.
 func (p *agentTail) take(line []byte) (enough bool, err error) {
 	if bytes.HasPrefix(line, []byte(`{"lost":`)) {
-		var lost agent.Lost
+		var lost api.Lost
 		if err := json.Unmarshal(line, &lost); err != nil {
 			return false, fmt.Errorf("read the agent's events: %w", err)
 		}
 		p.lost += lost.Lost
-		if lost.By == agent.ByKernel {
+		if lost.By == api.ByKernel {
 			tellLostKernel(p.e, lost.Lost)
 		} else {
 			tellLostLate(p.e, lost.Lost)

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/porthole-dev/porthole/internal/agent"
+	"github.com/porthole-dev/porthole/internal/source"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
@@ -30,11 +31,11 @@ func addSocketFlag(cmd *cobra.Command, socket *string) {
 // useAgent returns a client where the agent is to be asked: with --agent, and where
 // own, which is why the command cannot do it on its own, wraps ErrNotPermitted and
 // an agent answers. Without either it returns own, and a nil client.
-func useAgent(o *agentOptions, own error) (*agent.Client, error) {
+func useAgent(o *agentOptions, own error) (*source.Client, error) {
 	if !o.ask && !errors.Is(own, tracer.ErrNotPermitted) {
 		return nil, own
 	}
-	c, err := agent.Dial(o.socket)
+	c, err := source.Dial(o.socket)
 	if err == nil || o.ask {
 		return c, err
 	}
@@ -43,9 +44,9 @@ func useAgent(o *agentOptions, own error) (*agent.Client, error) {
 
 // askAgent is c.Get with errors as those of commands: what the agent does not
 // accept is wrong usage. It tells on stderr when sockets may be missing.
-func askAgent(ctx context.Context, e *env, c *agent.Client, path string, values map[string][]string) (*agent.Answer, error) {
+func askAgent(ctx context.Context, e *env, c *source.Client, path string, values map[string][]string) (*source.Answer, error) {
 	answer, err := c.Get(ctx, path, values)
-	var refused *agent.Error
+	var refused *source.Error
 	if errors.As(err, &refused) && refused.Code == http.StatusBadRequest {
 		return nil, usageError{err}
 	}

@@ -17,7 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/porthole-dev/porthole/internal/agent"
+	"github.com/porthole-dev/porthole/internal/api"
 	"github.com/porthole-dev/porthole/internal/doctor"
 	"github.com/porthole-dev/porthole/internal/testutil"
 	"github.com/porthole-dev/porthole/tracer"
@@ -135,7 +135,7 @@ func TestViewOfAgent(t *testing.T) {
 		}
 	}
 	_, body := get(t, socket, "GET", "/v1/status")
-	var status agent.Status
+	var status api.Status
 	if err := json.Unmarshal([]byte(body), &status); err != nil || !strings.Contains(strings.Join(status.PartialView, "\n"), holdersOutside) {
 		t.Errorf("status: %v, %s", err, body)
 	}

@@ -10,11 +10,11 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/porthole-dev/porthole/internal/agent"
 	"github.com/porthole-dev/porthole/internal/doctor"
 	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/internal/query"
 	"github.com/porthole-dev/porthole/internal/render"
+	"github.com/porthole-dev/porthole/internal/source"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
@@ -137,7 +137,7 @@ func (h *heldWriter) ends(err error) error {
 }
 
 // whoAgent says what the agent knows.
-func whoAgent(ctx context.Context, e *env, c *agent.Client, q query.Port, jsonRow bool) error {
+func whoAgent(ctx context.Context, e *env, c *source.Client, q query.Port, jsonRow bool) error {
 	if !jsonRow {
 		q.Limit = render.MaxShown
 	}

@@ -9,12 +9,12 @@ import (
 	"log/slog"
 	"net/http"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"github.com/porthole-dev/porthole/internal/api"
 	"github.com/porthole-dev/porthole/internal/doctor"
 	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/internal/metrics"
@@ -65,11 +65,6 @@ type agent struct {
 	report *doctor.Report
 	names  *identity.Names
 	since  time.Time
-	ready  atomic.Bool
-	feed   *feed
-
-	mu      sync.Mutex
-	verbose int // of them, those that want handshakes
 }
 
 // Run runs an agent until ctx ends, or something fails. Whatever it began has
@@ -110,7 +105,6 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	}
 	defer func() { err = errors.Join(err, a.tracer.Close()) }()
 	a.names.Device = a.tracer.DeviceName
-	a.feed = &feed{tracer: a.tracer, names: a.names}
 	if cfg.Confine {
 		if err := confine(); err != nil {
 			return err
@@ -139,13 +133,16 @@ func (a *agent) serve(ctx context.Context, socket *socket, front *webFront) erro
 	if err != nil {
 		return err
 	}
-	inside := newServer(a.socketHandler(reg), a.cfg.Log)
-	outside := front.servers(a.webHandler(reg), a.cfg.Log)
+	answers := api.New(api.Config{
+		Tracer: a.tracer, Names: a.names, Report: a.report, Metrics: reg, Version: a.cfg.Version, Since: a.since, Log: a.cfg.Log,
+	})
+	inside := api.NewHTTP(answers.SocketHandler(), a.cfg.Log)
+	outside := front.servers(answers.WebHandler(), a.cfg.Log)
 	ready := make(chan struct{})
 	start("trace", func() error {
-		return a.tracer.Run(ctx, func(*tracer.Snapshot) { a.ready.Store(true); close(ready) })
+		return a.tracer.Run(ctx, func(*tracer.Snapshot) { answers.SetReady(); close(ready) })
 	})
-	start("serve "+a.cfg.Socket, func() error { return inside.Serve(limit(socket)) })
+	start("serve "+a.cfg.Socket, func() error { return inside.Serve(api.Limit(socket)) })
 	for i, server := range outside {
 		start("serve metrics", func() error { return front.serve(i, server, a.cfg.Log) })
 	}

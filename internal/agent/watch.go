@@ -79,12 +79,6 @@ func (a *agent) tell(last, now *tracer.Stats) {
 	}
 }
 
-// lost is the number of events that did not come from the kernel.
-func (a *agent) lost() (uint64, error) {
-	stats, err := a.tracer.Stats()
-	return stats.Lost() + stats.Bad, err
-}
-
 // notify tells systemd, where it wants to be told.
 func notify(state string) error {
 	if _, err := daemon.SdNotify(false, state); err != nil {

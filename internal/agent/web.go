@@ -9,13 +9,15 @@ import (
 
 	"github.com/prometheus/exporter-toolkit/web"
 	"go.yaml.in/yaml/v2"
+
+	"github.com/porthole-dev/porthole/internal/api"
 )
 
 // webFront is what Prometheus asks: TCP, with TLS and passwords by the
 // configuration file that every exporter has.
 type webFront struct {
 	listeners []net.Listener
-	names     []string // hosts among the addresses
+	addrs     []string // as given
 	config    string
 	scheme    string
 }
@@ -45,8 +47,8 @@ func openWeb(cfg Config) (*webFront, error) {
 			w.close()
 			return nil, fmt.Errorf("listen for metrics: %w", err)
 		}
-		w.listeners = append(w.listeners, limit(l))
-		w.names = append(w.names, hostOf(addr))
+		w.listeners = append(w.listeners, api.Limit(l))
+		w.addrs = append(w.addrs, addr)
 	}
 	return w, nil
 }
@@ -63,8 +65,11 @@ func (w *webFront) urls() []string {
 // servers makes one for each listener: serving changes them.
 func (w *webFront) servers(h http.Handler, log *slog.Logger) []*http.Server {
 	out := make([]*http.Server, len(w.listeners))
+	if w.scheme != "https" {
+		h = api.Guard(w.addrs, h)
+	}
 	for i := range out {
-		out[i] = newServer(w.guard(h), log)
+		out[i] = api.NewHTTP(h, log)
 	}
 	return out
 }

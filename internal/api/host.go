@@ -1,4 +1,4 @@
-package agent
+package api
 
 import (
 	"fmt"
@@ -10,17 +10,19 @@ import (
 	"strings"
 )
 
-// guard refuses what a browser on this machine asks for a page of somebody else: that
+// Guard refuses what a browser on this machine asks for a page of somebody else: that
 // page's host name leads to the loopback address by now (DNS rebinding), but the browser
 // still says the name. Who asks over the loopback has to ask for a name that leads there
 // by right. Elsewhere any name does: Prometheus asks by whatever name a machine has. TLS
-// has a certificate to tell.
-func (w *webFront) guard(h http.Handler) http.Handler {
-	if w.scheme == "https" {
-		return h
+// has a certificate to tell, and needs none. addrs are those that are listened on: their hosts
+// are names that lead there.
+func Guard(addrs []string, h http.Handler) http.Handler {
+	names := make([]string, len(addrs))
+	for i, addr := range addrs {
+		names[i] = hostOf(addr)
 	}
 	return http.HandlerFunc(func(out http.ResponseWriter, r *http.Request) {
-		if host := hostOf(r.Host); viaLoopback(r) && !w.knows(host) {
+		if host := hostOf(r.Host); viaLoopback(r) && !mayMean(names, host) {
 			writeError(out, http.StatusMisdirectedRequest,
 				fmt.Errorf("host %q: want an address, localhost, this machine's name or one of /etc/hosts, or of --web.listen-address", host))
 			return
@@ -42,8 +44,8 @@ func hostOf(s string) string {
 	return strings.ToLower(strings.TrimSuffix(strings.Trim(s, "[]"), "."))
 }
 
-// knows tells whether a host is one that may mean this machine to itself.
-func (w *webFront) knows(host string) bool {
+// mayMean tells whether a host is one of names, or one that may mean this machine to itself.
+func mayMean(names []string, host string) bool {
 	if _, err := netip.ParseAddr(host); err == nil || host == "" || host == "localhost" || strings.HasSuffix(host, ".localhost") {
 		return true
 	}
@@ -53,7 +55,7 @@ func (w *webFront) knows(host string) bool {
 			return true
 		}
 	}
-	return slices.Contains(w.names, host) || inHosts(host)
+	return slices.Contains(names, host) || inHosts(host)
 }
 
 // inHosts tells whether hosts(5) has a name.

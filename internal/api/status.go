@@ -1,4 +1,4 @@
-package agent
+package api
 
 import (
 	"net/http"
@@ -21,7 +21,7 @@ type Status struct {
 	Tenancies   int          `json:"tenancies"`    // in the history
 }
 
-func (a *agent) status(w http.ResponseWriter, r *http.Request) error {
+func (a *Server) status(w http.ResponseWriter, r *http.Request) error {
 	v, err := values(r)
 	if err != nil {
 		return err
@@ -29,13 +29,13 @@ func (a *agent) status(w http.ResponseWriter, r *http.Request) error {
 	if err := query.None(v); err != nil {
 		return err
 	}
-	stats, err := a.tracer.Stats()
+	stats, err := a.cfg.Tracer.Stats()
 	if err != nil {
 		return err
 	}
 	return writeObject(w, Status{
-		Report: *a.report, Version: a.cfg.Version, Since: render.Stamp{Time: a.since}, Ready: a.ready.Load(),
+		Report: *a.cfg.Report, Version: a.cfg.Version, Since: render.Stamp{Time: a.cfg.Since}, Ready: a.ready.Load(),
 		Events: stats.Decoded, Lost: stats.Lost() + stats.Bad, Clients: a.feed.len(),
-		OpenSockets: a.tracer.Table().Len(), Tenancies: a.tracer.History().Len(),
+		OpenSockets: a.cfg.Tracer.Table().Len(), Tenancies: a.cfg.Tracer.History().Len(),
 	})
 }

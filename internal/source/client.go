@@ -1,4 +1,5 @@
-package agent
+// Package source is where answers come from.
+package source
 
 import (
 	"context"
@@ -13,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/porthole-dev/porthole/internal/api"
 	"github.com/porthole-dev/porthole/internal/query"
 )
 
@@ -64,7 +66,7 @@ func Dial(socket string) (*Client, error) {
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
-	var status Status
+	var status api.Status
 	if err == nil && json.Unmarshal(body, &status) == nil { // else the next request says what is wrong
 		c.PartialView = status.PartialView
 	}
@@ -129,14 +131,14 @@ func (c *Client) Get(ctx context.Context, path string, values query.Values) (*An
 	if resp.StatusCode != http.StatusOK {
 		defer resp.Body.Close()
 		refused := &Error{Code: resp.StatusCode}
-		var body errorBody
+		var body api.Refusal
 		if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&body); err != nil {
 			return nil, fmt.Errorf("ask the agent on %s: %s: %w", c.socket, resp.Status, err)
 		}
 		refused.Text = body.Error
 		return nil, fmt.Errorf("the agent: %w", refused)
 	}
-	unfinished, err := strconv.Atoi(resp.Header.Get(unfinishedHeader))
+	unfinished, err := strconv.Atoi(resp.Header.Get(api.UnfinishedHeader))
 	if err != nil {
 		unfinished = 0 // not there
 	}

@@ -1,4 +1,4 @@
-package agent
+package api
 
 import (
 	"bytes"
@@ -18,8 +18,8 @@ const scrapeWithin = 10 * time.Second
 
 // scrapes answers at /metrics. Who reads slowly, or not at all, costs the memory of one
 // answer for a while, and no other client its turn.
-func (a *agent) scrapes(metrics prometheus.Gatherer) handler {
-	text := promhttp.HandlerFor(&together{from: metrics}, promhttp.HandlerOpts{
+func (a *Server) scrapes() handler {
+	text := promhttp.HandlerFor(&together{from: a.cfg.Metrics}, promhttp.HandlerOpts{
 		ErrorLog: slog.NewLogLogger(a.cfg.Log.Handler(), slog.LevelError),
 	})
 	return newAnswers(scrapeBytes).inTurn(func(t *turn, r *http.Request) error {

@@ -1,4 +1,4 @@
-package agent
+package api
 
 import (
 	"encoding/json"
@@ -20,7 +20,7 @@ func FuzzRequest(f *testing.F) {
 	for _, seed := range []string{"port=1,2&proto=udp", "event=%1b[31m", "to=192.0.2.1:443&from=::1", "%zz", "netns=%0a", "comm=%22", "verbose=true", "a=b;c"} {
 		f.Add(seed)
 	}
-	a := &agent{cfg: Config{Log: slog.New(slog.DiscardHandler)}}
+	a := &Server{cfg: Config{Log: slog.New(slog.DiscardHandler)}}
 	parse := a.answer(func(w http.ResponseWriter, r *http.Request) error {
 		v, err := values(r)
 		if err != nil {
@@ -45,7 +45,7 @@ func FuzzRequest(f *testing.F) {
 		w := httptest.NewRecorder()
 		parse.ServeHTTP(w, &http.Request{Method: http.MethodGet, URL: &url.URL{Path: "/v1/sockets", RawQuery: query}})
 		body := w.Body.String()
-		var refused errorBody
+		var refused Refusal
 		if w.Code != http.StatusOK && (w.Code != http.StatusBadRequest || json.Unmarshal([]byte(body), &refused) != nil || refused.Error == "") {
 			t.Errorf("%q: %d %s", query, w.Code, body)
 		}

@@ -1,4 +1,4 @@
-package agent
+package api
 
 import (
 	"errors"
@@ -14,7 +14,7 @@ import (
 const headroomBytes = 2 << 10
 
 // headroom answers as headroom does.
-func (a *agent) headroom(t *turn, r *http.Request) error {
+func (a *Server) headroom(t *turn, r *http.Request) error {
 	v, err := values(r)
 	if err != nil {
 		return err
@@ -26,11 +26,11 @@ func (a *agent) headroom(t *turn, r *http.Request) error {
 	if err := t.begin(answerBytes / 4); err != nil { // what it takes to find out is not known before
 		return err
 	}
-	ports, err := a.tracer.Ports(true)
+	ports, err := a.cfg.Tracer.Ports(true)
 	if err != nil {
 		return fmt.Errorf("read ports: %w", err)
 	}
-	found, err := q.Answer(ports, a.names.NetNS)
+	found, err := q.Answer(ports, a.cfg.Names.NetNS)
 	switch {
 	case errors.Is(err, identity.ErrNotPermitted):
 		return &httpError{http.StatusForbidden, fmt.Errorf("%w: an agent has given up what that takes; give it from, the local address", err)}
@@ -40,7 +40,7 @@ func (a *agent) headroom(t *turn, r *http.Request) error {
 	t.made(headroomBytes * len(found))
 	t.Header().Set("Content-Type", lines)
 	for i := range found {
-		if err := render.WriteJSON(t, render.New(a.names).Headrooms(found[i : i+1])[0]); err != nil {
+		if err := render.WriteJSON(t, render.New(a.cfg.Names).Headrooms(found[i : i+1])[0]); err != nil {
 			return sentError{err}
 		}
 	}

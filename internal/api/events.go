@@ -1,4 +1,4 @@
-package agent
+package api
 
 import (
 	"errors"
@@ -38,7 +38,7 @@ const (
 
 // events streams events as tail prints them, until the client goes or the agent
 // ends.
-func (a *agent) events(w http.ResponseWriter, r *http.Request) error {
+func (a *Server) events(w http.ResponseWriter, r *http.Request) error {
 	v, err := values(r)
 	if err != nil {
 		return err
@@ -47,7 +47,7 @@ func (a *agent) events(w http.ResponseWriter, r *http.Request) error {
 	if s.query, err = query.ParseEvents(v); err != nil {
 		return err
 	}
-	if err := s.query.Locate(a.names.NetNS); err != nil {
+	if err := s.query.Locate(a.cfg.Names.NetNS); err != nil {
 		return err
 	}
 	if s.kernel, err = a.lost(); err != nil {
@@ -77,16 +77,16 @@ func (a *agent) events(w http.ResponseWriter, r *http.Request) error {
 
 // wantEstablished counts who wants handshakes: while nobody does, the kernel does
 // not report them.
-func (a *agent) wantEstablished(more int) error {
+func (a *Server) wantEstablished(more int) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.verbose += more
-	return a.tracer.SetEstablished(a.verbose > 0)
+	return a.cfg.Tracer.SetEstablished(a.verbose > 0)
 }
 
 // stream writes events to one client.
 type stream struct {
-	a      *agent
+	a      *Server
 	query  *query.Events
 	reader *reader
 	w      io.Writer
@@ -98,7 +98,7 @@ type stream struct {
 }
 
 func (s *stream) wants(ev *tracer.Event) bool {
-	return s.query.Event(s.a.names.Cgroups, ev)
+	return s.query.Event(s.a.cfg.Names.Cgroups, ev)
 }
 
 func (s *stream) follow(r *http.Request) error {
@@ -149,4 +149,10 @@ func (s *stream) write() error {
 	}
 	_, err := s.w.Write(s.buf)
 	return errors.Join(err, s.out.Flush())
+}
+
+// lost is the number of events that did not come from the kernel.
+func (a *Server) lost() (uint64, error) {
+	stats, err := a.cfg.Tracer.Stats()
+	return stats.Lost() + stats.Bad, err
 }

@@ -1,4 +1,4 @@
-package agent
+package api
 
 import (
 	"context"
@@ -26,7 +26,8 @@ type limited struct {
 	once   sync.Once
 }
 
-func limit(l net.Listener) net.Listener {
+// Limit returns l with at most maxConns connections at once; others wait.
+func Limit(l net.Listener) net.Listener {
 	return &limited{Listener: l, places: make(chan struct{}, maxConns), closed: make(chan struct{})}
 }
 
@@ -99,8 +100,8 @@ const (
 	answerWithin = time.Minute
 )
 
-// newServer bounds what a client can make the agent wait for, or keep.
-func newServer(h http.Handler, out *slog.Logger) *http.Server {
+// NewHTTP returns a server that bounds what a client can make the agent wait for, or keep.
+func NewHTTP(h http.Handler, out *slog.Logger) *http.Server {
 	return &http.Server{
 		Handler: h, ReadTimeout: requestWithin, WriteTimeout: answerWithin, IdleTimeout: 2 * time.Minute,
 		MaxHeaderBytes: 16 << 10, ConnContext: withConn, ErrorLog: log.New(&serverLog{to: out}, "", 0),

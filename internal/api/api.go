@@ -1,4 +1,6 @@
-package agent
+// Package api answers requests to an agent: what is asked through its socket, the stream of
+// events, and metrics. What client and agent have to agree on is here too.
+package api
 
 import (
 	"bufio"
@@ -6,14 +8,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/url"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/porthole-dev/porthole/internal/doctor"
 	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/internal/query"
 	"github.com/porthole-dev/porthole/internal/render"
@@ -26,8 +31,8 @@ const (
 	lines     = "application/x-ndjson" // one object a line
 )
 
-// unfinishedHeader is Snapshot.Unfinished, where it is not 0.
-const unfinishedHeader = "Porthole-Unfinished"
+// UnfinishedHeader is tracer.Snapshot.Unfinished, where it is not 0.
+const UnfinishedHeader = "Porthole-Unfinished"
 
 // handler answers a request. An error before it has begun to is told to the client.
 type handler func(http.ResponseWriter, *http.Request) error
@@ -48,15 +53,42 @@ func badRequest(err error) error { return &httpError{http.StatusBadRequest, err}
 // early.
 type sentError struct{ error }
 
-// webHandler is what TCP has.
-func (a *agent) webHandler(metrics *prometheus.Registry) http.Handler {
-	return a.mux(metrics, nil)
+// Config is what a Server answers from.
+type Config struct {
+	Tracer  *tracer.Tracer
+	Names   *identity.Names
+	Report  *doctor.Report
+	Metrics prometheus.Gatherer
+	Version string
+	Since   time.Time // when the agent was started
+	Log     *slog.Logger
 }
 
-// socketHandler is what the unix socket has.
-func (a *agent) socketHandler(metrics *prometheus.Registry) http.Handler {
+// Server answers requests. Its handlers may be used at once.
+type Server struct {
+	cfg   Config
+	ready atomic.Bool
+	feed  *feed
+
+	mu      sync.Mutex
+	verbose int // how many streams want handshakes
+}
+
+// New returns a Server, which begins nothing before it is asked.
+func New(cfg Config) *Server {
+	return &Server{cfg: cfg, feed: &feed{tracer: cfg.Tracer, names: cfg.Names}}
+}
+
+// SetReady says that the table has every socket.
+func (a *Server) SetReady() { a.ready.Store(true) }
+
+// WebHandler is what TCP has.
+func (a *Server) WebHandler() http.Handler { return a.mux(nil) }
+
+// SocketHandler is what the unix socket has.
+func (a *Server) SocketHandler() http.Handler {
 	lists := newAnswers(answerBytes)
-	return a.mux(metrics, map[string]handler{
+	return a.mux(map[string]handler{
 		"/v1/events":       a.events,
 		"/v1/sockets":      lists.inTurn(a.sockets),
 		"/v1/ports/{port}": lists.inTurn(a.port),
@@ -66,14 +98,14 @@ func (a *agent) socketHandler(metrics *prometheus.Registry) http.Handler {
 	})
 }
 
-func (a *agent) mux(metrics *prometheus.Registry, routes map[string]handler) http.Handler {
+func (a *Server) mux(routes map[string]handler) http.Handler {
 	mux := http.NewServeMux()
 	for path, h := range routes {
 		mux.Handle(path, a.answer(h))
 	}
 	mux.Handle("/healthz", a.answer(healthz))
 	mux.Handle("/readyz", a.answer(a.readyz))
-	mux.Handle("/metrics", a.answer(a.scrapes(metrics)))
+	mux.Handle("/metrics", a.answer(a.scrapes()))
 	mux.Handle("/", a.answer(func(_ http.ResponseWriter, r *http.Request) error {
 		return &httpError{http.StatusNotFound, fmt.Errorf("nothing is at %s", r.URL.Path)}
 	}))
@@ -81,7 +113,7 @@ func (a *agent) mux(metrics *prometheus.Registry, routes map[string]handler) htt
 }
 
 // answer makes every error a JSON object with a status code.
-func (a *agent) answer(h handler) http.Handler {
+func (a *Server) answer(h handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		err := errors.New("want GET")
 		code := http.StatusMethodNotAllowed
@@ -116,15 +148,15 @@ func (a *agent) answer(h handler) http.Handler {
 	})
 }
 
-// errorBody is every error the agent answers with.
-type errorBody struct {
+// Refusal is every error the agent answers with, in JSON.
+type Refusal struct {
 	Error string `json:"error"`
 }
 
 func writeError(w http.ResponseWriter, code int, err error) {
 	w.Header().Set("Content-Type", oneObject)
 	w.WriteHeader(code)
-	_ = render.WriteJSON(w, errorBody{err.Error()}) // fails when the client has gone
+	_ = render.WriteJSON(w, Refusal{err.Error()}) // fails when the client has gone
 }
 
 func writeObject(w http.ResponseWriter, object any) error {
@@ -157,7 +189,7 @@ func healthz(w http.ResponseWriter, _ *http.Request) error {
 }
 
 // readyz tells whether the table has every socket.
-func (a *agent) readyz(w http.ResponseWriter, r *http.Request) error {
+func (a *Server) readyz(w http.ResponseWriter, r *http.Request) error {
 	if !a.ready.Load() {
 		return &httpError{http.StatusServiceUnavailable, errors.New("the first snapshot is not there yet")}
 	}
@@ -165,7 +197,7 @@ func (a *agent) readyz(w http.ResponseWriter, r *http.Request) error {
 }
 
 // sockets answers as ls does.
-func (a *agent) sockets(t *turn, r *http.Request) error {
+func (a *Server) sockets(t *turn, r *http.Request) error {
 	v, err := values(r)
 	if err != nil {
 		return err
@@ -174,39 +206,39 @@ func (a *agent) sockets(t *turn, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if err := q.Locate(a.names.NetNS); err != nil {
+	if err := q.Locate(a.cfg.Names.NetNS); err != nil {
 		return err
 	}
 	rows, err := a.rows(t, q.LocalPort(), query.Unlimited)
 	if err != nil {
 		return err
 	}
-	some := render.SocketsOfRows(rows, func(s *tracer.Socket) bool { return q.Socket(a.names.Cgroups, s) })
+	some := render.SocketsOfRows(rows, func(s *tracer.Socket) bool { return q.Socket(a.cfg.Names.Cgroups, s) })
 	t.Header().Set("Content-Type", lines)
-	if err := render.New(a.names).SocketsJSON(t, some); err != nil {
+	if err := render.New(a.cfg.Names).SocketsJSON(t, some); err != nil {
 		return sentError{err}
 	}
 	return nil
 }
 
 // rows reads the sockets of a port, 0: of all, of which so many are wanted.
-func (a *agent) rows(t *turn, port uint16, limit int) (*tracer.Rows, error) {
-	if err := t.begin(rowsBytes(a.tracer.Table().Count(port), limit)); err != nil {
+func (a *Server) rows(t *turn, port uint16, limit int) (*tracer.Rows, error) {
+	if err := t.begin(rowsBytes(a.cfg.Tracer.Table().Count(port), limit)); err != nil {
 		return nil, err
 	}
-	rows, err := a.tracer.Rows(port)
+	rows, err := a.cfg.Tracer.Rows(port)
 	if err != nil {
 		return nil, fmt.Errorf("read sockets: %w", err)
 	}
 	t.made(rowsBytes(rows.Len(), limit))
 	if rows.Unfinished > 0 {
-		t.Header().Set(unfinishedHeader, strconv.Itoa(rows.Unfinished))
+		t.Header().Set(UnfinishedHeader, strconv.Itoa(rows.Unfinished))
 	}
 	return rows, nil
 }
 
 // port answers as who does.
-func (a *agent) port(t *turn, r *http.Request) error {
+func (a *Server) port(t *turn, r *http.Request) error {
 	v, err := values(r)
 	if err != nil {
 		return err
@@ -235,7 +267,7 @@ func (a *agent) port(t *turn, r *http.Request) error {
 		out = &few
 	}
 	t.Header().Set("Content-Type", oneObject)
-	if err := render.New(names).PortJSON(out, q, pool, all, a.tracer.History().Latest(q.Number)); err != nil {
+	if err := render.New(names).PortJSON(out, q, pool, all, a.cfg.Tracer.History().Latest(q.Number)); err != nil {
 		return sentError{err}
 	}
 	t.resize(max(few.Len(), leastAnswer))
@@ -247,21 +279,21 @@ func (a *agent) port(t *turn, r *http.Request) error {
 
 // portNames are names that know the ephemeral ranges that are not this machine's, read when
 // the first is asked for.
-func (a *agent) portNames(pool *identity.Pool) *identity.Names {
+func (a *Server) portNames(pool *identity.Pool) *identity.Names {
 	ranges := sync.OnceValue(func() map[tracer.NetNS]*tracer.Range {
-		all, err := a.tracer.Ranges()
+		all, err := a.cfg.Tracer.Ranges()
 		if err != nil {
 			a.cfg.Log.Error("read ephemeral ranges", "error", err)
 		}
 		return all
 	})
-	names := *a.names
+	names := *a.cfg.Names
 	names.Range = func(ns tracer.NetNS) *tracer.Range { return render.OtherRange(ranges()[ns], pool) }
 	return &names
 }
 
 // history answers with the tenancies that ended, the latest first.
-func (a *agent) history(t *turn, r *http.Request) error {
+func (a *Server) history(t *turn, r *http.Request) error {
 	v, err := values(r)
 	if err != nil {
 		return err
@@ -276,11 +308,11 @@ func (a *agent) history(t *turn, r *http.Request) error {
 	t.made(leastAnswer)
 	t.Header().Set("Content-Type", lines)
 	out := bufio.NewWriterSize(t, 32<<10)
-	for past := range a.tracer.History().Latest(q.Port) {
+	for past := range a.cfg.Tracer.History().Latest(q.Port) {
 		if q.Limit--; q.Limit < 0 {
 			break
 		}
-		if err := render.WriteJSON(out, render.New(a.names).Tenancy(&past)); err != nil {
+		if err := render.WriteJSON(out, render.New(a.cfg.Names).Tenancy(&past)); err != nil {
 			return sentError{err}
 		}
 	}
