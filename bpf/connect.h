@@ -31,7 +31,7 @@ static __always_inline void handle_udp_disconnect(struct sock *sk)
 static __always_inline void handle_error(struct sock *sk)
 {
 	if (READ_TYPED(sk, sk_err) == ECONNABORTED && sock_is_udp(sk) && sock_port(sk))
-		report_unpeer(sk, READ(sk, sk_userlocks) & SOCK_BINDPORT_LOCK ? EVENT_UNPEER : EVENT_CLOSE);
+		report_unpeer(sk, sock_locks(sk) & SOCK_BINDPORT_LOCK ? EVENT_UNPEER : EVENT_CLOSE);
 }
 
 /* inet_hash_connect() or inet6_hash_connect() is done: the port is picked, or there is none. */

@@ -82,7 +82,7 @@ static __always_inline void report_implicit_bind(struct sock *sk, __u16 error)
 	if (!error) { /* what connect() has made of it since is not told here */
 		__builtin_memset(e->flow.remote_ip, 0, 16);
 		e->flow.remote_port = 0;
-		if (!(READ(sk, sk_userlocks) & SOCK_BINDADDR_LOCK)) {
+		if (!(sock_locks(sk) & SOCK_BINDADDR_LOCK)) {
 			__builtin_memset(e->flow.local_ip, 0, 16);
 			if (READ(sk, __sk_common.skc_family) == AF_INET)
 				ip_from_v4(e->flow.local_ip, 0);

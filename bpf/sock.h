@@ -185,6 +185,12 @@ static __always_inline void sock_flow(struct flow *f, const struct sock *sk)
 	f->pad = 0;
 }
 
+/* SOCK_BINDADDR_LOCK, SOCK_BINDPORT_LOCK ...; before 6.9 a bit field. */
+static __always_inline __u8 sock_locks(const struct sock *sk)
+{
+	return READ_BITS(sk, sk_userlocks);
+}
+
 /*
  * Did this end of a TCP connection call connect()? The SYN counts in
  * bytes_acked (RFC 4898 tcpEStatsAppHCThruOctetsAcked as the kernel has it) of
@@ -194,7 +200,7 @@ static __always_inline void sock_flow(struct flow *f, const struct sock *sk)
 static __always_inline bool sock_is_active(const struct sock *sk)
 {
 	const struct tcp_sock *tp = (const void *)sk;
-	__u8 state = sock_state(sk), locks = READ_TYPED(sk, sk_userlocks);
+	__u8 state = sock_state(sk), locks = sock_locks(sk);
 	__u64 sequence, payload;
 	__u32 nxt, una;
 
