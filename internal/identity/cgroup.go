@@ -1,48 +1,118 @@
 package identity
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/porthole-dev/porthole/internal/cache"
+	"github.com/porthole-dev/porthole/tracer"
 )
 
 // Cgroups turns cgroup ids into Cgroup and remembers what it found. It is safe for
-// concurrent use; nobody waits for what another looks up.
+// concurrent use.
 type Cgroups struct {
 	root  string
-	fd    int // of root, -1: not mounted
+	fd    int  // of root, -1: not mounted
+	whole bool // root is that of the hierarchy, so paths are the kernel's
 	files runtimeFiles
-	known cache.Cache[lookup] // by cgroup id, which the kernel never gives again
+	start time.Time
+	// InUse calls its argument for the cgroups that something refers to, which are then kept; nil: none.
+	InUse func(func(id uint64))
+
+	fast  cache.Cache[*known] // of what is in all
+	mu    sync.Mutex
+	all   map[uint64]*known // by cgroup id, which the kernel never gives again
+	fresh chan *known       // made since, to be looked up
 }
 
-// lookup is what came of looking a cgroup up.
-type lookup struct {
-	info  Cgroup
-	again time.Time // when to look again for what could not be read; zero: never
+const (
+	// maxCgroups is how many are kept: those that are asked for or referred to.
+	maxCgroups = 1 << 14
+	// maxFresh is how many that were just made wait to be looked up.
+	maxFresh = 1 << 12
+	// lookers is how many are looked up at once.
+	lookers = 4
+	// lookAgain is how long what could not be read is not looked for: every event may ask.
+	lookAgain = time.Second
+	// lookFresh is how long a name is believed before its files are looked at again.
+	lookFresh = 100 * time.Millisecond
+	// lookLate is the longest time after which files are looked for that were not there.
+	lookLate = time.Minute
+)
+
+// known is what is known of one cgroup.
+type known struct {
+	id   uint64
+	used atomic.Bool // since the last sweep
+	now  atomic.Pointer[answer]
+	made atomic.Pointer[tracer.Cgroup] // nil: not seen
+
+	mu    sync.Mutex // of whoever looks it up
+	where *where     // nil: not known yet
+	tries int        // in a row that found no files
 }
 
-// lookAgain is how long what could not be read is not looked for: every event may ask.
-const lookAgain = time.Second
+// answer is what came of looking a cgroup up.
+type answer struct {
+	Cgroup
+	again time.Duration // when to look again, since Cgroups.start
+	owner owner         // of files
+	files []file        // that the names are from
+}
+
+const never = time.Duration(math.MaxInt64)
+
+// where is a place in the hierarchy.
+type where struct {
+	parts []string
+	dirs  []dir // from the root to the cgroup itself
+}
+
+// dir is who may make cgroups in one.
+type dir struct {
+	uid  uint32
+	open bool // others may, too
+}
 
 // NewCgroups returns a resolver for the hierarchy mounted at root; with root ""
 // it knows nothing.
 func NewCgroups(root string) *Cgroups {
-	r := &Cgroups{root: root, fd: -1}
+	r := &Cgroups{root: root, fd: -1, start: time.Now(), all: make(map[uint64]*known), fresh: make(chan *known, maxFresh)}
 	if root == "" {
 		return r
 	}
 	if fd, err := unix.Open(root, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err == nil {
 		r.fd = fd
+		id, err := handleOf(fd)
+		r.whole = err == nil && id == rootID
 	}
 	return r
+}
+
+// rootID is the id of the hierarchy's own root.
+const rootID = 1
+
+// handleOf is the id of the cgroup whose directory is open.
+func handleOf(fd int) (uint64, error) {
+	handle, _, err := unix.NameToHandleAt(fd, "", unix.AT_EMPTY_PATH)
+	if err != nil {
+		return 0, err
+	}
+	if len(handle.Bytes()) < 8 {
+		return 0, unix.EINVAL
+	}
+	return binary.NativeEndian.Uint64(handle.Bytes()), nil
 }
 
 // Check tells whether cgroups can be named; if not, with the capability that this
@@ -51,11 +121,11 @@ func (r *Cgroups) Check() error {
 	if r.fd < 0 {
 		return nil
 	}
-	handle, _, err := unix.NameToHandleAt(r.fd, "", unix.AT_EMPTY_PATH)
+	id, err := handleOf(r.fd)
 	if err != nil {
 		return fmt.Errorf("handle of %s: %w", r.root, err)
 	}
-	fd, err := unix.OpenByHandleAt(r.fd, handle, unix.O_PATH|unix.O_CLOEXEC)
+	fd, err := r.open(id)
 	if err != nil {
 		return fmt.Errorf("cgroups and containers are not named, that takes CAP_DAC_READ_SEARCH: %w", err)
 	}
@@ -70,45 +140,253 @@ func (r *Cgroups) Close() error {
 	return unix.Close(r.fd)
 }
 
+// Made remembers a cgroup that was just made, and has Run look it up. It does not block.
+func (r *Cgroups) Made(c tracer.Cgroup) {
+	if r.fd < 0 {
+		return
+	}
+	k := r.of(c.ID, true)
+	if k == nil {
+		return
+	}
+	k.made.Store(&c)
+	if a := k.now.Load(); a != nil && a.Path == "" {
+		k.now.CompareAndSwap(a, nil)
+	}
+	select {
+	case r.fresh <- k:
+	default: // it will be looked up when it is asked for
+	}
+}
+
+// Run looks cgroups up as they are made, so that they are known when they are gone, until
+// ctx ends.
+func (r *Cgroups) Run(ctx context.Context) {
+	var all sync.WaitGroup
+	for range lookers {
+		all.Go(func() {
+			for {
+				select {
+				case k := <-r.fresh:
+					r.resolve(k)
+				case <-ctx.Done():
+					return
+				}
+			}
+		})
+	}
+	all.Wait()
+}
+
+// LookAround looks up all cgroups there are, as far as they are kept.
+func (r *Cgroups) LookAround() {
+	if r.fd < 0 {
+		return
+	}
+	count := 0
+	_ = filepath.WalkDir(r.root, func(path string, d os.DirEntry, err error) error {
+		if err != nil || !d.IsDir() {
+			return nil // it is gone
+		}
+		if count++; count > maxCgroups/2 {
+			return filepath.SkipAll
+		}
+		if handle, _, err := unix.NameToHandleAt(unix.AT_FDCWD, path, 0); err == nil && len(handle.Bytes()) >= 8 {
+			r.Resolve(binary.NativeEndian.Uint64(handle.Bytes()))
+		}
+		return nil
+	})
+}
+
 // Resolve tells what a cgroup id stands for. A cgroup that is gone, and was not
-// asked for while it existed, is not known. It may read files: hold no lock.
+// asked for while it existed, nor seen being made, is not known. It may read files: hold no lock.
 func (r *Cgroups) Resolve(id uint64) Cgroup {
 	if id == 0 || r.fd < 0 {
 		return Cgroup{}
 	}
-	l, ok := r.known.Get(id)
-	if ok && (l.again.IsZero() || time.Now().Before(l.again)) {
-		return l.info
+	k, ok := r.fast.Get(id)
+	if !ok {
+		k = r.of(id, false)
+		r.fast.Put(id, k)
 	}
-	info, err := r.lookUp(id)
-	if info.Path == "" {
-		info = l.info // of an earlier look that had something
-	}
-	l = lookup{info: info}
-	if err != nil && !errors.Is(err, unix.ESTALE) { // ESTALE: the cgroup is gone, for good
-		l.again = time.Now().Add(lookAgain)
-	}
-	r.known.Put(id, l)
-	return info
+	return r.resolve(k)
 }
 
-// lookUp opens the cgroup by its id, which is its file handle (kernfs), and reads
-// where it is. This needs CAP_DAC_READ_SEARCH. With an error Cgroup is what could be read.
-func (r *Cgroups) lookUp(id uint64) (Cgroup, error) {
+func (r *Cgroups) resolve(k *known) Cgroup {
+	if !k.used.Load() { // not at each read: other processors read it too
+		k.used.Store(true)
+	}
+	a := k.now.Load()
+	if a != nil && (a.again == never || time.Since(r.start) < a.again) {
+		return a.Cgroup
+	}
+	if a == nil {
+		k.mu.Lock()
+	} else if !k.mu.TryLock() { // another looks already
+		return a.Cgroup
+	}
+	defer k.mu.Unlock()
+	if a = k.now.Load(); a == nil || time.Since(r.start) >= a.again {
+		a = r.look(k, a)
+		k.now.Store(a)
+	}
+	return a.Cgroup
+}
+
+// of returns what is kept of a cgroup. Where there is no room for one more, others have to go;
+// with hurry it returns nil instead once there are very many.
+func (r *Cgroups) of(id uint64, hurry bool) *known {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	k := r.all[id]
+	if k != nil {
+		return k
+	}
+	if len(r.all) >= maxCgroups {
+		switch {
+		case !hurry:
+			r.sweep()
+		case len(r.all) >= maxCgroups+maxFresh:
+			return nil
+		}
+	}
+	k = &known{id: id}
+	r.all[id] = k
+	return k
+}
+
+// sweep makes room: it forgets what nothing refers to and nobody asked for since the last sweep, and
+// then some of the others.
+func (r *Cgroups) sweep() {
+	keep := make(map[uint64]bool)
+	if r.InUse != nil {
+		r.InUse(func(id uint64) { keep[id] = true })
+	}
+	for id, k := range r.all {
+		if !k.used.Swap(false) && !keep[id] {
+			delete(r.all, id)
+		}
+	}
+	for _, spare := range []bool{true, false} {
+		for id := range r.all {
+			if len(r.all) <= maxCgroups*7/8 {
+				return
+			}
+			if !spare || !keep[id] {
+				delete(r.all, id)
+			}
+		}
+	}
+}
+
+// look looks a cgroup up. before is what came of it last, nil the first time.
+func (r *Cgroups) look(k *known, before *answer) *answer {
+	now := time.Since(r.start)
+	if before != nil && len(before.files) > 0 {
+		if changed, err := before.changed(); err == nil && !changed {
+			return &answer{before.Cgroup, now + lookFresh, before.owner, before.files}
+		}
+	}
+	if k.where == nil {
+		w, err := r.find(k)
+		switch {
+		case err != nil:
+			return &answer{again: now + lookAgain}
+		case w == nil:
+			return &answer{again: never}
+		}
+		k.where = w
+	}
+	if len(k.where.parts) == 0 {
+		return &answer{Cgroup: Cgroup{Path: "/"}, again: never}
+	}
+	a, err := r.describe(k.where)
+	switch {
+	case err != nil:
+		if before != nil && before.Path != "" {
+			a.Cgroup = before.Cgroup // it had more
+		}
+		a.again = now + lookAgain
+	case a.Container == nil && !r.claimed(k.where):
+		a.again = never
+	case len(a.files) == 0:
+		a.again = now + min(lookFresh<<min(k.tries, 16), lookLate)
+		k.tries++
+	default:
+		a.again, k.tries = now+lookFresh, 0
+	}
+	return a
+}
+
+// changed tells whether files are others than when they were read.
+func (a *answer) changed() (bool, error) {
+	for i := range a.files {
+		if changed, err := a.owner.changed(&a.files[i]); changed || err != nil {
+			return changed, err
+		}
+	}
+	return false, nil
+}
+
+// find tells where a cgroup is: that is read from the cgroup itself, and once it is gone from what was
+// seen of its making. nil: it is gone, and nobody saw that.
+func (r *Cgroups) find(k *known) (*where, error) {
+	w, err := r.read(k.id)
+	if !errors.Is(err, unix.ESTALE) {
+		return w, err
+	}
+	made := k.made.Load()
+	if made == nil {
+		return nil, nil
+	}
+	parent := r.of(made.Parent, false)
+	parent.mu.Lock() // always from the inside out
+	defer parent.mu.Unlock()
+	if parent.where == nil {
+		if parent.where, err = r.find(parent); parent.where == nil {
+			return nil, err
+		}
+	}
+	up := parent.where
+	return &where{
+		parts: append(up.parts[:len(up.parts):len(up.parts)], made.Name),
+		dirs:  append(up.dirs[:len(up.dirs):len(up.dirs)], dir{uid: made.UID}),
+	}, nil
+}
+
+// open opens a cgroup by its id, which is its file handle (kernfs). This needs
+// CAP_DAC_READ_SEARCH.
+func (r *Cgroups) open(id uint64) (int, error) {
 	const fileidKernfs = 0xfe
 	handle := unix.NewFileHandle(fileidKernfs, binary.NativeEndian.AppendUint64(nil, id))
-	fd, err := unix.OpenByHandleAt(r.fd, handle, unix.O_PATH|unix.O_CLOEXEC)
+	return unix.OpenByHandleAt(r.fd, handle, unix.O_PATH|unix.O_CLOEXEC)
+}
+
+// read opens a cgroup and reads where it is.
+func (r *Cgroups) read(id uint64) (*where, error) {
+	fd, err := r.open(id)
 	if err != nil {
-		return Cgroup{}, fmt.Errorf("open cgroup %d: %w", id, err)
+		return nil, fmt.Errorf("open cgroup %d: %w", id, err)
 	}
 	defer unix.Close(fd)
 	path, err := r.path(fd)
 	if err != nil {
-		return Cgroup{}, err
+		return nil, err
 	}
-	info := Cgroup{Path: path}
-	info.Container, err = r.container(fd, path)
-	return info, err
+	w := &where{}
+	if path != "/" {
+		w.parts = strings.Split(path[1:], "/")
+	}
+	w.dirs = make([]dir, len(w.parts)+1)
+	for i := range w.dirs {
+		var st unix.Stat_t
+		up := strings.Repeat("../", len(w.parts)-i)
+		if err := unix.Fstatat(fd, up, &st, unix.AT_EMPTY_PATH); err != nil {
+			return nil, fmt.Errorf("look who owns a cgroup: %w", err)
+		}
+		w.dirs[i] = dir{st.Uid, st.Mode&0o022 != 0}
+	}
+	return w, nil
 }
 
 // path is where a cgroup is, below root.
@@ -128,66 +406,102 @@ func (r *Cgroups) path(fd int) (string, error) {
 	return filepath.Join("/", rel), nil // of what was unmounted since path is below the hierarchy's root already
 }
 
-// container is the innermost container that a cgroup belongs to, of those whose cgroup
-// was made by whom they belong to: anybody may call a cgroup like one where he may make
-// cgroups, as everybody may in the part of the tree that systemd gives him.
-func (r *Cgroups) container(fd int, path string) (*Container, error) {
-	if containerOfPath(path) == "" {
-		return nil, nil
-	}
-	parts := strings.Split(path[1:], "/")
-	dirs, err := parentsOf(fd, len(parts))
-	if err != nil {
-		return nil, err
-	}
-	for i := len(parts) - 1; i >= 0; i-- {
-		id := containerIDOf(parts[i])
-		if id == "" {
-			continue
-		}
-		// Who may write in every directory above it could have made it.
-		if ownedBy(dirs[:i+1], 0) {
-			name, err := r.files.dockerName(id)
-			return &Container{ID: id, Name: name}, err
-		}
-		if uid, ok := userOf(parts[:i], dirs[:i+1]); ok {
-			if found, err := r.files.ofUser(uid, id); found || err != nil {
-				return &Container{ID: id}, err
-			}
+// claimed tells whether a place is named like a container's, so that there may be files of it later.
+func (r *Cgroups) claimed(w *where) bool {
+	for _, c := range claims(w.parts) {
+		if c.namespace == "" {
+			return true
 		}
 	}
-	return nil, nil
+	return false
 }
 
-// parentsOf are the directories that a cgroup n below the root is in, the root first.
-func parentsOf(fd, n int) ([]unix.Stat_t, error) {
-	dirs := make([]unix.Stat_t, n)
-	for i := range dirs {
-		if err := unix.Fstatat(fd, strings.Repeat("../", n-i), &dirs[i], 0); err != nil {
-			return nil, fmt.Errorf("look who owns a cgroup: %w", err)
+// describe tells what is at a place. With an error the answer is what could be read.
+func (r *Cgroups) describe(w *where) (*answer, error) {
+	a := &answer{Cgroup: Cgroup{Path: "/" + strings.Join(w.parts, "/")}}
+	err := r.container(w, a)
+	inside := len(w.parts) // what is below the container is its own affair
+	for _, c := range claims(w.parts) {
+		if a.Container != nil && c.id == a.Container.ID {
+			inside = c.part + 1
 		}
 	}
-	return dirs, nil
+	unit, part, user := unitOf(w.parts[:inside])
+	if unit != "" && w.unitIsTrue(part, user) {
+		a.Unit, a.UnitUser = bounded(unit, maxName), user
+	}
+	return a, err
+}
+
+// unitIsTrue tells whether only systemd could have made the cgroup of a unit, or that user's own.
+func (w *where) unitIsTrue(part int, user *uint32) bool {
+	if user == nil {
+		return ownedBy(w.dirs[:part+1], 0)
+	}
+	_, ok := w.user(part)
+	return ok
+}
+
+// container finds the innermost container that a place belongs to, of those whose cgroup
+// was made by whom they belong to: anybody may call a cgroup like one where he may make
+// cgroups, as everybody may in the part of the tree that systemd gives him.
+func (r *Cgroups) container(w *where, a *answer) error {
+	for _, c := range claims(w.parts) {
+		var rec *record
+		var err error
+		o := owner{files: &r.files}
+		// Who may write in every directory above it could have made it.
+		if ownedBy(w.dirs[:c.part+1], 0) {
+			rec, err = r.files.find(c)
+			if rec == nil && c.namespace == "" { // its runtime's files are elsewhere
+				rec = &record{container: Container{ID: c.id, Runtime: c.runtime}}
+				if c.named {
+					rec.container.Name = c.id
+				}
+			}
+		} else if uid, ok := w.user(c.part); ok {
+			o.user = &uid
+			rec, err = r.files.findOf(uid, c)
+		}
+		if rec != nil && !rec.virtual && (o.user != nil || agrees("/"+strings.Join(w.parts[:c.part+1], "/"), rec.place, r.whole)) {
+			rec.bound()
+			a.Container, a.Pod, a.owner, a.files = &rec.container, rec.pod, o, rec.files
+			return err
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// bound cuts what is too long.
+func (rec *record) bound() {
+	c, p := &rec.container, rec.pod
+	c.ID, c.Name, c.Image = bounded(c.ID, maxName), bounded(c.Name, maxName), bounded(c.Image, maxImage)
+	if p != nil {
+		p.Namespace, p.Name, p.UID, p.Container = bounded(p.Namespace, maxName), bounded(p.Name, maxName), bounded(p.UID, maxName), bounded(p.Container, maxName)
+	}
 }
 
 // ownedBy tells whether nobody but uid, and root, may make anything in directories.
-func ownedBy(dirs []unix.Stat_t, uid uint32) bool {
-	for i := range dirs {
-		if by := dirs[i].Uid; by != uid && by != 0 || dirs[i].Mode&0o022 != 0 {
+func ownedBy(dirs []dir, uid uint32) bool {
+	for _, d := range dirs {
+		if d.uid != uid && d.uid != 0 || d.open {
 			return false
 		}
 	}
 	return true
 }
 
-// userOf tells whose a part of the tree is that systemd's service of a user has, and
+// user tells whose a part of the tree is that systemd's service of a user has, and
 // whether that user alone may write there.
-func userOf(parts []string, dirs []unix.Stat_t) (uid uint32, ok bool) {
+func (w *where) user(part int) (uid uint32, ok bool) {
 	const slices = 2 // user.slice/user-UID.slice, which are root's
-	if len(parts) <= slices {
+	if part <= slices {
 		return 0, false
 	}
-	uid = dirs[slices+1].Uid
-	return uid, parts[0] == "user.slice" && parts[1] == fmt.Sprintf("user-%d.slice", uid) &&
-		parts[2] == fmt.Sprintf("user@%d.service", uid) && ownedBy(dirs[:slices+1], 0) && ownedBy(dirs, uid)
+	uid = w.dirs[slices+1].uid
+	return uid, w.parts[0] == "user.slice" && w.parts[1] == fmt.Sprintf("user-%d.slice", uid) &&
+		w.parts[2] == fmt.Sprintf("user@%d.service", uid) && ownedBy(w.dirs[:slices+1], 0) && ownedBy(w.dirs[:part+1], uid)
 }

@@ -1,19 +1,21 @@
 package identity
 
 import (
-	"regexp"
 	"strings"
+	"unicode/utf8"
 )
 
-// Container is what is known of one; Name only where its runtime keeps it in a
-// file of the host.
+// Container is what is known of one. Name, Image and Runtime are what its runtime wrote and
+// may hold any characters, bounded in length; each is "" where it is not known. Where a
+// runtime has no ids, as LXC, the ID is the name.
 type Container struct {
-	ID   string `json:"id"`
-	Name string `json:"name,omitempty"`
+	ID      string `json:"id"`
+	Name    string `json:"name,omitempty"`
+	Image   string `json:"image,omitempty"`
+	Runtime string `json:"runtime,omitempty"` // docker, podman, containerd, cri-o, lxc, nspawn, machined, buildkit, ecs
 }
 
-// Label names the container for people: its name, or the start of its id. The
-// name is what its runtime wrote and may hold any characters.
+// Label names the container for people: its name, or the start of its id.
 func (c *Container) Label() string {
 	if c.Name != "" {
 		return c.Name
@@ -21,32 +23,56 @@ func (c *Container) Label() string {
 	return c.ID[:min(12, len(c.ID))]
 }
 
+// Pod is a pod of Kubernetes, and which of its containers it is; Container is "" of what
+// keeps the pod's namespaces. They may hold any characters, bounded in length.
+type Pod struct {
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+	UID       string `json:"uid,omitempty"`
+	Container string `json:"container,omitempty"`
+}
+
+// Label names the pod for people: NAMESPACE/NAME.
+func (p *Pod) Label() string { return p.Namespace + "/" + p.Name }
+
 // Cgroup is what a cgroup id stands for. The zero value: not known.
 type Cgroup struct {
-	Path      string     // below the root of the cgroup v2 hierarchy
+	Path string // below the root of the cgroup v2 hierarchy
+	// Unit is the systemd unit, of the system or of the service manager of UnitUser; "": none.
+	Unit      string
+	UnitUser  *uint32
 	Container *Container // nil: none
+	Pod       *Pod       // nil: none
 }
 
-// Docker, podman, containerd and CRI-O name the cgroup after the container: 64
-// hexadecimal digits, alone or as PREFIX-ID.scope.
-var idPattern = regexp.MustCompile(`^(?:[a-z-]+-)?([0-9a-f]{64})(?:\.scope)?$`)
-
-// containerOfPath returns the container id in a cgroup path, "" when it has none. Of
-// nested containers it is the innermost.
-func containerOfPath(path string) string {
-	parts := strings.Split(path, "/")
-	for i := len(parts) - 1; i >= 0; i-- {
-		if id := containerIDOf(parts[i]); id != "" {
-			return id
-		}
+// Label is the most telling name there is for people: of the pod, the container, the unit;
+// "" where none is known.
+func (c *Cgroup) Label() string {
+	switch {
+	case c.Pod != nil:
+		return c.Pod.Label()
+	case c.Container != nil:
+		return c.Container.Label()
 	}
-	return ""
+	return c.Unit
 }
 
-// containerIDOf returns the container id in the name of a cgroup.
-func containerIDOf(name string) string {
-	if m := idPattern.FindStringSubmatch(name); m != nil {
-		return m[1]
+const (
+	// maxName is how long the names of containers, pods and units may be, in bytes: systemd
+	// and Kubernetes allow no longer ones. maxImage is the same of images.
+	maxName  = 255
+	maxImage = 512
+)
+
+// bounded cuts what is longer than a name may be, and says so.
+func bounded(s string, most int) string {
+	if len(s) <= most {
+		return s
 	}
-	return ""
+	const cut = "…"
+	end := most - len(cut)
+	for end > 0 && !utf8.RuneStart(s[end]) {
+		end--
+	}
+	return strings.Clone(s[:end]) + cut
 }

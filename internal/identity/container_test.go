@@ -25,6 +25,23 @@ func TestFromPath(t *testing.T) {
 		{"kubernetes, CRI-O", "/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod0d1b3c4e_5f60_4a7b_8c9d_0e1f2a3b4c5d.slice/crio-" + testID + ".scope", testID},
 		{"kubernetes, cgroupfs", "/kubepods/burstable/pod0d1b3c4e-5f60-4a7b-8c9d-0e1f2a3b4c5d/" + testID, testID},
 		{"kubernetes in docker", "/docker/" + testOuterID + "/kubelet.slice/kubelet-kubepods.slice/cri-containerd-" + testID + ".scope", testID},
+		{"conmon of podman", "/machine.slice/libpod-conmon-" + testID + ".scope", ""},
+		{"conmon of CRI-O", "/kubepods.slice/kubepods-podx.slice/crio-conmon-" + testID + ".scope", ""},
+		{"a pod of podman", "/libpod_parent/" + testOuterID + "/libpod-" + testID, testID},
+		{"conmon of a pod of podman", "/libpod_parent/" + testOuterID + "/conmon", ""},
+		{"podman, in the unit that runs it", "/system.slice/web.service/libpod-payload-" + testID, testID},
+		{"nerdctl", "/system.slice/nerdctl-" + testID + ".scope", testID},
+		{"LXC", "/lxc.payload.web1/system.slice/nginx.service", "web1"},
+		{"LXC 3", "/lxc.payload/web2/init.scope", "web2"},
+		{"LXC 2", "/lxc/web2", "web2"},
+		{"LXC's own process", "/lxc.monitor.web1", ""},
+		{"nspawn", `/machine.slice/systemd-nspawn@deb\x2d12.service/payload/system.slice`, "deb-12"},
+		{"nspawn's own process", "/machine.slice/systemd-nspawn@deb12.service/supervisor", ""},
+		{"machined", "/machine.slice/machine-deb12.scope", "deb12"},
+		{"a virtual machine", `/machine.slice/machine-qemu\x2d1\x2ddeb12.scope`, ""},
+		{"BuildKit", "/docker/buildkit/t4967jvf8rbufklrhkicskyes", "t4967jvf8rbufklrhkicskyes"},
+		{"ECS", "/ecs/" + testID[:32] + "/" + testID[:32] + "-1234567890", testID[:32] + "-1234567890"},
+		{"ECS, Docker's", "/ecs/" + testID[:32] + "/" + testID, testID},
 		{"systemd service", "/system.slice/nginx.service", ""},
 		{"root", "/", ""},
 		{"nothing", "", ""},
@@ -38,7 +55,13 @@ func TestFromPath(t *testing.T) {
 		{"no dash before it", "/system.slice/docker" + testID + ".scope", ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			if got := containerOfPath(test.path); got != test.want {
+			got := ""
+			for _, c := range claims(strings.Split(strings.TrimPrefix(test.path, "/"), "/")) {
+				if got == "" && c.namespace == "" {
+					got = c.id
+				}
+			}
+			if got != test.want {
 				t.Errorf("%s: container %q, want %q", test.path, got, test.want)
 			}
 		})
