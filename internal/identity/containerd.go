@@ -21,7 +21,7 @@ const dockersNamespace = "moby"
 // containerd reads config.json of a bundle: what CRI and nerdctl write down there, or else the id
 // alone.
 func containerd(o owner, c claim) (*record, error) {
-	if c.named && c.namespace == "" || c.runtime != "" && c.runtime != runtimeContainerd {
+	if c.named && c.namespace == "" {
 		return nil, nil
 	}
 	spec, namespace, f, err := o.bundle(c)

@@ -9,7 +9,7 @@ import (
 
 // docker reads config.v2.json of a container, which Docker replaces when it renames one.
 func docker(o owner, c claim) (*record, error) {
-	if c.named || c.runtime != "" && c.runtime != runtimeDocker {
+	if c.named {
 		return nil, nil
 	}
 	dirs, err := o.dockerDirs()

@@ -26,7 +26,7 @@ type claim struct {
 	part    int    // which part of the path says so
 	id      string // of the container; its name where named
 	named   bool   // the runtime has no ids
-	runtime string // as the name tells; "": several runtimes give such names
+	runtime string // as the name tells, where no runtime has files of it; "": several give such names
 	// namespace is of containerd, where the name tells it. Any two directories look like one of its
 	// containers: only its files tell that there is one.
 	namespace string

@@ -12,7 +12,7 @@ import (
 // containersStorage reads what podman, Buildah and CRI-O keep of their containers, in one format: an
 // index of all of them, which has their names, and the configuration of each.
 func containersStorage(o owner, c claim) (*record, error) {
-	if c.named || c.runtime != "" && c.runtime != runtimePodman && c.runtime != runtimeCRIO {
+	if c.named {
 		return nil, nil
 	}
 	roots, err := o.storageRoots()

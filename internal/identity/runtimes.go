@@ -56,9 +56,7 @@ func (f *runtimeFiles) find(c claim) (*record, error) { return owner{files: f}.f
 // findOf asks all providers for a container of a user. The system's come first: he cannot
 // have one of the same id. His files can be where reading takes forever.
 func (f *runtimeFiles) findOf(uid uint32, c claim) (*record, error) {
-	anybody := c
-	anybody.runtime = ""
-	if r, err := f.find(anybody); r != nil || err != nil {
+	if r, err := f.find(c); r != nil || err != nil {
 		return nil, err
 	}
 	return f.within(uid, func() (*record, error) {
