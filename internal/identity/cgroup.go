@@ -199,9 +199,10 @@ func (r *Cgroups) LookAround() {
 }
 
 // Resolve tells what a cgroup id stands for. A cgroup that is gone, and was not
-// asked for while it existed, nor seen being made, is not known. It may read files: hold no lock.
+// asked for while it existed, nor seen being made, is not known. It may read files: hold no lock. nil
+// knows none.
 func (r *Cgroups) Resolve(id uint64) Cgroup {
-	if id == 0 || r.fd < 0 {
+	if r == nil || id == 0 || r.fd < 0 {
 		return Cgroup{}
 	}
 	k, ok := r.fast.Get(id)

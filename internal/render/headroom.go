@@ -20,6 +20,7 @@ type PortUser struct {
 	Comm  string `json:"comm"`
 	PID   uint32 `json:"pid"`
 	Ports int    `json:"ports"`
+	Place
 }
 
 // Headroom is what one way of getting a port has left, in JSON, and a row of
@@ -63,7 +64,7 @@ func (n Renderer) Headrooms(all []tracer.Headroom) []Headroom {
 			RangeLow: h.Low, RangeHigh: h.High, Reserved: h.Reserved, ReservedPorts: h.ReservedPorts,
 			Capacity: h.Capacity, Used: h.Used, TimeWait: h.TimeWait, Blocked: h.Blocked, Free: h.Free,
 			MaybeOneLess: h.MaybeOneLess, Utilization: math.Round(h.Utilization()*1e4) / 1e4,
-			Holders: portUsers(h.Holders), BlockedBy: portUsers(h.BlockedBy), Reclaimable: h.Reclaimable, ListenOn: h.ListenOn,
+			Holders: n.portUsers(h.Holders), BlockedBy: n.portUsers(h.BlockedBy), Reclaimable: h.Reclaimable, ListenOn: h.ListenOn,
 		}
 		out[i].Device, out[i].Index = n.DeviceOrIndex(h.DeviceID())
 		out[i].Scope = scope(out[i].Device, h.Local, h.Remote.Addr())
@@ -71,10 +72,10 @@ func (n Renderer) Headrooms(all []tracer.Headroom) []Headroom {
 	return out
 }
 
-func portUsers(users []tracer.PortUser) []PortUser {
+func (n Renderer) portUsers(users []tracer.PortUser) []PortUser {
 	out := make([]PortUser, len(users))
 	for i, u := range users {
-		out[i] = PortUser{u.Comm, u.PID, u.Ports}
+		out[i] = PortUser{u.Comm, u.PID, u.Ports, n.place(u.Cgroup)}
 	}
 	return out
 }

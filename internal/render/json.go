@@ -7,8 +7,6 @@ import (
 	"strconv"
 	"sync"
 	"time"
-
-	"github.com/porthole-dev/porthole/internal/identity"
 )
 
 // Encoder writes rows as encoding/json would (a test compares them), at a tenth of the
@@ -24,6 +22,7 @@ type Encoder struct {
 	holder        memo[holderHead]
 	origin        memo[origin]
 	actor         memo[actor]
+	place         memo[Place]
 }
 
 // What rows in a line are likely to have in common, in the order it is written.
@@ -40,13 +39,13 @@ type (
 		cookie uint64
 	}
 	actor struct {
-		pid       uint32
-		comm      string
-		uid       uint32
-		hasUID    bool
-		netns     netNS
-		cgroup    string
-		container *identity.Container
+		pid    uint32
+		comm   string
+		uid    uint32
+		hasUID bool
+		netns  netNS
+		cgroup string
+		place  Place
 	}
 )
 
@@ -187,9 +186,7 @@ func (e *Encoder) AppendSocket(b []byte, s *Socket) []byte {
 		if h.UID != nil {
 			o.uint(`,"uid":`, uint64(*h.UID))
 		}
-		if h.Container != nil {
-			o.other(`,"container":`, h.Container)
-		}
+		e.place.put(&o, h.Place, (*object).place)
 		o.b = append(o.b, '}')
 	}
 	o.b = append(o.b, ']')
@@ -205,9 +202,7 @@ func (e *Encoder) AppendSocket(b []byte, s *Socket) []byte {
 		o.str(`,"origin":`, v.origin)
 		o.optStr(`,"service":`, v.service)
 	})
-	if s.Container != nil {
-		o.other(`,"container":`, s.Container)
-	}
+	e.place.put(&o, s.Place, (*object).place)
 	o.optUint(`,"range_low":`, uint64(s.RangeLow))
 	o.optUint(`,"range_high":`, uint64(s.RangeHigh))
 	return append(o.b, '}')
@@ -246,7 +241,7 @@ func (e *Encoder) AppendEvent(b []byte, ev *Event) []byte {
 	if ev.HeldByMore > 0 {
 		o.uint(`,"held_by_more":`, uint64(ev.HeldByMore))
 	}
-	by := actor{pid: ev.PID, comm: ev.Comm, netns: netNS{ev.NetNS, ev.Cookie}, cgroup: ev.Cgroup, container: ev.Container, hasUID: ev.UID != nil}
+	by := actor{pid: ev.PID, comm: ev.Comm, netns: netNS{ev.NetNS, ev.Cookie}, cgroup: ev.Cgroup, place: ev.Place, hasUID: ev.UID != nil}
 	if by.hasUID {
 		by.uid = *ev.UID
 	}
@@ -285,8 +280,19 @@ func (o *object) actor(v actor) {
 	}
 	o.netNS(v.netns)
 	o.optStr(`,"cgroup":`, v.cgroup)
-	if v.container != nil {
-		o.other(`,"container":`, v.container)
+	o.place(v.place)
+}
+
+func (o *object) place(v Place) {
+	o.optStr(`,"unit":`, v.Unit)
+	if v.UnitUser != nil {
+		o.uint(`,"unit_user":`, uint64(*v.UnitUser))
+	}
+	if v.Container != nil {
+		o.other(`,"container":`, v.Container)
+	}
+	if v.Pod != nil {
+		o.other(`,"pod":`, v.Pod)
 	}
 }
 

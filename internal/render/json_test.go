@@ -84,11 +84,11 @@ func fullSocket() Socket {
 		RemoteIP: netip.MustParseAddr("::ffff:10.0.0.1"), RemotePort: 1,
 		Device: "<eth0>", Index: 7, Scope: "\x1beth0", V6Only: true, ReuseAddr: true, ReusePort: true,
 		NetNS: math.MaxUint32, Cookie: math.MaxUint64, Inode: math.MaxUint64, UID: ptr[uint32](math.MaxUint32), MPTCP: true,
-		Holders:     []Holder{{PID: 1, Comm: "init", FD: 0, IOUring: true}, {PID: math.MaxUint32, Comm: "<&>", FD: 3, UID: ptr[uint32](0), Container: &identity.Container{ID: "0123"}}},
+		Holders:     []Holder{{PID: 1, Comm: "init", FD: 0, IOUring: true}, {PID: math.MaxUint32, Comm: "<&>", FD: 3, UID: ptr[uint32](0), Place: Place{Container: &identity.Container{ID: "0123"}, Pod: &identity.Pod{Namespace: "shop", Name: "api", Container: "<web>"}}}},
 		HoldersMore: 7, NoHolder: "<in_flight>",
 		Owner: &Owner{PID: 2, Comm: "a\"b", Status: "gone"},
 		Since: Stamp{time.Date(2026, 1, 2, 3, 4, 5, 6, time.FixedZone("", 3600))}, Origin: "observed", Service: "my-<http>",
-		Container: &identity.Container{ID: strings.Repeat("ab", 32), Name: "<web>"}, RangeLow: 1, RangeHigh: math.MaxUint16,
+		Place: Place{Unit: "a\x1b.service", UnitUser: ptr[uint32](0), Container: &identity.Container{ID: strings.Repeat("ab", 32), Name: "<web>", Image: "shop/web:1", Runtime: "docker"}}, RangeLow: 1, RangeHigh: math.MaxUint16,
 	}
 }
 
@@ -102,7 +102,7 @@ func fullEvent() Event {
 		RequestedPort: ptr[uint16](0), Implicit: true, Error: "EADDRINUSE", HeldBy: []Socket{fullSocket(), emptySocket()}, HeldByMore: 7,
 		PID: 1, Comm: "<init>", UID: ptr[uint32](0), NetNS: 1, Cgroup: "/a&b/\x01", MPTCP: true,
 		Device: "<eth0>", Index: 7, Scope: "\x1beth0", V6Only: true,
-		Container:  &identity.Container{ID: "0123"},
+		Place:      Place{Container: &identity.Container{ID: "0123"}},
 		DurationNS: math.MaxInt64, TimeWait: true, UntilAbout: true,
 	}
 }

@@ -48,24 +48,24 @@ func (p *Port) Held() bool { return len(p.Sockets)+len(p.More) > 0 }
 
 // Tenancy is the time a socket held a port, now over, in JSON.
 type Tenancy struct {
-	Proto      string              `json:"proto"`
-	LocalIP    netip.Addr          `json:"local_ip"`
-	LocalPort  uint16              `json:"local_port"`
-	RemoteIP   netip.Addr          `json:"remote_ip,omitzero"`
-	RemotePort uint16              `json:"remote_port,omitempty"`
-	NetNS      uint32              `json:"netns"`
-	Cookie     uint64              `json:"netns_cookie,omitempty"`
-	MPTCP      bool                `json:"mptcp,omitempty"`
-	PID        uint32              `json:"pid,omitempty"`
-	Comm       string              `json:"comm,omitempty"`
-	UID        *uint32             `json:"uid,omitempty"`
-	Container  *identity.Container `json:"container,omitempty"`
-	Since      Stamp               `json:"since,omitzero"`
-	Until      Stamp               `json:"until"`
-	DurationNS int64               `json:"duration_ns,omitempty"`
-	Error      string              `json:"error,omitempty"`
-	TimeWait   bool                `json:"time_wait,omitempty"`
-	UntilAbout bool                `json:"until_about,omitempty"`
+	Proto      string     `json:"proto"`
+	LocalIP    netip.Addr `json:"local_ip"`
+	LocalPort  uint16     `json:"local_port"`
+	RemoteIP   netip.Addr `json:"remote_ip,omitzero"`
+	RemotePort uint16     `json:"remote_port,omitempty"`
+	NetNS      uint32     `json:"netns"`
+	Cookie     uint64     `json:"netns_cookie,omitempty"`
+	MPTCP      bool       `json:"mptcp,omitempty"`
+	PID        uint32     `json:"pid,omitempty"`
+	Comm       string     `json:"comm,omitempty"`
+	UID        *uint32    `json:"uid,omitempty"`
+	Place
+	Since      Stamp  `json:"since,omitzero"`
+	Until      Stamp  `json:"until"`
+	DurationNS int64  `json:"duration_ns,omitempty"`
+	Error      string `json:"error,omitempty"`
+	TimeWait   bool   `json:"time_wait,omitempty"`
+	UntilAbout bool   `json:"until_about,omitempty"`
 }
 
 // OtherRange returns the range of a namespace where it is not that of the answer, else nil.
@@ -254,7 +254,7 @@ func (n Renderer) Tenancy(t *tracer.Tenancy) Tenancy {
 	}
 	if t.Owner.PID != 0 {
 		row.PID, row.Comm, row.UID = t.Owner.PID, t.Owner.Comm, &t.Owner.UID
-		row.Container = n.Cgroups.Resolve(t.Owner.Cgroup).Container
+		row.Place = n.place(t.Owner.Cgroup)
 	}
 	return row
 }

@@ -8,15 +8,34 @@ import (
 	"github.com/porthole-dev/porthole/tracer"
 )
 
+// Place is the unit, the container and the pod of a process, each where it is known, in JSON.
+type Place struct {
+	Unit      string              `json:"unit,omitempty"`
+	UnitUser  *uint32             `json:"unit_user,omitempty"` // of the service manager of that user
+	Container *identity.Container `json:"container,omitempty"`
+	Pod       *identity.Pod       `json:"pod,omitempty"`
+}
+
+// Label is the most telling name for people that a place has; "" where none is known.
+func (p *Place) Label() string {
+	c := identity.Cgroup{Unit: p.Unit, Container: p.Container, Pod: p.Pod}
+	return c.Label()
+}
+
+// place is where a process is, by its cgroup.
+func (n Renderer) place(cgroup uint64) Place { return placeOf(n.Cgroups.Resolve(cgroup)) }
+
+func placeOf(c identity.Cgroup) Place { return Place{c.Unit, c.UnitUser, c.Container, c.Pod} }
+
 // Holder is a file descriptor of a process in JSON. UID and Container are there
 // where the socket is of a Port.
 type Holder struct {
-	PID       uint32              `json:"pid"`
-	Comm      string              `json:"comm"`
-	FD        uint32              `json:"fd"`
-	IOUring   bool                `json:"io_uring,omitempty"`
-	UID       *uint32             `json:"uid,omitempty"`
-	Container *identity.Container `json:"container,omitempty"`
+	PID     uint32  `json:"pid"`
+	Comm    string  `json:"comm"`
+	FD      uint32  `json:"fd"`
+	IOUring bool    `json:"io_uring,omitempty"`
+	UID     *uint32 `json:"uid,omitempty"`
+	Place
 }
 
 // Owner is the process that bound, connected or accepted a socket, in JSON. Status is
@@ -29,68 +48,68 @@ type Owner struct {
 
 // Socket is a socket in JSON, and the row of ls.
 type Socket struct {
-	Proto       string              `json:"proto"`
-	State       string              `json:"state"`
-	Role        string              `json:"role"`
-	LocalIP     netip.Addr          `json:"local_ip"`
-	LocalPort   uint16              `json:"local_port"`
-	RemoteIP    netip.Addr          `json:"remote_ip,omitzero"`
-	RemotePort  uint16              `json:"remote_port,omitempty"`
-	Device      string              `json:"device,omitempty"`
-	Index       uint32              `json:"device_index,omitempty"` // where the device's name is not known
-	Scope       string              `json:"scope,omitempty"`
-	NetNS       uint32              `json:"netns"`
-	Cookie      uint64              `json:"netns_cookie,omitempty"`
-	Inode       uint64              `json:"inode,omitempty"`
-	UID         *uint32             `json:"uid,omitempty"`
-	MPTCP       bool                `json:"mptcp,omitempty"`
-	V6Only      bool                `json:"v6_only,omitempty"`
-	ReuseAddr   bool                `json:"reuse_addr,omitempty"`
-	ReusePort   bool                `json:"reuse_port,omitempty"`
-	Holders     []Holder            `json:"holders"`
-	HoldersMore int                 `json:"holders_more,omitempty"`
-	NoHolder    string              `json:"no_holder,omitempty"`
-	Owner       *Owner              `json:"owner,omitempty"` // where observed
-	Since       Stamp               `json:"since,omitzero"`
-	Origin      string              `json:"origin"`
-	Service     string              `json:"service,omitempty"`
-	Container   *identity.Container `json:"container,omitempty"`
-	RangeLow    uint16              `json:"range_low,omitempty"` // where the socket is of a Port, and of another namespace
-	RangeHigh   uint16              `json:"range_high,omitempty"`
+	Proto       string     `json:"proto"`
+	State       string     `json:"state"`
+	Role        string     `json:"role"`
+	LocalIP     netip.Addr `json:"local_ip"`
+	LocalPort   uint16     `json:"local_port"`
+	RemoteIP    netip.Addr `json:"remote_ip,omitzero"`
+	RemotePort  uint16     `json:"remote_port,omitempty"`
+	Device      string     `json:"device,omitempty"`
+	Index       uint32     `json:"device_index,omitempty"` // where the device's name is not known
+	Scope       string     `json:"scope,omitempty"`
+	NetNS       uint32     `json:"netns"`
+	Cookie      uint64     `json:"netns_cookie,omitempty"`
+	Inode       uint64     `json:"inode,omitempty"`
+	UID         *uint32    `json:"uid,omitempty"`
+	MPTCP       bool       `json:"mptcp,omitempty"`
+	V6Only      bool       `json:"v6_only,omitempty"`
+	ReuseAddr   bool       `json:"reuse_addr,omitempty"`
+	ReusePort   bool       `json:"reuse_port,omitempty"`
+	Holders     []Holder   `json:"holders"`
+	HoldersMore int        `json:"holders_more,omitempty"`
+	NoHolder    string     `json:"no_holder,omitempty"`
+	Owner       *Owner     `json:"owner,omitempty"` // where observed
+	Since       Stamp      `json:"since,omitzero"`
+	Origin      string     `json:"origin"`
+	Service     string     `json:"service,omitempty"`
+	Place
+	RangeLow  uint16 `json:"range_low,omitempty"` // where the socket is of a Port, and of another namespace
+	RangeHigh uint16 `json:"range_high,omitempty"`
 }
 
 func (s *Socket) netNS() identity.NetNS { return identity.NetNS{Inode: s.NetNS, Cookie: s.Cookie} }
 
 // Event is an event in JSON, and the row of tail.
 type Event struct {
-	Time          Stamp               `json:"time"`
-	Event         string              `json:"event"`
-	Proto         string              `json:"proto"`
-	LocalIP       netip.Addr          `json:"local_ip,omitzero"`
-	LocalPort     uint16              `json:"local_port,omitempty"`
-	RemoteIP      netip.Addr          `json:"remote_ip,omitzero"`
-	RemotePort    uint16              `json:"remote_port,omitempty"`
-	Device        string              `json:"device,omitempty"`
-	Index         uint32              `json:"device_index,omitempty"` // where the device's name is not known
-	Scope         string              `json:"scope,omitempty"`
-	RequestedPort *uint16             `json:"requested_port,omitempty"`
-	Implicit      bool                `json:"implicit,omitempty"`
-	Error         string              `json:"error,omitempty"`
-	HeldBy        []Socket            `json:"held_by,omitempty"`
-	HeldByMore    int                 `json:"held_by_more,omitempty"`
-	PID           uint32              `json:"pid,omitempty"`
-	Comm          string              `json:"comm,omitempty"`
-	UID           *uint32             `json:"uid,omitempty"`
-	NetNS         uint32              `json:"netns"`
-	Cookie        uint64              `json:"netns_cookie,omitempty"`
-	Cgroup        string              `json:"cgroup,omitempty"`
-	Container     *identity.Container `json:"container,omitempty"`
-	MPTCP         bool                `json:"mptcp,omitempty"`
-	V6Only        bool                `json:"v6_only,omitempty"`
-	DurationNS    int64               `json:"duration_ns,omitempty"`
-	TimeWait      bool                `json:"time_wait,omitempty"`
-	UntilAbout    bool                `json:"until_about,omitempty"`
-	SearchNS      int64               `json:"search_ns,omitempty"`
+	Time          Stamp      `json:"time"`
+	Event         string     `json:"event"`
+	Proto         string     `json:"proto"`
+	LocalIP       netip.Addr `json:"local_ip,omitzero"`
+	LocalPort     uint16     `json:"local_port,omitempty"`
+	RemoteIP      netip.Addr `json:"remote_ip,omitzero"`
+	RemotePort    uint16     `json:"remote_port,omitempty"`
+	Device        string     `json:"device,omitempty"`
+	Index         uint32     `json:"device_index,omitempty"` // where the device's name is not known
+	Scope         string     `json:"scope,omitempty"`
+	RequestedPort *uint16    `json:"requested_port,omitempty"`
+	Implicit      bool       `json:"implicit,omitempty"`
+	Error         string     `json:"error,omitempty"`
+	HeldBy        []Socket   `json:"held_by,omitempty"`
+	HeldByMore    int        `json:"held_by_more,omitempty"`
+	PID           uint32     `json:"pid,omitempty"`
+	Comm          string     `json:"comm,omitempty"`
+	UID           *uint32    `json:"uid,omitempty"`
+	NetNS         uint32     `json:"netns"`
+	Cookie        uint64     `json:"netns_cookie,omitempty"`
+	Cgroup        string     `json:"cgroup,omitempty"`
+	Place
+	MPTCP      bool  `json:"mptcp,omitempty"`
+	V6Only     bool  `json:"v6_only,omitempty"`
+	DurationNS int64 `json:"duration_ns,omitempty"`
+	TimeWait   bool  `json:"time_wait,omitempty"`
+	UntilAbout bool  `json:"until_about,omitempty"`
+	SearchNS   int64 `json:"search_ns,omitempty"`
 }
 
 // Stamp is a time as JSON has it: RFC 3339 in UTC, always with nine digits after
@@ -192,7 +211,7 @@ func (n Renderer) fill(row *Socket, s *tracer.Socket, holders []Holder) {
 	if s.Owner.PID != 0 {
 		row.Owner = &Owner{PID: s.Owner.PID, Comm: s.Owner.Comm}
 	}
-	row.Container = n.containerOf(s)
+	row.Place = n.placeOf(s)
 }
 
 // service is the name of the port that tells what the socket is for: the other
@@ -205,13 +224,12 @@ func (n Renderer) service(s *tracer.Socket) string {
 	return n.Services.Name(port, s.Proto == tracer.UDP)
 }
 
-// containerOf is the container of a socket's first holder, nil when there is
-// none.
-func (n Renderer) containerOf(s *tracer.Socket) *identity.Container {
+// placeOf is the place of a socket's first holder.
+func (n Renderer) placeOf(s *tracer.Socket) Place {
 	if len(s.Holders) == 0 {
-		return nil
+		return Place{}
 	}
-	return n.Cgroups.Resolve(s.Holders[0].Cgroup).Container
+	return n.place(s.Holders[0].Cgroup)
 }
 
 // socketInFull makes the row of a socket of a Port.
@@ -226,7 +244,7 @@ func (n Renderer) fillInFull(row *Socket, s *tracer.Socket, holders []Holder) {
 	n.fill(row, s, holders)
 	for i := range s.Holders {
 		row.Holders[i].UID = &s.Holders[i].UID
-		row.Holders[i].Container = n.Cgroups.Resolve(s.Holders[i].Cgroup).Container
+		row.Holders[i].Place = n.place(s.Holders[i].Cgroup)
 	}
 	if n.Range != nil {
 		if r := n.Range(tracer.NetNS{Inode: s.NetNS, Cookie: s.NetNSCookie}); r != nil {
@@ -269,7 +287,7 @@ func (n Renderer) Event(ev *tracer.Event) Event {
 	if ev.Process.PID != 0 {
 		info := n.Cgroups.Resolve(ev.Process.Cgroup)
 		row.PID, row.Comm, row.UID = ev.Process.PID, ev.Process.Comm, &ev.Process.UID
-		row.Cgroup, row.Container = info.Path, info.Container
+		row.Cgroup, row.Place = info.Path, placeOf(info)
 	}
 	return row
 }
