@@ -19,7 +19,7 @@ GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 # What is needed besides Go: command or file = Debian package.
 TEST_NEEDS := gcc=gcc ss=iproute2 lsof=lsof qemu-system-x86_64=qemu-system-x86 qemu-system-aarch64=qemu-system-arm xz=xz-utils \
-	prometheus=prometheus promtool=prometheus
+	prometheus=prometheus promtool=prometheus nft=nftables iptables-legacy=iptables
 # Its package starts a server and lets it start at boot; the tests start their own.
 STOP_PROMETHEUS := if [ -d /run/systemd/system ]; then systemctl disable --now prometheus; \
 	elif [ -x /etc/init.d/prometheus ]; then /etc/init.d/prometheus stop; fi
@@ -80,7 +80,7 @@ test-here: deps build
 # The packages all of whose tests anybody can run, anywhere.
 UNIT := ./internal/cache ./internal/doctor ./internal/query ./test/vm
 # Of identity, those that cannot.
-IDENTITY_AS_ROOT := ^Test(Names([GOR]|Follow|NumberUsedAgain)|Want|Container(IsBelieved|InWritableDirectory|Name)|Resolve(Again|Gone))
+IDENTITY_AS_ROOT := ^Test(NAT|Names([GOR]|Follow|NumberUsedAgain)|Want|Container(IsBelieved|InWritableDirectory|Name)|Resolve(Again|Gone))
 
 ## unit: the tests that need no root, no packages and no network: seconds
 .PHONY: unit
