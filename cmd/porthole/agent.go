@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/porthole-dev/porthole/internal/agent"
+	"github.com/porthole-dev/porthole/internal/query"
 	"github.com/porthole-dev/porthole/internal/source"
 )
 
@@ -86,9 +87,13 @@ func serve(ctx context.Context, e *env, o *serveOptions) error {
 
 // tailOf follows the events of an agent just started.
 func tailOf(ctx context.Context, e *env, socket string) error {
-	c, err := source.Dial(socket)
+	remote, err := source.Dial(socket)
 	if err != nil {
 		return err
 	}
-	return followAgent(ctx, e, &tailOptions{}, c, nil, func() {})
+	q, err := query.ParseEvents(nil)
+	if err != nil {
+		return err
+	}
+	return follow(ctx, e, &tailOptions{told: true}, func(ctx context.Context) (source.Events, error) { return remote.Events(ctx, q) })
 }

@@ -1,13 +1,9 @@
 package main
 
 import (
-	"errors"
-
 	"github.com/spf13/cobra"
 
-	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/internal/query"
-	"github.com/porthole-dev/porthole/tracer"
 )
 
 // addFilters declares the filters of a kind as flags.
@@ -26,8 +22,8 @@ func addFilters(cmd *cobra.Command, kind query.Kind) {
 }
 
 // filterValues are the filters as typed.
-func filterValues(cmd *cobra.Command, kind query.Kind) (map[string][]string, error) {
-	values := make(map[string][]string)
+func filterValues(cmd *cobra.Command, kind query.Kind) (query.Values, error) {
+	values := make(query.Values)
 	for _, p := range query.Params(kind) {
 		flag := cmd.Flags().Lookup(p.Name)
 		if !flag.Changed {
@@ -44,36 +40,4 @@ func filterValues(cmd *cobra.Command, kind query.Kind) (map[string][]string, err
 		values[p.Name] = list
 	}
 	return values, nil
-}
-
-// locate looks for the network namespaces of a filter on this machine.
-func locate(f *query.Filter, names *identity.Names) error {
-	err := f.Locate(names.NetNS)
-	if errors.Is(err, identity.ErrNoNetNS) || errors.Is(err, identity.ErrNotPermitted) {
-		return usagef("--%w", err)
-	}
-	return err
-}
-
-// livingNow lists the network namespaces there are, for commands that have no tracer.
-func livingNow() ([]tracer.NetNS, error) {
-	s, err := tracer.NewSnapshotter(tracer.ReadsPorts)
-	if err != nil {
-		return nil, err
-	}
-	defer s.Close()
-	return s.NetNamespaces()
-}
-
-// parseFilters checks the filters as typed, and returns them both ways.
-func parseFilters(cmd *cobra.Command, kind query.Kind) (*query.Filter, map[string][]string, error) {
-	values, err := filterValues(cmd, kind)
-	if err != nil {
-		return nil, nil, err
-	}
-	f, err := query.ParseFilter(kind, values)
-	if err != nil {
-		return nil, nil, usagef("--%w", err)
-	}
-	return f, values, nil
 }

@@ -2,23 +2,14 @@ package main
 
 import (
 	"bufio"
-	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"runtime/debug"
-	"slices"
-	"strconv"
 
 	"github.com/spf13/cobra"
 
-	"github.com/porthole-dev/porthole/internal/doctor"
 	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/internal/query"
 	"github.com/porthole-dev/porthole/internal/render"
-	"github.com/porthole-dev/porthole/internal/source"
-	"github.com/porthole-dev/porthole/tracer"
 )
 
 type headroomOptions struct {
@@ -70,95 +61,21 @@ func runHeadroom(cmd *cobra.Command, e *env, o *headroomOptions) error {
 	}
 	q, err := query.ParseHeadroom(values)
 	if err != nil {
-		return usagef("--%w", err)
+		return err
 	}
-	c, err := useAgent(&o.agent, tracer.CheckSnapshot())
+	src, err := openSource(&o.agent)
 	if err != nil {
 		return err
 	}
-	var rows []render.Headroom
 	tellPIDs(e.stderr)
-	if c == nil {
-		tellView(e, doctor.View())
-		rows, err = readHeadroom(q)
-	} else {
-		tellView(e, c.PartialView)
-		rows, err = askHeadroom(cmd.Context(), e, c, values)
-	}
-	if err != nil {
+	tellView(e, src.PartialView())
+	rows, err := src.Headroom(cmd.Context(), q)
+	if errors.Is(err, identity.ErrNotPermitted) {
+		return fmt.Errorf("look up the route: %w; with --from there is no need to", err)
+	} else if err != nil {
 		return err
 	}
 	return writeHeadroom(e, o, rows)
-}
-
-// readHeadroom reads the kernel's tables once.
-func readHeadroom(q *query.Headroom) ([]render.Headroom, error) {
-	debug.SetGCPercent(-1) // as for ls
-	debug.SetMemoryLimit(256 << 20)
-	s, err := tracer.NewSnapshotter(tracer.ReadsPorts)
-	if err != nil {
-		return nil, err
-	}
-	defer s.Close()
-	ports, err := s.Ports()
-	if err != nil {
-		return nil, err
-	}
-	names := identity.Load(func() ([]tracer.NetNS, error) { return ports.NetNamespaces(), nil })
-	defer names.Cgroups.Close()
-	found, err := q.Answer(ports, names.NetNS)
-	if errors.Is(err, query.ErrNoDevice) || errors.Is(err, identity.ErrNoNetNS) || errors.Is(err, tracer.ErrNoNetNS) || errors.Is(err, identity.ErrUnreachable) {
-		return nil, usageError{err}
-	}
-	if errors.Is(err, identity.ErrNotPermitted) {
-		return nil, fmt.Errorf("look up the route: %w; with --from there is no need to", err)
-	}
-	devices, devicesErr := deviceNames(found, ports)
-	return render.New(&devices).Headrooms(found), errors.Join(err, devicesErr)
-}
-
-// deviceNames are names of the devices of headrooms alone.
-func deviceNames(found []tracer.Headroom, ports *tracer.Ports) (names identity.Names, err error) {
-	if slices.ContainsFunc(found, func(h tracer.Headroom) bool { return h.Device != 0 }) {
-		devices, err := ports.Devices()
-		if err != nil {
-			return names, err
-		}
-		names.Device = devices.Name
-	}
-	return names, nil
-}
-
-// askHeadroom asks the agent. A destination is meant to be seen from the namespace of
-// the one who asks.
-func askHeadroom(ctx context.Context, e *env, c *source.Client, values map[string][]string) ([]render.Headroom, error) {
-	if values["to"] != nil && values["netns"] == nil {
-		own, err := identity.NetNSOfThread()
-		if err != nil {
-			return nil, err
-		}
-		values["netns"] = []string{strconv.FormatUint(uint64(own), 10)}
-	}
-	answer, err := askAgent(ctx, e, c, "/v1/headroom", values)
-	if err != nil {
-		return nil, err
-	}
-	defer answer.Close()
-	return decodeRows[render.Headroom](answer)
-}
-
-// decodeRows reads objects a line each.
-func decodeRows[T any](from io.Reader) ([]T, error) {
-	var rows []T
-	for dec := json.NewDecoder(from); ; {
-		var row T
-		if err := dec.Decode(&row); errors.Is(err, io.EOF) {
-			return rows, nil
-		} else if err != nil {
-			return nil, fmt.Errorf("read the agent's answer: %w", err)
-		}
-		rows = append(rows, row)
-	}
 }
 
 func writeHeadroom(e *env, o *headroomOptions, rows []render.Headroom) error {

@@ -23,9 +23,13 @@ func headroomRows(t *testing.T, args ...string) []render.Headroom {
 	if code != exitDone || errs != "" {
 		t.Fatalf("headroom %q: exit code %d, stderr %q", args, code, errs)
 	}
-	rows, err := decodeRows[render.Headroom](strings.NewReader(out))
-	if err != nil {
-		t.Fatalf("%v in %s", err, out)
+	var rows []render.Headroom
+	for line := range strings.Lines(out) {
+		var row render.Headroom
+		if err := json.Unmarshal([]byte(line), &row); err != nil {
+			t.Fatalf("%v in %s", err, out)
+		}
+		rows = append(rows, row)
 	}
 	return rows
 }

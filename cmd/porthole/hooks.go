@@ -26,7 +26,7 @@ func (o *hookOptions) config() tracer.Config {
 
 // useAgent is useAgent for a command with these options, which an agent cannot
 // follow: it has its hooks.
-func (o *hookOptions) useAgent(a *agentOptions, own error) (*source.Client, error) {
+func (o *hookOptions) useAgent(a *agentOptions, own error) (*source.Remote, error) {
 	if *o == (hookOptions{}) {
 		return useAgent(a, own)
 	}

@@ -1,19 +1,9 @@
 package main
 
 import (
-	"bufio"
-	"context"
-	"io"
-	"runtime/debug"
-
 	"github.com/spf13/cobra"
 
-	"github.com/porthole-dev/porthole/internal/doctor"
-	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/internal/query"
-	"github.com/porthole-dev/porthole/internal/render"
-	"github.com/porthole-dev/porthole/internal/source"
-	"github.com/porthole-dev/porthole/tracer"
 )
 
 type lsOptions struct {
@@ -32,20 +22,7 @@ func newLs(e *env) *cobra.Command {
 			"  porthole ls -t --state TIME-WAIT\n" +
 			"  porthole ls --lport 8080 --json",
 		Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			f, values, err := parseFilters(cmd, query.OfSockets)
-			if err != nil {
-				return err
-			}
-			c, err := useAgent(&o.agent, tracer.CheckSnapshot())
-			switch {
-			case err != nil:
-				return err
-			case c != nil:
-				return lsAgent(cmd.Context(), e, &o, c, values)
-			}
-			return ls(e, &o, f)
-		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return ls(cmd, e, &o) },
 	}
 	flags := cmd.Flags()
 	flags.BoolP("all", "a", false, "accepted as in ss: all sockets are shown anyway")
@@ -57,77 +34,26 @@ func newLs(e *env) *cobra.Command {
 	return cmd
 }
 
-func ls(e *env, o *lsOptions, f *query.Filter) error {
-	names := identity.Load(livingNow)
-	defer names.Cgroups.Close()
-	if err := locate(f, names); err != nil {
-		return err
-	}
-	rows, err := readRows(e, f.LocalPort(), nil)
+func ls(cmd *cobra.Command, e *env, o *lsOptions) error {
+	values, err := filterValues(cmd, query.OfSockets)
 	if err != nil {
 		return err
 	}
-	tellView(e, doctor.View())
-	tellPIDs(e.stderr)
-	names.Device = rows.Devices.Name
-	sockets := render.SocketsOfRows(rows, func(s *tracer.Socket) bool { return f.Socket(names.Cgroups, s) })
-	out := bufio.NewWriterSize(e.stdout, 1<<16)
-	if o.jsonRows {
-		err = render.New(names).SocketsJSON(out, sockets)
-	} else {
-		err = render.New(names).SocketsText(out, e.style, sockets)
-	}
+	q, err := query.ParseSockets(values)
 	if err != nil {
 		return err
 	}
-	return out.Flush()
-}
-
-// lsAgent lists what the agent sees.
-func lsAgent(ctx context.Context, e *env, o *lsOptions, c *source.Client, values map[string][]string) error {
-	answer, err := askAgent(ctx, e, c, "/v1/sockets", values)
+	src, err := openSource(&o.agent)
+	if err != nil {
+		return err
+	}
+	answer, err := src.Sockets(cmd.Context(), q)
 	if err != nil {
 		return err
 	}
 	defer answer.Close()
-	tellView(e, c.PartialView)
+	tellUnfinished(e, answer.Unfinished())
+	tellView(e, src.PartialView())
 	tellPIDs(e.stderr)
-	if o.jsonRows {
-		_, err := io.Copy(e.stdout, answer)
-		return err
-	}
-	rows, err := decodeRows[render.Socket](answer)
-	if err != nil {
-		return err
-	}
-	names := identity.Load(nil)
-	defer names.Cgroups.Close()
-	out := bufio.NewWriterSize(e.stdout, 1<<16)
-	if err := render.New(names).RowsText(out, e.style, rows); err != nil {
-		return err
-	}
-	return out.Flush()
-}
-
-// readRows reads the kernel's sockets once; port 0 means all. also, if not nil, reads what
-// else is needed.
-func readRows(e *env, port uint16, also func(*tracer.Snapshotter, *tracer.Rows) error) (*tracer.Rows, error) {
-	// A command that ends at once need not collect what it throws away, as long as
-	// it stays small.
-	debug.SetGCPercent(-1)
-	debug.SetMemoryLimit(256 << 20)
-	s, err := tracer.NewSnapshotter(tracer.ReadsSockets)
-	if err != nil {
-		return nil, err
-	}
-	defer s.Close()
-	rows, err := s.Rows(port)
-	if err != nil {
-		return nil, err
-	}
-	tellUnfinished(e, rows.Unfinished)
-	if also != nil {
-		err = also(s, rows)
-	}
-	return rows, err
+	return writeAll(e, o.jsonRows, answer)
 }

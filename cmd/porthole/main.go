@@ -19,6 +19,7 @@ import (
 
 	"github.com/porthole-dev/porthole/internal/doctor"
 	"github.com/porthole-dev/porthole/internal/identity"
+	"github.com/porthole-dev/porthole/internal/query"
 	"github.com/porthole-dev/porthole/internal/render"
 	"github.com/porthole-dev/porthole/internal/source"
 	"github.com/porthole-dev/porthole/tracer"
@@ -73,6 +74,7 @@ func run(ctx context.Context, e *env, args []string) int {
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	var usage usageError
+	var wrong *query.Wrong
 	switch {
 	case err == nil, errors.Is(err, syscall.EPIPE):
 		return exitDone
@@ -80,6 +82,13 @@ func run(ctx context.Context, e *env, args []string) int {
 		return exitNo
 	case errors.As(err, &usage):
 		fmt.Fprintf(e.stderr, "porthole: %v\n", err)
+		return exitUsage
+	case errors.As(err, &wrong):
+		flag := ""
+		if wrong.Param {
+			flag = "--"
+		}
+		fmt.Fprintf(e.stderr, "porthole: %s%v\n", flag, err)
 		return exitUsage
 	}
 	fmt.Fprintf(e.stderr, "porthole: %v\n", err)

@@ -14,16 +14,12 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
-	"github.com/porthole-dev/porthole/internal/doctor"
-	"github.com/porthole-dev/porthole/internal/identity"
+	"github.com/porthole-dev/porthole/internal/api"
 	"github.com/porthole-dev/porthole/internal/query"
 	"github.com/porthole-dev/porthole/internal/render"
+	"github.com/porthole-dev/porthole/internal/source"
 	"github.com/porthole-dev/porthole/tracer"
 )
-
-// compareEvery is how often what is known is compared with the kernel's tables: closes that
-// the kernel does not tell are noticed then.
-const compareEvery = 30 * time.Second
 
 type tailOptions struct {
 	agent    agentOptions
@@ -33,10 +29,8 @@ type tailOptions struct {
 	jsonRows bool
 	verbose  bool
 	sockets  bool
+	told     bool // what is attached
 }
-
-// tailQueue is how many events may wait for a slow terminal: 16 MB.
-const tailQueue = 1 << 16
 
 func newTail(e *env) *cobra.Command {
 	var o tailOptions
@@ -66,7 +60,14 @@ func newTail(e *env) *cobra.Command {
 
 // tail follows events by hooks of its own, or the agent's.
 func tail(cmd *cobra.Command, e *env, o *tailOptions) error {
-	f, values, err := parseFilters(cmd, query.OfEvents)
+	values, err := filterValues(cmd, query.OfEvents)
+	if err != nil {
+		return err
+	}
+	if o.verbose {
+		values["verbose"] = []string{"true"}
+	}
+	q, err := query.ParseEvents(values)
 	if err != nil {
 		return err
 	}
@@ -76,109 +77,135 @@ func tail(cmd *cobra.Command, e *env, o *tailOptions) error {
 	if o.agent.ask && o.sockets {
 		return usagef("--sockets: not with --agent, which cannot tell sockets and events without a gap or a double")
 	}
-	var t *tracer.Tracer
-	if !o.agent.ask {
-		cfg := o.hooks.config()
-		cfg.Reconcile = compareEvery
-		cfg.Established = o.verbose
-		t, err = tracer.Open(cfg)
-	}
-	if t == nil && !o.sockets {
-		c, err := o.hooks.useAgent(&o.agent, err)
-		if err != nil {
-			return err
-		}
-		return tailAgent(cmd.Context(), e, o, c, values)
-	}
-	if err != nil {
-		return err
-	}
-	defer t.Close()
-	return tailOwn(cmd.Context(), e, o, t, f)
+	return follow(cmd.Context(), e, o, func(ctx context.Context) (source.Events, error) { return o.begin(ctx, q) })
 }
 
-func tailOwn(ctx context.Context, e *env, o *tailOptions, t *tracer.Tracer, f *query.Filter) error {
+// begin begins the stream that there is.
+func (o *tailOptions) begin(ctx context.Context, q *query.Events) (source.Events, error) {
+	var own error
+	if !o.agent.ask {
+		local := &source.Local{Hooks: o.hooks.config()}
+		events, err := local.Events(ctx, q)
+		if err == nil || o.sockets {
+			return events, err
+		}
+		own = err
+	}
+	remote, err := o.hooks.useAgent(&o.agent, own)
+	if err != nil {
+		return nil, err
+	}
+	return remote.Events(ctx, q)
+}
+
+// follow writes the events of a stream until ctx ends or there are enough.
+func follow(ctx context.Context, e *env, o *tailOptions, begin func(context.Context) (source.Events, error)) error {
 	ctx, cancel := context.WithCancelCause(ctx)
-	stop := func() { cancel(nil) }
-	defer stop()
+	defer cancel(nil)
 	stopWhenUnread(ctx, e.stdout, cancel)
 	e = e.letGo(ctx)
-	names := identity.Load(t.NetNamespaces)
-	defer names.Cgroups.Close()
-	names.Device = t.DeviceName
-	if err := locate(f, names); err != nil {
+	events, err := begin(ctx)
+	if errors.Is(err, context.Canceled) {
+		return nil
+	} else if err != nil {
 		return err
 	}
-	p := &ownTail{eventPrinter: newEventPrinter(e, o, names), t: t, sub: t.Subscribe(tailQueue), f: f}
-
-	ready := make(chan *tracer.Snapshot, 1)
-	ended := make(chan error, 1)
-	go func() { ended <- t.Run(ctx, func(s *tracer.Snapshot) { ready <- s }) }()
-	var err error
-	select {
-	case snap := <-ready:
-		e.endsItself()
-		err = p.start(snap)
-	case err = <-ended:
-		return err
-	}
+	defer events.Close()
+	e.endsItself()
+	p := &eventPrinter{e: e, o: o, events: events, out: bufio.NewWriterSize(e.stdout, 1<<16)}
+	err = p.start()
 	if o.duration > 0 {
-		timer := time.AfterFunc(o.duration, stop)
+		timer := time.AfterFunc(o.duration, func() { cancel(nil) })
 		defer timer.Stop()
 	}
 	if err == nil {
 		err = p.follow()
 	}
-	stop()
-	err = errors.Join(err, <-ended)
-	lost, statsErr := p.lostNow()
+	cancel(nil)
+	lost, endErr := events.End()
 	p.end(lost)
-	return cmp.Or(errors.Join(err, statsErr), p.short(ctx))
+	return cmp.Or(errors.Join(err, endErr), p.short(ctx))
 }
 
 // eventPrinter writes events until it has written enough.
 type eventPrinter struct {
 	e       *env
 	o       *tailOptions
-	names   *identity.Names
+	events  source.Events
 	out     *bufio.Writer
-	json    render.Encoder
 	written uint64
 	line    []byte
 }
 
-func newEventPrinter(e *env, o *tailOptions, names *identity.Names) *eventPrinter {
-	return &eventPrinter{e: e, o: o, names: names, out: bufio.NewWriterSize(e.stdout, 1<<16)}
-}
-
-// head writes what stands above the events.
-func (p *eventPrinter) head() error {
+// start tells that the hooks are attached, and with --sockets what there is.
+func (p *eventPrinter) start() error {
+	if p.o.sockets {
+		if err := cmp.Or(write(p.out, p.e.style, p.o.jsonRows, p.events.Sockets()), p.out.Flush()); err != nil {
+			return err
+		}
+	}
+	if !p.o.told {
+		begun := p.events.Begun()
+		tellView(p.e, begun.PartialView)
+		tellPIDs(p.e.stderr)
+		tellAttached(p.e, begun.Tier, begun.Hooks)
+	}
 	if p.o.jsonRows {
 		return nil
 	}
 	_, err := fmt.Fprintln(p.out, p.e.style.Bold(render.EventHead))
-	return errors.Join(err, p.out.Flush())
+	return cmp.Or(err, p.out.Flush())
+}
+
+// follow writes events until they end, --count is reached or nobody reads.
+func (p *eventPrinter) follow() error {
+	for {
+		happened, err := p.events.Next()
+		switch {
+		case errors.Is(err, io.EOF):
+			return p.out.Flush() // this end was asked for
+		case err != nil:
+			return errors.Join(p.out.Flush(), err)
+		case happened == source.Loss:
+			p.tellLost(p.events.Lost())
+			continue
+		case happened == source.Pause:
+			if err := p.out.Flush(); err != nil {
+				return err
+			}
+			continue
+		}
+		if enough, err := p.event(); enough || err != nil {
+			return err
+		}
+	}
 }
 
 // event writes one event; enough says that it was the last one wanted.
-func (p *eventPrinter) event(row *render.Event) (enough bool, err error) {
+func (p *eventPrinter) event() (enough bool, err error) {
 	if p.o.jsonRows {
-		p.line = append(p.json.AppendEvent(p.line[:0], row), '\n')
+		p.line, err = p.events.AppendJSON(p.line[:0])
 	} else {
-		p.line = append(append(p.line[:0], render.New(p.names).EventLine(p.e.style, row)...), '\n')
+		p.line, err = p.events.AppendText(p.line[:0], p.e.style)
 	}
-	return p.raw(p.line)
-}
-
-// raw writes the line of an event.
-func (p *eventPrinter) raw(line []byte) (enough bool, err error) {
-	if _, err := p.out.Write(line); err != nil {
+	if err != nil {
+		return true, err
+	}
+	if _, err := p.out.Write(p.line); err != nil {
 		return true, err
 	}
 	if p.written++; p.written == p.o.count {
 		return true, p.out.Flush()
 	}
 	return false, nil
+}
+
+func (p *eventPrinter) tellLost(lost api.Lost) {
+	if lost.By == api.ByKernel {
+		fmt.Fprintf(p.e.stderr, "lost %d events in the kernel\n", lost.Lost)
+		return
+	}
+	fmt.Fprintf(p.e.stderr, "lost %d events: the output is too slow\n", lost.Lost)
 }
 
 // short is the error of a tail that ended, with ctx, before it had --count events.
@@ -197,102 +224,6 @@ func (p *eventPrinter) end(lost uint64) {
 // tellAttached says that events are followed from now on.
 func tellAttached(e *env, tier tracer.Tier, hooks int) {
 	fmt.Fprintf(e.stderr, "attached: %s tier, %d hooks\n", tier, hooks)
-}
-
-func tellLostKernel(e *env, n uint64) { fmt.Fprintf(e.stderr, "lost %d events in the kernel\n", n) }
-func tellLostLate(e *env, n uint64) {
-	fmt.Fprintf(e.stderr, "lost %d events: the output is too slow\n", n)
-}
-
-// ownTail follows the events of its own tracer.
-type ownTail struct {
-	*eventPrinter
-	t      *tracer.Tracer
-	sub    *tracer.Subscription
-	f      *query.Filter
-	looked time.Time // when tellLost last looked
-	lost   uint64    // told of: lost in the kernel
-	late   uint64    // told of: lost for want of room in the queue
-}
-
-// start tells that the hooks are attached, and with --sockets what there is.
-func (p *ownTail) start(snap *tracer.Snapshot) error {
-	if p.o.sockets {
-		sockets := render.SocketsOf(snap.Sockets, func(s *tracer.Socket) bool { return p.f.Socket(p.names.Cgroups, s) })
-		write := func() error { return render.New(p.names).SocketsText(p.out, p.e.style, sockets) }
-		if p.o.jsonRows {
-			write = func() error { return render.New(p.names).SocketsJSON(p.out, sockets) }
-		}
-		if err := errors.Join(write(), p.out.Flush()); err != nil {
-			return err
-		}
-	}
-	tellView(p.e, doctor.ViewOf(p.t))
-	tellPIDs(p.e.stderr)
-	attached := 0
-	for _, h := range p.t.Hooks() {
-		if h.Attached {
-			attached++
-		}
-	}
-	tellAttached(p.e, p.t.Tier(), attached)
-	return p.head()
-}
-
-// follow writes events until the tracer ends, --count is reached or nobody
-// reads.
-func (p *ownTail) follow() error {
-	var events []tracer.Event
-	for {
-		var err error
-		if events, err = p.sub.Next(context.Background(), events); errors.Is(err, io.EOF) {
-			return nil
-		} else if err != nil {
-			return err
-		}
-		for i := range events {
-			if !p.f.Event(p.names.Cgroups, &events[i]) {
-				continue
-			}
-			row := render.New(p.names).Event(&events[i])
-			if enough, err := p.event(&row); enough || err != nil {
-				return err
-			}
-		}
-		if err := p.out.Flush(); err != nil {
-			return err
-		}
-		if err := p.tellLost(); err != nil {
-			return err
-		}
-	}
-}
-
-// tellLost says at most every second what was lost since it last did.
-func (p *ownTail) tellLost() error {
-	if time.Since(p.looked) < time.Second {
-		return nil
-	}
-	p.looked = time.Now()
-	stats, err := p.t.Stats()
-	if err != nil {
-		return err
-	}
-	if lost := stats.Lost() + stats.Bad; lost > p.lost {
-		tellLostKernel(p.e, lost-p.lost)
-		p.lost = lost
-	}
-	if late := p.sub.Lost(); late > p.late {
-		tellLostLate(p.e, late-p.late)
-		p.late = late
-	}
-	return nil
-}
-
-// lostNow is everything lost so far.
-func (p *ownTail) lostNow() (uint64, error) {
-	stats, err := p.t.Stats()
-	return stats.Lost() + stats.Bad + p.sub.Lost(), err
 }
 
 // stopWhenUnread calls stop with EPIPE when stdout is a pipe whose reader has gone,

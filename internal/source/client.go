@@ -18,28 +18,18 @@ import (
 	"github.com/porthole-dev/porthole/internal/query"
 )
 
-// Client asks the agent on a socket.
-type Client struct {
-	PartialView []string // what the agent does not see, as in its doctor.Report
-
+// client asks the agent on a socket.
+type client struct {
 	socket string
 	http   http.Client
 }
 
-// Answer is what the agent says: an object, or objects a line each. The caller
+// response is what the agent says: an object, or objects a line each. The caller
 // closes it.
-type Answer struct {
+type response struct {
 	io.ReadCloser
-	Unfinished int // as of tracer.Snapshot
+	unfinished int // as of tracer.Snapshot
 }
-
-// Error is how the agent refuses a request.
-type Error struct {
-	Code int // HTTP status
-	Text string
-}
-
-func (e *Error) Error() string { return e.Text }
 
 const (
 	// aliveWithin is how long an agent may take to accept a connection and to say that
@@ -52,9 +42,9 @@ const (
 // ErrSilent is an agent that has the socket, and does not answer on it.
 var ErrSilent = errors.New("it does not answer")
 
-// Dial returns a client for an agent that answers on the socket. The error wraps
+// Dial returns the source that is the agent which answers on the socket. The error wraps
 // ErrSilent where there is one that does not within 5 s.
-func Dial(socket string) (*Client, error) {
+func Dial(socket string) (*Remote, error) {
 	c := newClient(socket)
 	ctx, cancel := context.WithTimeout(context.Background(), aliveWithin)
 	defer cancel()
@@ -67,14 +57,15 @@ func Dial(socket string) (*Client, error) {
 	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
 	var status api.Status
+	r := &Remote{client: c}
 	if err == nil && json.Unmarshal(body, &status) == nil { // else the next request says what is wrong
-		c.PartialView = status.PartialView
+		r.partialView = status.PartialView
 	}
-	return c, nil
+	return r, nil
 }
 
-func newClient(socket string) *Client {
-	return &Client{socket: socket, http: http.Client{Transport: &http.Transport{
+func newClient(socket string) *client {
+	return &client{socket: socket, http: http.Client{Transport: &http.Transport{
 		DialContext:           func(ctx context.Context, _, _ string) (net.Conn, error) { return connect(ctx, socket) },
 		DisableCompression:    true,
 		ResponseHeaderTimeout: firstByteWithin,
@@ -99,7 +90,7 @@ func connect(ctx context.Context, socket string) (net.Conn, error) {
 }
 
 // do sends a request: what is path and query.
-func (c *Client) do(ctx context.Context, what string) (*http.Response, error) {
+func (c *client) do(ctx context.Context, what string) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://porthole"+what, nil)
 	if err != nil {
 		return nil, fmt.Errorf("ask the agent: %w", err)
@@ -119,9 +110,8 @@ func (c *Client) do(ctx context.Context, what string) (*http.Response, error) {
 	return nil, fmt.Errorf("ask the agent on %s: %w", c.socket, err)
 }
 
-// Get asks for a path with the parameters of filters. The error wraps an *Error
-// where the agent refused.
-func (c *Client) Get(ctx context.Context, path string, values query.Values) (*Answer, error) {
+// get asks for a path with parameters. What the agent does not accept is a *query.Wrong.
+func (c *client) get(ctx context.Context, path string, values query.Values) (*response, error) {
 	resp, err := c.do(ctx, path+"?"+query.Encode(values).Encode())
 	if timeout := net.Error(nil); errors.As(err, &timeout) && timeout.Timeout() && ctx.Err() == nil {
 		return nil, fmt.Errorf("ask the agent on %s: %w within %v", c.socket, ErrSilent, firstByteWithin)
@@ -130,17 +120,19 @@ func (c *Client) Get(ctx context.Context, path string, values query.Values) (*An
 	}
 	if resp.StatusCode != http.StatusOK {
 		defer resp.Body.Close()
-		refused := &Error{Code: resp.StatusCode}
-		var body api.Refusal
-		if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&body); err != nil {
+		var refused api.Refusal
+		if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&refused); err != nil {
 			return nil, fmt.Errorf("ask the agent on %s: %s: %w", c.socket, resp.Status, err)
 		}
-		refused.Text = body.Error
-		return nil, fmt.Errorf("the agent: %w", refused)
+		err := fmt.Errorf("the agent: %s", refused.Error)
+		if resp.StatusCode == http.StatusBadRequest {
+			return nil, &query.Wrong{Err: err}
+		}
+		return nil, err
 	}
 	unfinished, err := strconv.Atoi(resp.Header.Get(api.UnfinishedHeader))
 	if err != nil {
 		unfinished = 0 // not there
 	}
-	return &Answer{resp.Body, unfinished}, nil
+	return &response{resp.Body, unfinished}, nil
 }

@@ -51,7 +51,7 @@ func TestGetSilent(t *testing.T) {
 	path := listenOnly(t, 0)
 	c := newClient(path)
 	c.http.Transport.(*http.Transport).ResponseHeaderTimeout = 10 * time.Millisecond
-	if _, err := c.Get(t.Context(), "/v1/sockets", nil); !errors.Is(err, ErrSilent) || !strings.Contains(err.Error(), path) {
+	if _, err := c.get(t.Context(), "/v1/sockets", nil); !errors.Is(err, ErrSilent) || !strings.Contains(err.Error(), path) {
 		t.Errorf("error %v, want one of a silent agent on %s", err, path)
 	}
 }

@@ -1,0 +1,252 @@
+package source
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/porthole-dev/porthole/internal/api"
+	"github.com/porthole-dev/porthole/internal/identity"
+	"github.com/porthole-dev/porthole/internal/query"
+	"github.com/porthole-dev/porthole/internal/render"
+)
+
+// Remote asks an agent.
+type Remote struct {
+	client      *client
+	partialView []string
+}
+
+// PartialView implements Source: it is what the agent does not see.
+func (r *Remote) PartialView() []string { return r.partialView }
+
+// badAnswer is an answer that is not understood.
+func badAnswer(err error) error { return fmt.Errorf("read the agent's answer: %w", err) }
+
+// decodeRows reads objects a line each.
+func decodeRows[T any](from io.Reader) ([]T, error) {
+	var rows []T
+	for dec := json.NewDecoder(from); ; {
+		var row T
+		if err := dec.Decode(&row); errors.Is(err, io.EOF) {
+			return rows, nil
+		} else if err != nil {
+			return nil, badAnswer(err)
+		}
+		rows = append(rows, row)
+	}
+}
+
+// Unfinished implements Answer.
+func (a *response) Unfinished() int { return a.unfinished }
+
+// Sockets implements Source.
+func (r *Remote) Sockets(ctx context.Context, q *query.Sockets) (Answer, error) {
+	a, err := r.client.get(ctx, "/v1/sockets", q.Values())
+	if err != nil {
+		return nil, err
+	}
+	return remoteSockets{a}, nil
+}
+
+type remoteSockets struct{ *response }
+
+func (a remoteSockets) JSON(w io.Writer) error {
+	_, err := io.Copy(w, a.response)
+	return err
+}
+
+func (a remoteSockets) Text(w io.Writer, style render.Style) error {
+	rows, err := decodeRows[render.Socket](a.response)
+	if err != nil {
+		return err
+	}
+	names := identity.Load(nil)
+	defer names.Cgroups.Close()
+	return render.New(names).RowsText(w, style, rows)
+}
+
+// Port implements Source.
+func (r *Remote) Port(ctx context.Context, q query.Port) (PortAnswer, error) {
+	a, err := r.client.get(ctx, fmt.Sprintf("/v1/ports/%d", q.Number), q.Values())
+	if err != nil {
+		return nil, err
+	}
+	return &remotePort{response: a}, nil
+}
+
+type remotePort struct {
+	*response
+	held
+}
+
+func (a *remotePort) JSON(w io.Writer) error {
+	a.w = w
+	_, err := io.Copy(&a.held, a.response)
+	return err
+}
+
+func (a *remotePort) Text(w io.Writer, style render.Style) error {
+	var answer render.Port
+	if err := json.NewDecoder(a.response).Decode(&answer); err != nil {
+		return badAnswer(err)
+	}
+	a.is = answer.Held()
+	names := identity.Load(nil)
+	defer names.Cgroups.Close()
+	return render.New(names).PortText(w, style, &answer)
+}
+
+// Headroom implements Source.
+func (r *Remote) Headroom(ctx context.Context, q *query.Headroom) ([]render.Headroom, error) {
+	values, err := q.Values()
+	if err != nil {
+		return nil, err
+	}
+	a, err := r.client.get(ctx, "/v1/headroom", values)
+	if err != nil {
+		return nil, err
+	}
+	defer a.Close()
+	return decodeRows[render.Headroom](a)
+}
+
+// status asks for the agent's status, and returns it also as it was sent.
+func (r *Remote) status(ctx context.Context) (*remoteReport, error) {
+	a, err := r.client.get(ctx, "/v1/status", nil)
+	if err != nil {
+		return nil, err
+	}
+	defer a.Close()
+	var text bytes.Buffer
+	report := &remoteReport{}
+	if err := json.NewDecoder(io.TeeReader(a, &text)).Decode(&report.status); err != nil {
+		return nil, badAnswer(err)
+	}
+	report.text = text.Bytes()
+	return report, nil
+}
+
+// Report implements Source: it tells what the agent sees, and how it is.
+func (r *Remote) Report(ctx context.Context) (Report, error) {
+	report, err := r.status(ctx)
+	if err != nil {
+		return nil, err // no Report that holds a nil
+	}
+	return report, nil
+}
+
+type remoteReport struct {
+	status api.Status
+	text   []byte
+}
+
+func (r *remoteReport) JSON(w io.Writer) error {
+	_, err := w.Write(r.text)
+	return err
+}
+
+func (r *remoteReport) Text(w io.Writer, style render.Style) error {
+	s := &r.status
+	if err := s.Text(w, style); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintf(w, "\nagent %s since %s: %d events, %d lost, %d clients\n", s.Version,
+		s.Since.Local().Format("2006-01-02 15:04:05"), s.Events, s.Lost, s.Clients)
+	return err
+}
+
+// ErrEnded tells that the agent ended while its events were followed.
+var ErrEnded = errors.New("the agent ended")
+
+// Events implements Source.
+func (r *Remote) Events(ctx context.Context, q *query.Events) (Events, error) {
+	report, err := r.status(ctx)
+	if err != nil {
+		return nil, err
+	}
+	a, err := r.client.get(ctx, "/v1/events", q.Values())
+	if err != nil {
+		return nil, err
+	}
+	return &remoteEvents{
+		ctx: ctx, body: a, in: bufio.NewReaderSize(a, 1<<16), names: identity.Load(nil),
+		begun: Begun{Tier: report.status.Tier, Hooks: report.status.CountAttached(), PartialView: r.partialView},
+	}, nil
+}
+
+// remoteEvents is an agent's stream of events.
+type remoteEvents struct {
+	ctx   context.Context
+	body  io.Closer
+	in    *bufio.Reader
+	names *identity.Names
+	begun Begun
+
+	line    []byte
+	written bool // something since the last Pause
+	lost    api.Lost
+	all     uint64 // lost so far
+}
+
+// Begun implements Events.
+func (s *remoteEvents) Begun() Begun { return s.begun }
+
+// Sockets implements Events: an agent cannot tell them without a gap or a double.
+func (s *remoteEvents) Sockets() Answer { return nil }
+
+// badEvent is a line of the stream that is not understood, or does not come.
+func badEvent(err error) error { return fmt.Errorf("read the agent's events: %w", err) }
+
+// Next implements Events. The error is ErrEnded where the agent ends before the context.
+func (s *remoteEvents) Next() (Happened, error) {
+	if s.written && s.in.Buffered() == 0 {
+		s.written = false
+		return Pause, nil
+	}
+	var err error
+	s.line, err = s.in.ReadBytes('\n')
+	switch {
+	case err != nil && s.ctx.Err() != nil:
+		return Pause, io.EOF
+	case errors.Is(err, io.EOF):
+		return Pause, ErrEnded
+	case err != nil:
+		return Pause, badEvent(err)
+	}
+	if !bytes.HasPrefix(s.line, []byte(`{"lost":`)) {
+		s.written = true
+		return Event, nil
+	}
+	s.lost = api.Lost{}
+	if err := json.Unmarshal(s.line, &s.lost); err != nil {
+		return Loss, badEvent(err)
+	}
+	s.all += s.lost.Lost
+	return Loss, nil
+}
+
+// Lost implements Events.
+func (s *remoteEvents) Lost() api.Lost { return s.lost }
+
+// AppendJSON implements Events: as the agent has sent it.
+func (s *remoteEvents) AppendJSON(b []byte) ([]byte, error) { return append(b, s.line...), nil }
+
+// AppendText implements Events.
+func (s *remoteEvents) AppendText(b []byte, style render.Style) ([]byte, error) {
+	var row render.Event
+	if err := json.Unmarshal(s.line, &row); err != nil {
+		return b, badEvent(err)
+	}
+	return append(append(b, render.New(s.names).EventLine(style, &row)...), '\n'), nil
+}
+
+// End implements Events.
+func (s *remoteEvents) End() (lost uint64, err error) { return s.all, nil }
+
+// Close implements Events.
+func (s *remoteEvents) Close() error { return errors.Join(s.names.Cgroups.Close(), s.body.Close()) }

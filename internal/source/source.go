@@ -1,0 +1,118 @@
+// Package source is where answers come from: this machine's kernel, or an agent that has been
+// watching it. What asks needs not know which.
+package source
+
+import (
+	"bytes"
+	"context"
+	"io"
+
+	"github.com/porthole-dev/porthole/internal/api"
+	"github.com/porthole-dev/porthole/internal/query"
+	"github.com/porthole-dev/porthole/internal/render"
+	"github.com/porthole-dev/porthole/tracer"
+)
+
+// Source answers questions about the sockets of a machine. An error that is a *query.Wrong is
+// of who asks. Methods wait for the kernel, or for the agent.
+type Source interface {
+	// PartialView is what of the machine is not seen, one sentence each.
+	PartialView() []string
+	// Sockets answers with the sockets there are.
+	Sockets(ctx context.Context, q *query.Sockets) (Answer, error)
+	// Port answers who has a port and, where that is known, had it before.
+	Port(ctx context.Context, q query.Port) (PortAnswer, error)
+	// Headroom answers how many more ports there are, the fullest first.
+	Headroom(ctx context.Context, q *query.Headroom) ([]render.Headroom, error)
+	// Events follows what happens, until ctx ends.
+	Events(ctx context.Context, q *query.Events) (Events, error)
+	// Report tells what can be seen, and why not more. There is one beside an error that
+	// tells why nothing can be followed.
+	Report(ctx context.Context) (Report, error)
+}
+
+// Report is what a machine lets porthole see. It is written once.
+type Report interface {
+	JSON(w io.Writer) error
+	Text(w io.Writer, style render.Style) error
+}
+
+// Answer is written once, as objects of JSON or in words. The caller closes it.
+type Answer interface {
+	Report
+	// Unfinished is how many slots of the kernel's tables did not hold still: sockets may be
+	// missing.
+	Unfinished() int
+	Close() error
+}
+
+// PortAnswer is an answer about a port.
+type PortAnswer interface {
+	Answer
+	// Held tells, once it was written, whether any socket has the port.
+	Held() bool
+}
+
+// Events is a stream of events. It is used by one goroutine.
+type Events interface {
+	// Begun tells what is attached since the stream began, and what is not seen.
+	Begun() Begun
+	// Sockets are those there were when it began, without a gap or a double; nil: they are
+	// not known.
+	Sockets() Answer
+	// Next waits for what happens next. The error is io.EOF once the context has ended.
+	Next() (Happened, error)
+	// Lost tells, after a Loss, how many events were lost and by whom.
+	Lost() api.Lost
+	// AppendJSON appends the event as a line of JSON.
+	AppendJSON(b []byte) ([]byte, error)
+	// AppendText appends the event as a line of text.
+	AppendText(b []byte, style render.Style) ([]byte, error)
+	// End ends the stream once its context has ended, and tells how many events were lost in
+	// all.
+	End() (lost uint64, err error)
+	// Close frees it.
+	Close() error
+}
+
+// Happened is what Next has waited for.
+type Happened uint8
+
+// What can happen.
+const (
+	Event Happened = iota // AppendJSON and AppendText tell which
+	Loss                  // of events
+	Pause                 // there is nothing more yet: what was written can be handed on
+)
+
+// Begun is what a stream of events is made from.
+type Begun struct {
+	Tier        tracer.Tier
+	Hooks       int // attached
+	PartialView []string
+}
+
+// held hands an answer in JSON on, and sees whether anybody has the port.
+type held struct {
+	w    io.Writer
+	head []byte // up to the first socket
+	is   bool
+}
+
+// listBegins is what comes before the first socket. It is in no string, which has quotes
+// escaped.
+const listBegins = `"sockets":[`
+
+// Write implements io.Writer.
+func (h *held) Write(b []byte) (int, error) {
+	if !h.is && len(h.head) < 8192 {
+		h.head = append(h.head, b[:min(len(b), 4096)]...)
+		if _, list, ok := bytes.Cut(h.head, []byte(listBegins)); ok && len(list) > 0 {
+			h.is = list[0] != ']'
+		}
+	}
+	return h.w.Write(b)
+}
+
+// Held implements PortAnswer.
+func (h *held) Held() bool { return h.is }
