@@ -64,7 +64,7 @@ deps:
 ifdef KERNEL
 test: test-kernels
 else
-test: test-here test-kernels
+test: test-here test-kernels test-systemd
 endif
 
 ## test-here: the tests on this machine's kernel alone
@@ -102,6 +102,11 @@ test-kernels: deps
 	$(GO) run ./test/vm -kernel '$(KERNEL)' $(if $(RUN),-run '$(RUN)') -doc "$$doc"; \
 	if [ -z '$(KERNEL)$(RUN)' ] && ! diff -u --label docs/kernels.md --label 'these runs' docs/kernels.md "$$doc"; then \
 		echo "docs/kernels.md is not what the kernels show: run make docs" >&2; exit 1; fi
+
+## test-systemd: the service and its unit, in a VM whose process 1 is systemd; needs no root
+.PHONY: test-systemd
+test-systemd: deps
+	@$(GO) run ./test/vm -systemd -kernel amd64/6.12
 
 # How long soak goes on, and fuzz each of its targets.
 SOAK ?= 1h

@@ -175,9 +175,9 @@ func newestImage(names, prefix, suffix string) (string, error) {
 	return best, nil
 }
 
-// closure is the names of the packages to install for one, with itself.
-func (a *archive) closure(ctx context.Context, name string) ([]string, error) {
-	plan, err := a.run(ctx, "", "--simulate", "install", name)
+// closure is the names of the packages to install for some, with themselves.
+func (a *archive) closure(ctx context.Context, wanted ...string) ([]string, error) {
+	plan, err := a.run(ctx, "", append([]string{"--simulate", "install"}, wanted...)...)
 	if err != nil {
 		return nil, err
 	}

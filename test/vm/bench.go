@@ -36,7 +36,7 @@ func (m *runner) benchmark(ctx context.Context, k kernel) error {
 			argv = append(argv, "-counting")
 			if k.bcc {
 				argv = append(argv, "-beside", "/usr/sbin/tcptracer-bpfcc /usr/sbin/tcplife-bpfcc")
-				v.system = bcc
+				v.systems = []string{bcc}
 			}
 		}
 		plan := guest.Plan{Modules: modules, Jobs: []guest.Job{{Name: "bench", Argv: argv}}}

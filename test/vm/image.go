@@ -62,6 +62,9 @@ func build(ctx context.Context, dir, arch string, suites []suite) error {
 			return err
 		}
 	}
+	if len(suites) == 0 {
+		return nil
+	}
 	args := []string{"test", "-c", "-ldflags=-s -w", "-trimpath", "-o", filepath.Join(dir, "tests") + "/"}
 	for _, s := range suites {
 		args = append(args, s.pkg)
@@ -137,7 +140,11 @@ func (m *image) addTree(root string) error {
 		if err != nil {
 			return err
 		}
-		return m.add(name, cpio.TypeReg|0o755, data)
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		return m.add(name, cpio.TypeReg|cpio.FileMode(info.Mode().Perm()), data)
 	})
 }
 

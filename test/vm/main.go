@@ -29,7 +29,8 @@ import (
 type options struct {
 	kernels, run, cache, doc string
 	kvm, verbose, list       bool
-	update, bench            bool
+	update, bench, systemd   bool
+	runs                     bool // run was given
 	jobs, starts             int
 	timeout                  time.Duration
 }
@@ -72,6 +73,14 @@ func matrix(ctx context.Context) error {
 		}
 		return nil
 	}
+	if m.systemd {
+		for _, k := range chosen {
+			if err := m.underSystemd(ctx, k); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
 	return m.runAll(ctx, chosen)
 }
 
@@ -84,12 +93,14 @@ func parse() (options, error) {
 	flag.BoolVar(&o.kvm, "kvm", false, "use KVM: faster, but only for this machine's architecture")
 	flag.BoolVar(&o.update, "update", false, "fetch again what is in the cache")
 	flag.BoolVar(&o.bench, "bench", false, "measure what the hooks cost, instead of the tests")
+	flag.BoolVar(&o.systemd, "systemd", false, "run the tests of test/systemd instead, in a machine whose process 1 is systemd")
 	flag.BoolVar(&o.verbose, "v", false, "show the consoles")
 	flag.BoolVar(&o.list, "list", false, "list the kernels")
 	flag.IntVar(&o.jobs, "j", 2, "how many `machines` run at once")
 	flag.IntVar(&o.starts, "starts", 0, "how `often` TestKernelStarts starts each command; 0: as often as it does itself")
 	flag.DurationVar(&o.timeout, "timeout", 10*time.Minute, "of one machine")
 	flag.Parse()
+	flag.Visit(func(f *flag.Flag) { o.runs = o.runs || f.Name == "run" })
 	if flag.NArg() > 0 || o.jobs < 1 {
 		return o, errors.New("want no arguments, and at least 1 machine")
 	}
@@ -117,8 +128,10 @@ func printKernels(w io.Writer) error {
 // prepare fetches and builds what the machines need.
 func (m *runner) prepare(ctx context.Context, chosen []kernel) error {
 	var err error
-	if m.suites, err = findSuites(ctx, m.run); err != nil {
-		return err
+	if !m.systemd {
+		if m.suites, err = findSuites(ctx, m.run); err != nil {
+			return err
+		}
 	}
 	m.files = make(map[string]string)
 	c := &cache{dir: m.cache, update: m.update, log: m.log}

@@ -98,8 +98,9 @@ func (m *runner) boot(ctx context.Context, k kernel) *report {
 
 // variant is what a machine has that those of the tests have not.
 type variant struct {
-	counting bool   // its clock counts instructions
-	system   string // directory of a system of its own in place of the tools; it gets memory for it
+	counting bool // its clock counts instructions
+	// systems are directories, with a root each, in place of the tools; it gets memory for them.
+	systems []string
 }
 
 // start boots a kernel and returns what became of each job, and the console. name
@@ -116,11 +117,14 @@ func (m *runner) start(ctx context.Context, name string, k kernel, plan guest.Pl
 	if m.verbose {
 		machine.console = os.Stderr
 	}
-	system := m.files[k.arch]
-	if v.system != "" {
-		system, machine.memory = v.system, "3G"
+	systems := []string{m.files[k.arch]}
+	if v.systems != nil {
+		systems, machine.memory = v.systems, "3G"
 	}
-	roots := []string{filepath.Join(m.files[k.String()], "root"), filepath.Join(system, "root"), filepath.Join(m.dir, k.arch)}
+	roots := []string{filepath.Join(m.files[k.String()], "root"), filepath.Join(m.dir, k.arch)}
+	for _, system := range systems {
+		roots = append(roots, filepath.Join(system, "root"))
+	}
 	if err := writeImage(machine.initrd, plan, roots); err != nil {
 		return jobs, "", err
 	}

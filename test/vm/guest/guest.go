@@ -8,6 +8,7 @@ const Port = "porthole"
 // Plan is what init does, from the image's PlanFile.
 type Plan struct {
 	Modules []string `json:"modules"` // files, those that others need first
+	Systemd bool     `json:"systemd"` // is process 1, and starts what runs the jobs
 	Jobs    []Job    `json:"jobs"`
 }
 

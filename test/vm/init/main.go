@@ -1,5 +1,6 @@
 // Command init is process 1 of the VM: it makes the system ready, runs the jobs
-// of the plan one after the other, and powers the machine off.
+// of the plan one after the other, and powers the machine off. Or it hands over to
+// systemd, whose service it is then.
 package main
 
 import (
@@ -20,13 +21,43 @@ import (
 )
 
 func main() {
-	if os.Getpid() == 1 {
-		reap()
-		return
-	}
-	if err := work(); err != nil {
+	if err := run(); err != nil {
 		fmt.Fprintf(os.Stderr, "init: %v\n", err)
+		os.Exit(1)
 	}
+}
+
+// jobs is the argument with which systemd starts this program.
+const jobs = "jobs"
+
+func run() error {
+	plan, err := readPlan()
+	switch {
+	case err != nil:
+		return err
+	case os.Getpid() != 1 && len(os.Args) > 1 && os.Args[1] == jobs:
+		return runJobs(plan)
+	case os.Getpid() != 1:
+		if err := setUp(plan.Modules); err != nil {
+			return err
+		}
+		return runJobs(plan)
+	case plan.Systemd:
+		return startSystemd(plan.Modules)
+	}
+	reap()
+	return nil
+}
+
+func readPlan() (plan guest.Plan, err error) {
+	text, err := os.ReadFile(guest.PlanFile)
+	if err != nil {
+		return plan, err
+	}
+	if err := json.Unmarshal(text, &plan); err != nil {
+		return plan, fmt.Errorf("read %s: %w", guest.PlanFile, err)
+	}
+	return plan, nil
 }
 
 // reap starts a child that does the work, and collects every process that loses
@@ -56,18 +87,7 @@ func reap() {
 	}
 }
 
-func work() error {
-	text, err := os.ReadFile(guest.PlanFile)
-	if err != nil {
-		return err
-	}
-	var plan guest.Plan
-	if err := json.Unmarshal(text, &plan); err != nil {
-		return fmt.Errorf("read %s: %w", guest.PlanFile, err)
-	}
-	if err := setUp(plan.Modules); err != nil {
-		return err
-	}
+func runJobs(plan guest.Plan) error {
 	port, err := openPort()
 	if err != nil {
 		return err
@@ -82,7 +102,7 @@ func work() error {
 		return err
 	}
 	for _, j := range plan.Jobs {
-		if err := run(j, out); err != nil {
+		if err := runJob(j, out); err != nil {
 			return fmt.Errorf("run %s: %w", j.Name, err)
 		}
 	}
@@ -111,9 +131,9 @@ func openPort() (*os.File, error) {
 	return nil, fmt.Errorf("no virtio port is named %q", guest.Port)
 }
 
-// run runs a job and reports its output and how it ended. An error is one of the
+// runJob runs a job and reports its output and how it ended. An error is one of the
 // port.
-func run(j guest.Job, out *json.Encoder) error {
+func runJob(j guest.Job, out *json.Encoder) error {
 	lines := &lineWriter{job: j.Name, out: out}
 	cmd := exec.Command(j.Argv[0], j.Argv[1:]...)
 	cmd.Env = append(os.Environ(), j.Env...)

@@ -55,6 +55,34 @@ func setUp(modules []string) error {
 	return testutil.UpLoopback()
 }
 
+// startSystemd makes systemd process 1, which mounts what it needs. No mount namespace can be
+// made where the root is that of the kernel itself, so there is another above it.
+func startSystemd(modules []string) error {
+	for _, file := range modules {
+		if err := load(file); err != nil {
+			return fmt.Errorf("load %s: %w", file, err)
+		}
+	}
+	const root = "/root-of-systemd"
+	if err := os.Mkdir(root, 0o755); err != nil {
+		return err
+	}
+	if err := unix.Mount("/", root, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("bind the root: %w", err)
+	}
+	if err := unix.Chdir(root); err != nil {
+		return err
+	}
+	if err := unix.Mount(root, "/", "", unix.MS_MOVE, ""); err != nil {
+		return fmt.Errorf("move the root: %w", err)
+	}
+	if err := errors.Join(unix.Chroot("."), unix.Chdir("/")); err != nil {
+		return err
+	}
+	const systemd = "/usr/lib/systemd/systemd"
+	return fmt.Errorf("start %s: %w", systemd, unix.Exec(systemd, []string{systemd}, []string{"TERM=linux", "SYSTEMD_LOG_TARGET=console"}))
+}
+
 func load(file string) error {
 	f, err := os.Open(file)
 	if err != nil {
