@@ -58,8 +58,12 @@ type fanout struct {
 	done bool
 }
 
+func newSubscription(out *fanout, bytes int) *Subscription {
+	return &Subscription{out: out, max: bytes, ready: make(chan struct{}, 1)}
+}
+
 func (f *fanout) subscribe(max int) *Subscription {
-	s := &Subscription{out: f, max: max * eventBytes, ready: make(chan struct{}, 1)}
+	s := newSubscription(f, max*eventBytes)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	s.done = f.done
@@ -89,17 +93,22 @@ func (f *fanout) close() {
 	}
 }
 
-func (s *Subscription) push(events []Event) {
+// push queues events, and returns how much memory those take that wait now and how many
+// were lost for want of it.
+func (s *Subscription) push(events []Event) (waiting, lost int) {
 	s.mu.Lock()
 	for i := range events {
 		if size := s.sizeOf(&events[i]); s.bytes+size <= s.max {
 			s.add(&events[i], size)
 		} else {
-			s.lost++
+			lost++
 		}
 	}
+	s.lost += uint64(lost)
+	waiting = s.bytes
 	s.mu.Unlock()
 	s.wake()
+	return waiting, lost
 }
 
 // sizeOf is the memory that one more event takes. Those that follow each other may have
@@ -149,35 +158,44 @@ func (s *Subscription) wake() {
 // is memory from an earlier call that the caller has done with. The error is io.EOF after
 // the last event of a tracer that ended, or that of ctx.
 func (s *Subscription) Next(ctx context.Context, buf []Event) ([]Event, error) {
-	for i := range buf {
-		buf[i].HeldBy = nil // the memory is kept, not what it refers to
-	}
 	for {
-		s.mu.Lock()
-		if cap(buf) == partOf {
-			s.spare, buf = buf[:0], nil
-		}
-		if len(s.queue) > 0 {
-			out := s.queue[0]
-			s.bytes -= out.bytes
-			s.queue[0] = queued{}
-			if s.queue = s.queue[1:]; len(s.queue) == 0 {
-				s.queue = s.first[:0]
-			}
-			s.mu.Unlock()
-			return out.events, nil
-		}
-		done := s.done
-		s.mu.Unlock()
-		if done {
+		events, done := s.take(buf)
+		switch {
+		case len(events) > 0:
+			return events, nil
+		case done:
 			return nil, io.EOF
 		}
+		buf = nil
 		select {
 		case <-s.ready:
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
 	}
+}
+
+// take returns the first of the events that are queued, if there are any, and whether there
+// will be no others. buf is as for Next.
+func (s *Subscription) take(buf []Event) (events []Event, done bool) {
+	for i := range buf {
+		buf[i].HeldBy = nil // the memory is kept, not what it refers to
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if cap(buf) == partOf {
+		s.spare = buf[:0]
+	}
+	if len(s.queue) == 0 {
+		return nil, s.done
+	}
+	out := s.queue[0]
+	s.bytes -= out.bytes
+	s.queue[0] = queued{}
+	if s.queue = s.queue[1:]; len(s.queue) == 0 {
+		s.queue = s.first[:0]
+	}
+	return out.events, false
 }
 
 // Lost is the number of events this subscription had no room for.

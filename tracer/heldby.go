@@ -24,8 +24,9 @@ const (
 	answerWithin = 200 * time.Millisecond
 	// askRest is how long the kernel is not asked, as a multiple of what it took last time.
 	askRest = 2
-	// maxWaiting is how many events wait for answers; then there are none.
-	maxWaiting = 1 << 13
+	// maxWaiting is how much memory events may take that wait for answers; from half of it on
+	// they do not wait for any more.
+	maxWaiting = 4 << 20
 	// maxPorts is how many ports the kernel is asked about at once.
 	maxPorts = 16
 	// maxAnswers is how many answers are kept for others who ask the same.
@@ -82,15 +83,13 @@ type completer struct {
 	table *Table
 	rows  func(ports ...uint16) (*Rows, error)
 
-	running atomic.Bool // run is; until then, and afterwards, nothing is asked
-	busy    atomic.Bool // something waits
-	wake    chan struct{}
+	running atomic.Bool   // run is; until then, and afterwards, nothing is asked
+	busy    atomic.Bool   // something waits
 	hurry   chan struct{} // too much waits
 
 	mu      sync.Mutex
-	batches [][]Event
-	waiting int      // events, of batches and of what run has taken
-	ports   []uint16 // to be asked about
+	waiting *Subscription // of run
+	ports   []uint16      // to be asked about
 
 	// Used by run alone.
 	answers map[refusal]answer
@@ -121,8 +120,8 @@ type answer struct {
 
 func newCompleter(out *fanout, table *Table, rows func(...uint16) (*Rows, error)) *completer {
 	return &completer{
-		out: out, table: table, rows: rows, wake: make(chan struct{}, 1), hurry: make(chan struct{}, 1),
-		answers: make(map[refusal]answer),
+		out: out, table: table, rows: rows, hurry: make(chan struct{}, 1),
+		waiting: newSubscription(nil, maxWaiting), answers: make(map[refusal]answer),
 	}
 }
 
@@ -135,22 +134,17 @@ func (c *completer) publish(events []Event, asks bool) {
 	}
 	c.mu.Lock()
 	c.busy.Store(true)
-	if c.waiting > 4*maxWaiting { // run gets no processor
-		c.mu.Unlock()
-		c.out.lose(len(events))
-		return
-	}
-	c.batches = append(c.batches, slices.Clone(events))
-	c.waiting += len(events)
 	for i := range events {
 		if port := events[i].Local.Port(); events[i].asks && len(c.ports) < maxPorts && !slices.Contains(c.ports, port) {
 			c.ports = append(c.ports, port)
 		}
 	}
-	hurry := c.waiting > maxWaiting
+	waiting, lost := c.waiting.push(events)
 	c.mu.Unlock()
-	signal(c.wake)
-	if hurry {
+	if lost > 0 { // run gets no processor
+		c.out.lose(lost)
+	}
+	if waiting > maxWaiting/2 {
 		signal(c.hurry)
 	}
 }
@@ -167,11 +161,13 @@ func signal(c chan struct{}) {
 func (c *completer) run(end <-chan struct{}) {
 	for ended := false; !ended; {
 		select {
-		case <-c.wake:
+		case <-c.waiting.ready:
 		case <-end:
 			ended = true
 		}
-		for c.round(end) {
+		var events []Event
+		for some := true; some; {
+			events, some = c.round(events, end)
 		}
 	}
 	if c.asked != nil {
@@ -179,36 +175,30 @@ func (c *completer) run(end <-chan struct{}) {
 	}
 }
 
-// round publishes what waits; false: nothing did.
-func (c *completer) round(end <-chan struct{}) bool {
+// round publishes some of what waits; false: nothing did. events is memory of the round before.
+func (c *completer) round(events []Event, end <-chan struct{}) ([]Event, bool) {
 	c.mu.Lock()
-	batches := c.batches
-	c.batches = nil
-	if len(batches) == 0 {
+	events, _ = c.waiting.take(events)
+	if len(events) == 0 {
 		c.busy.Store(false)
 		c.mu.Unlock()
 		clear(c.answers)
 		c.latest = inKernel{}
-		return false
+		return nil, false
 	}
 	c.mu.Unlock()
-	for _, events := range batches {
-		from := 0
-		for i := range events {
-			if !events[i].asks {
-				continue
-			}
-			c.out.publish(events[from:i])
-			from = i
-			c.complete(&events[i], end)
-			events[i].asks = false
+	from := 0
+	for i := range events {
+		if !events[i].asks {
+			continue
 		}
-		c.out.publish(events[from:])
-		c.mu.Lock()
-		c.waiting -= len(events)
-		c.mu.Unlock()
+		c.out.publish(events[from:i])
+		from = i
+		c.complete(&events[i], end)
+		events[i].asks = false
 	}
-	return true
+	c.out.publish(events[from:])
+	return events, true
 }
 
 // complete adds what the kernel knows, if that can be told in time.

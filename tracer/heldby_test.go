@@ -65,6 +65,7 @@ func rowsOf(states ...State) *Rows {
 		rows = append(rows, row)
 	}
 	c.add(rows)
+	c.want()
 	return &Rows{start: boottime(), from: c, keys: c.sorted()}
 }
 
@@ -146,10 +147,34 @@ func TestCompleterBounded(t *testing.T) {
 		batch[i] = tcp(i, EventListen, sockC, "10.0.0.1:81", "")
 	}
 	n := 1
-	for ; n <= maxWaiting+maxBatch; n += maxBatch {
+	for ; n <= maxWaiting/2/eventBytes+maxBatch; n += maxBatch {
 		c.publish(batch, false)
 	}
 	await(t, sub, n)
+}
+
+// What waits is bounded by the memory it takes, and what is in the way of a call takes much.
+func TestCompleterMemory(t *testing.T) {
+	out := &fanout{}
+	c := newCompleter(out, newTable(), nil)
+	c.running.Store(true) // but run is not: it gets no processor
+	sub := out.subscribe(1 << 16)
+	const n = 10_000
+	for range n {
+		c.publish([]Event{refused(make([]Socket, maxHeldBy)...)}, true)
+	}
+	waiting := 0
+	for events, _ := c.waiting.take(nil); len(events) > 0; events, _ = c.waiting.take(nil) {
+		for i := range events {
+			waiting += sizeOf(&events[i])
+		}
+	}
+	if waiting > maxWaiting || waiting < maxWaiting*9/10 {
+		t.Errorf("%d bytes wait, want at most %d", waiting, maxWaiting)
+	}
+	if want := n - waiting/sizeOf(&Event{HeldBy: make([]Socket, maxHeldBy)}); int(sub.Lost()) != want {
+		t.Errorf("a subscription is told of %d lost events, want %d", sub.Lost(), want)
+	}
 }
 
 // However fast calls are refused one after the other, each is told who holds what is in the
