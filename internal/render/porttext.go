@@ -4,9 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
-	"os/user"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -342,10 +340,7 @@ func (w *portWriter) user(uid uint32) string {
 	if name, ok := w.users[uid]; ok {
 		return name
 	}
-	name := strconv.Itoa(int(uid))
-	if u, err := user.LookupId(name); err == nil {
-		name = identity.Safe(u.Username)
-	}
+	name := identity.UserName(uid)
 	w.users[uid] = name
 	return name
 }
