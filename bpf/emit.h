@@ -73,20 +73,26 @@ static __always_inline struct event *event_by_task(__u8 type, const struct sock 
 	return e;
 }
 
-static __always_inline void event_submit(struct event *e)
+/* Whether to wake the reader for what is handed over now. */
+static __always_inline __u64 wake_flags(__u64 now)
 {
-	__u64 now = e->time_ns, since = now - last_wake_ns;
+	__u64 since = now - last_wake_ns;
 	bool wake = (__s64)since > (__s64)WAKE_QUIET_NS;
-	__u64 flags = BPF_RB_NO_WAKEUP;
 
 	if (!wake && (__s64)since > (__s64)WAKE_BUSY_NS && (__s64)(now - last_look_ns) > (__s64)LOOK_NS) {
 		last_look_ns = now;
 		wake = bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) > wake_bytes;
 	}
-	if (wake) {
-		last_wake_ns = now;
-		flags = BPF_RB_FORCE_WAKEUP;
-	}
+	if (!wake)
+		return BPF_RB_NO_WAKEUP;
+	last_wake_ns = now;
+	return BPF_RB_FORCE_WAKEUP;
+}
+
+static __always_inline void event_submit(struct event *e)
+{
+	__u64 flags = wake_flags(e->time_ns);
+
 	count(STAT_SUBMITTED); /* first: what the reader has is never more */
 	bpf_ringbuf_submit(e, flags);
 }

@@ -21,6 +21,7 @@ enum event_type {
 	EVENT_ESTABLISHED, /* handshake done; only with want_established */
 	EVENT_DOWN,	   /* internal: connection over, port still held by the socket */
 	EVENT_UNPEER,	   /* internal: UDP peer removed, port still held */
+	EVENT_CGROUP,	   /* internal: a cgroup was made; a struct cgroup_made */
 };
 
 enum event_flag {
@@ -77,6 +78,22 @@ struct event {
 
 #define EVENT_SHORT __builtin_offsetof(struct event, flow)
 
+#define CGROUP_NAME 256 /* NAME_MAX and a NUL */
+
+/*
+ * A cgroup of the v2 hierarchy was made. In the ring buffer among events, so that it is read before
+ * those of the first process in it, and counted with none of them.
+ */
+struct cgroup_made {
+	__u64 time_ns;
+	__u64 id;		/* which no other ever has */
+	__u64 parent;		/* id of the one it is in */
+	__u32 uid;		/* who made it, and has its directory, in the initial user namespace */
+	__u8 type;		/* EVENT_CGROUP, where a struct event has its type */
+	__u8 pad[3];		/* */
+	char name[CGROUP_NAME]; /* of its directory, ends with a NUL */
+};
+
 /*
  * What is reported by which hooks, a bit for each part of the job. A bit set in
  * tracepoint_parts: the hooks of the tracepoint tier report it, for those of the
@@ -99,6 +116,8 @@ enum stat {
 	STAT_MAX,
 };
 
+_Static_assert(sizeof(struct cgroup_made) == 32 + CGROUP_NAME, "struct cgroup_made");
+_Static_assert(__builtin_offsetof(struct cgroup_made, type) == __builtin_offsetof(struct event, type), "type");
 _Static_assert(sizeof(struct flow) == 56, "struct flow");
 _Static_assert(sizeof(struct process) == 40, "struct process");
 _Static_assert(sizeof(struct event) == 128 && EVENT_SHORT == 32, "struct event");

@@ -344,6 +344,7 @@ struct files_struct {
 
 struct cred {
 	kuid_t uid;
+	kuid_t fsuid;
 };
 
 struct nsproxy {
@@ -352,10 +353,24 @@ struct nsproxy {
 
 struct kernfs_node {
 	__u64 id;
+	const char *name;
+};
+
+struct cgroup_root {
+	int hierarchy_id;
+};
+
+struct cgroup;
+
+struct cgroup_subsys_state {
+	struct cgroup *cgroup;
+	struct cgroup_subsys_state *parent;
 };
 
 struct cgroup {
+	struct cgroup_subsys_state self;
 	struct kernfs_node *kn;
+	struct cgroup_root *root;
 };
 
 struct css_set {

@@ -35,6 +35,7 @@ const volatile struct {
 	enum tcp_state state;
 	enum part part;
 	enum walk_table walk_table;
+	struct cgroup_made cgroup_made[0];
 	struct row row[0]; /* of rows.h, as those that follow */
 	struct fds fds[0];
 	struct fds_cursor fds_cursor[0];

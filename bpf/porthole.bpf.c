@@ -4,6 +4,7 @@
 
 #include "accept.h"
 #include "bind.h"
+#include "cgroup.h"
 #include "close.h"
 #include "connect.h"
 #include "syscall.h"
@@ -15,6 +16,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 /* both tiers */
 SEC("tp_btf/inet_sock_set_state") int BPF_PROG(ph_state, struct sock *sk, int old, int now) { handle_state(sk, old, now); return 0; }
+SEC("tp_btf/cgroup_mkdir") int BPF_PROG(ph_cgroup_x, struct cgroup *cgrp, const char *path) { handle_cgroup_made(cgrp); return 0; }
 SEC("tp_btf/tcp_destroy_sock") int BPF_PROG(ph_destroy, struct sock *sk) { handle_tcp_destroy(sk); return 0; }
 
 /* fentry tier */

@@ -13,6 +13,17 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type bpfCgroupMade struct {
+	_      structs.HostLayout
+	TimeNs uint64
+	Id     uint64
+	Parent uint64
+	Uid    uint32
+	Type   uint8
+	Pad    [3]uint8
+	Name   [256]int8
+}
+
 type bpfDeviceRow struct {
 	_      structs.HostLayout
 	Cookie uint64
@@ -70,6 +81,7 @@ const (
 	bpfEventTypeEVENT_ESTABLISHED bpfEventType = 6
 	bpfEventTypeEVENT_DOWN        bpfEventType = 7
 	bpfEventTypeEVENT_UNPEER      bpfEventType = 8
+	bpfEventTypeEVENT_CGROUP      bpfEventType = 9
 )
 
 type bpfFds struct {
@@ -287,6 +299,7 @@ const (
 	bpfProgPhBind6E       = "ph_bind6_e"
 	bpfProgPhBind6Fx      = "ph_bind6_fx"
 	bpfProgPhBind6X       = "ph_bind6_x"
+	bpfProgPhCgroupX      = "ph_cgroup_x"
 	bpfProgPhClose4Fe     = "ph_close4_fe"
 	bpfProgPhClose6Fe     = "ph_close6_fe"
 	bpfProgPhConnect4E    = "ph_connect4_e"
@@ -371,6 +384,7 @@ type bpfProgramSpecs struct {
 	PhBind6E     *ebpf.ProgramSpec `ebpf:"ph_bind6_e"`
 	PhBind6Fx    *ebpf.ProgramSpec `ebpf:"ph_bind6_fx"`
 	PhBind6X     *ebpf.ProgramSpec `ebpf:"ph_bind6_x"`
+	PhCgroupX    *ebpf.ProgramSpec `ebpf:"ph_cgroup_x"`
 	PhClose4Fe   *ebpf.ProgramSpec `ebpf:"ph_close4_fe"`
 	PhClose6Fe   *ebpf.ProgramSpec `ebpf:"ph_close6_fe"`
 	PhConnect4E  *ebpf.ProgramSpec `ebpf:"ph_connect4_e"`
@@ -483,6 +497,7 @@ type bpfPrograms struct {
 	PhBind6E     *ebpf.Program `ebpf:"ph_bind6_e"`
 	PhBind6Fx    *ebpf.Program `ebpf:"ph_bind6_fx"`
 	PhBind6X     *ebpf.Program `ebpf:"ph_bind6_x"`
+	PhCgroupX    *ebpf.Program `ebpf:"ph_cgroup_x"`
 	PhClose4Fe   *ebpf.Program `ebpf:"ph_close4_fe"`
 	PhClose6Fe   *ebpf.Program `ebpf:"ph_close6_fe"`
 	PhConnect4E  *ebpf.Program `ebpf:"ph_connect4_e"`
@@ -521,6 +536,7 @@ func (p *bpfPrograms) Close() error {
 		p.PhBind6E,
 		p.PhBind6Fx,
 		p.PhBind6X,
+		p.PhCgroupX,
 		p.PhClose4Fe,
 		p.PhClose6Fe,
 		p.PhConnect4E,

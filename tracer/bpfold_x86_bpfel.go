@@ -29,6 +29,7 @@ const (
 	bpfOldProgPhBind6E       = "ph_bind6_e"
 	bpfOldProgPhBind6Fx      = "ph_bind6_fx"
 	bpfOldProgPhBind6X       = "ph_bind6_x"
+	bpfOldProgPhCgroupX      = "ph_cgroup_x"
 	bpfOldProgPhClose4Fe     = "ph_close4_fe"
 	bpfOldProgPhClose6Fe     = "ph_close6_fe"
 	bpfOldProgPhConnect4E    = "ph_connect4_e"
@@ -113,6 +114,7 @@ type bpfOldProgramSpecs struct {
 	PhBind6E     *ebpf.ProgramSpec `ebpf:"ph_bind6_e"`
 	PhBind6Fx    *ebpf.ProgramSpec `ebpf:"ph_bind6_fx"`
 	PhBind6X     *ebpf.ProgramSpec `ebpf:"ph_bind6_x"`
+	PhCgroupX    *ebpf.ProgramSpec `ebpf:"ph_cgroup_x"`
 	PhClose4Fe   *ebpf.ProgramSpec `ebpf:"ph_close4_fe"`
 	PhClose6Fe   *ebpf.ProgramSpec `ebpf:"ph_close6_fe"`
 	PhConnect4E  *ebpf.ProgramSpec `ebpf:"ph_connect4_e"`
@@ -225,6 +227,7 @@ type bpfOldPrograms struct {
 	PhBind6E     *ebpf.Program `ebpf:"ph_bind6_e"`
 	PhBind6Fx    *ebpf.Program `ebpf:"ph_bind6_fx"`
 	PhBind6X     *ebpf.Program `ebpf:"ph_bind6_x"`
+	PhCgroupX    *ebpf.Program `ebpf:"ph_cgroup_x"`
 	PhClose4Fe   *ebpf.Program `ebpf:"ph_close4_fe"`
 	PhClose6Fe   *ebpf.Program `ebpf:"ph_close6_fe"`
 	PhConnect4E  *ebpf.Program `ebpf:"ph_connect4_e"`
@@ -263,6 +266,7 @@ func (p *bpfOldPrograms) Close() error {
 		p.PhBind6E,
 		p.PhBind6Fx,
 		p.PhBind6X,
+		p.PhCgroupX,
 		p.PhClose4Fe,
 		p.PhClose6Fe,
 		p.PhConnect4E,

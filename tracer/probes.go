@@ -54,6 +54,7 @@ var parts = []bpfPart{partUDPClose, partBind, partListen, partConnect, partAccep
 // probes lists every hook.
 var probes = []probe{
 	{progs: []string{bpfProgPhState}, hook: "tp_btf/inet_sock_set_state", lost: "TCP closes, failed connects"},
+	{progs: []string{bpfProgPhCgroupX}, hook: "tp_btf/cgroup_mkdir", lost: "the names of cgroups that are gone within milliseconds, and of containers that are"},
 	{progs: []string{bpfProgPhDestroy}, hook: "tp_btf/tcp_destroy_sock", lost: "closes of bound TCP sockets"},
 
 	fentry(partBind, "fexit/__inet_bind", 4, "IPv4 binds", bpfProgPhBind4Fx),

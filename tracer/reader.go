@@ -117,6 +117,9 @@ func (t *Tracer) SinceRound() time.Duration { return time.Duration(boottime() - 
 
 // take decodes one record, puts it into the table and keeps it for handOn.
 func (t *Tracer) take(record []byte) {
+	if t.takeCgroup(record) {
+		return
+	}
 	t.batch = t.batch[:len(t.batch)+1]
 	ev := &t.batch[len(t.batch)-1]
 	if err := t.dec.event(record, t.clock.zero, ev); err != nil {

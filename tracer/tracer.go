@@ -66,6 +66,7 @@ type Tracer struct {
 
 	// Used by Run alone.
 	dec      *decoder
+	onCgroup func(Cgroup) // nil: nobody wants to know
 	clock    wallClock
 	batch    []Event
 	decoded  uint64        // events since the last handOn

@@ -104,7 +104,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, a.tracer.Close()) }()
-	a.names.Device = a.tracer.DeviceName
+	a.names.Follow(a.tracer)
 	if cfg.Confine {
 		if err := confine(); err != nil {
 			return err
@@ -139,6 +139,7 @@ func (a *agent) serve(ctx context.Context, socket *socket, front *webFront) erro
 	inside := api.NewHTTP(answers.SocketHandler(), a.cfg.Log)
 	outside := front.servers(answers.WebHandler(), a.cfg.Log)
 	ready := make(chan struct{})
+	start("name cgroups", func() error { a.names.Cgroups.Run(ctx); return nil })
 	start("trace", func() error {
 		return a.tracer.Run(ctx, func(*tracer.Snapshot) { answers.SetReady(); close(ready) })
 	})

@@ -159,10 +159,11 @@ func (r *Cgroups) Made(c tracer.Cgroup) {
 	}
 }
 
-// Run looks cgroups up as they are made, so that they are known when they are gone, until
-// ctx ends.
+// Run looks up all cgroups there are, and others as they are made, so that they are known when they
+// are gone, until ctx ends.
 func (r *Cgroups) Run(ctx context.Context) {
 	var all sync.WaitGroup
+	all.Go(func() { r.lookAround(ctx) })
 	for range lookers {
 		all.Go(func() {
 			for {
@@ -178,8 +179,8 @@ func (r *Cgroups) Run(ctx context.Context) {
 	all.Wait()
 }
 
-// LookAround looks up all cgroups there are, as far as they are kept.
-func (r *Cgroups) LookAround() {
+// lookAround looks up all cgroups there are, as far as they are kept.
+func (r *Cgroups) lookAround(ctx context.Context) {
 	if r.fd < 0 {
 		return
 	}
@@ -188,7 +189,7 @@ func (r *Cgroups) LookAround() {
 		if err != nil || !d.IsDir() {
 			return nil // it is gone
 		}
-		if count++; count > maxCgroups/2 {
+		if count++; count > maxCgroups/2 || ctx.Err() != nil {
 			return filepath.SkipAll
 		}
 		if handle, _, err := unix.NameToHandleAt(unix.AT_FDCWD, path, 0); err == nil && len(handle.Bytes()) >= 8 {
@@ -221,6 +222,7 @@ func (r *Cgroups) resolve(k *known) Cgroup {
 	if a != nil && (a.again == never || time.Since(r.start) < a.again) {
 		return a.Cgroup
 	}
+	r.makeRoom()
 	if a == nil {
 		k.mu.Lock()
 	} else if !k.mu.TryLock() { // another looks already
@@ -234,8 +236,7 @@ func (r *Cgroups) resolve(k *known) Cgroup {
 	return a.Cgroup
 }
 
-// of returns what is kept of a cgroup. Where there is no room for one more, others have to go;
-// with hurry it returns nil instead once there are very many.
+// of returns what is kept of a cgroup; with hurry nil where there are too many.
 func (r *Cgroups) of(id uint64, hurry bool) *known {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -243,26 +244,36 @@ func (r *Cgroups) of(id uint64, hurry bool) *known {
 	if k != nil {
 		return k
 	}
-	if len(r.all) >= maxCgroups {
-		switch {
-		case !hurry:
-			r.sweep()
-		case len(r.all) >= maxCgroups+maxFresh:
-			return nil
-		}
+	if hurry && len(r.all) >= maxCgroups+maxFresh {
+		return nil
 	}
 	k = &known{id: id}
 	r.all[id] = k
 	return k
 }
 
-// sweep makes room: it forgets what nothing refers to and nobody asked for since the last sweep, and
-// then some of the others.
-func (r *Cgroups) sweep() {
+// makeRoom forgets cgroups once there are too many.
+func (r *Cgroups) makeRoom() {
+	r.mu.Lock()
+	full := len(r.all) >= maxCgroups
+	r.mu.Unlock()
+	if !full {
+		return
+	}
 	keep := make(map[uint64]bool)
 	if r.InUse != nil {
 		r.InUse(func(id uint64) { keep[id] = true })
 	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.all) >= maxCgroups { // nobody else has
+		r.sweep(keep)
+	}
+}
+
+// sweep makes room: it forgets what is not to be kept and nobody asked for since the last sweep, and
+// then some of the others.
+func (r *Cgroups) sweep(keep map[uint64]bool) {
 	for id, k := range r.all {
 		if !k.used.Swap(false) && !keep[id] {
 			delete(r.all, id)

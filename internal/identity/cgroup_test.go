@@ -2,8 +2,10 @@ package identity
 
 import (
 	"encoding/binary"
+	"errors"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -221,4 +223,136 @@ func TestResolveGone(t *testing.T) {
 	if got := r.Resolve(unknown); got != (Cgroup{}) {
 		t.Errorf("one that was not asked for: %+v", got)
 	}
+}
+
+// Of a cgroup that was gone before anybody could look, what was seen of its making tells the name, and
+// who made it, whether to believe it.
+func TestResolveMade(t *testing.T) {
+	r := hierarchy(t)
+	r.put(t, "/var/lib/docker/containers/"+testID, 0)
+	if err := os.WriteFile(filepath.Join(r.files.root, "/var/lib/docker/containers", testID, "config.v2.json"), []byte(`{"Name": "/web"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	parent := r.make(t, "/a", 0)
+	theirs := r.make(t, "/theirs", someone)
+	for i, test := range []struct {
+		name      string
+		made      []tracer.Cgroup // one in the other; ID and Parent are added
+		in        uint64
+		path      string
+		container string
+	}{
+		{name: "a container", in: parent, made: []tracer.Cgroup{{Name: "docker-" + testID + ".scope"}}, path: "/a/docker-" + testID + ".scope", container: "web"},
+		{
+			name: "its own cgroups", in: parent, made: []tracer.Cgroup{{Name: "docker-" + testID + ".scope"}, {Name: "init.scope", UID: someone}},
+			path: "/a/docker-" + testID + ".scope/init.scope", container: "web",
+		},
+		{
+			name: "in one that a user made", in: parent, made: []tracer.Cgroup{{Name: "x", UID: someone}, {Name: "docker-" + testID + ".scope"}},
+			path: "/a/x/docker-" + testID + ".scope",
+		},
+		{name: "in one that is a user's", in: theirs, made: []tracer.Cgroup{{Name: "docker-" + testID + ".scope"}}, path: "/theirs/docker-" + testID + ".scope"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			in := test.in
+			for j, c := range test.made {
+				c.ID, c.Parent = uint64(1<<40+100*i+j), in // no cgroup has these ids
+				r.Made(c)
+				in = c.ID
+			}
+			got := r.Resolve(in)
+			name := ""
+			if got.Container != nil {
+				name = got.Container.Name
+			}
+			if got.Path != test.path || name != test.container {
+				t.Errorf("%+v, container %q, want %q", got, name, test.container)
+			}
+		})
+	}
+	if got := r.Resolve(1 << 41); got != (Cgroup{}) {
+		t.Errorf("one that nobody saw: %+v", got)
+	}
+	r.Made(tracer.Cgroup{ID: 1 << 41, Parent: parent, Name: "late"})
+	if got := r.Resolve(1 << 41); got.Path != "/a/late" {
+		t.Errorf("once it was seen: %+v", got)
+	}
+}
+
+// The old name of a container is not told once it has another; once the files are gone the last one
+// stays.
+func TestContainerRenamed(t *testing.T) {
+	r := hierarchy(t)
+	dir := "/var/lib/docker/containers/" + testID
+	r.put(t, dir, 0)
+	cgroup := r.make(t, "/docker/"+testID)
+	rename := func(name string) { // as Docker does: the file is another one
+		file := filepath.Join(r.files.root, dir, "config.v2.json")
+		if err := os.WriteFile(file+".tmp", []byte(`{"Name": "/`+name+`"}`), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(file+".tmp", file); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"web", "api", "web"} {
+		rename(name)
+		waitFor(t, "the name "+name, func() bool { return r.Resolve(cgroup).Container.Name == name })
+	}
+	if err := os.RemoveAll(filepath.Join(r.files.root, dir)); err != nil {
+		t.Fatal(err)
+	}
+	removeCgroup(t, filepath.Join(r.root, "docker"))
+	k, _ := r.fast.Get(cgroup)
+	seen := k.now.Load()
+	waitFor(t, "another look", func() bool { r.Resolve(cgroup); return k.now.Load() != seen })
+	if got := r.Resolve(cgroup).Container; got == nil || got.Name != "web" {
+		t.Errorf("container %+v once it is removed, want web", got)
+	}
+}
+
+// What is referred to is kept, whatever else is made.
+func TestCgroupsAreBounded(t *testing.T) {
+	r := hierarchy(t)
+	parent := r.make(t, "/a")
+	r.InUse = func(f func(uint64)) { f(1 << 40) }
+	for i := range uint64(3 * maxCgroups) {
+		c := tracer.Cgroup{ID: 1<<40 + i, Parent: parent, Name: strconv.FormatUint(i, 10)}
+		r.Made(c)
+		if got := r.Resolve(c.ID).Path; got != "/a/"+c.Name {
+			t.Fatalf("cgroup %d is %q", i, got)
+		}
+	}
+	if n := len(r.all); n > maxCgroups {
+		t.Errorf("%d are kept, want at most %d", n, maxCgroups)
+	}
+	if r.all[1<<40] == nil {
+		t.Error("one that is referred to is not kept")
+	}
+	for i := range uint64(2 * (maxCgroups + maxFresh)) { // that nobody asks for
+		r.Made(tracer.Cgroup{ID: 1<<50 + i, Parent: parent, Name: "x"})
+	}
+	if n := len(r.all); n > maxCgroups+maxFresh {
+		t.Errorf("%d are kept, want at most %d", n, maxCgroups+maxFresh)
+	}
+}
+
+// A home that does not answer holds nobody up for long, and others not at all.
+func TestSlowHome(t *testing.T) {
+	var f runtimeFiles
+	hang := make(chan struct{})
+	slow := func() (*record, error) { <-hang; return nil, nil }
+	if _, err := f.within(someone, slow); !errors.Is(err, errSlow) {
+		t.Errorf("error %v, want %v", err, errSlow)
+	}
+	start := time.Now()
+	if _, err := f.within(someone, slow); !errors.Is(err, errSlow) || time.Since(start) >= readWithin {
+		t.Errorf("again: %v after %s", err, time.Since(start))
+	}
+	want := &record{place: "/x"}
+	if r, err := f.within(someone+1, func() (*record, error) { return want, nil }); r != want || err != nil {
+		t.Errorf("another user: %v, %v", r, err)
+	}
+	close(hang)
+	waitFor(t, "the end of reading", func() bool { f.mu.Lock(); defer f.mu.Unlock(); return len(f.reading) == 0 })
 }

@@ -46,6 +46,13 @@ func Load(living func() ([]tracer.NetNS, error)) *Names {
 	return n
 }
 
+// Follow has a tracer tell of the devices it sees, of the cgroups that are made and of those that it
+// refers to. Call it before the tracer runs.
+func (n *Names) Follow(t *tracer.Tracer) {
+	n.Device, n.Cgroups.InUse = t.DeviceName, t.Cgroups
+	t.OnCgroup(n.Cgroups.Made)
+}
+
 // DeviceOrIndex is the name of a device, or where that is not known its index.
 func (n *Names) DeviceOrIndex(id tracer.DeviceID) (name string, index uint32) {
 	if id.Index == 0 {

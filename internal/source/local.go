@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/porthole-dev/porthole/internal/api"
@@ -219,10 +220,11 @@ func (l *Local) Events(ctx context.Context, q *query.Events) (Events, error) {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	s := &localEvents{t: t, q: q, names: identity.Load(t.NetNamespaces), cancel: cancel, ended: make(chan error, 1)}
-	s.names.Device = t.DeviceName
+	s.names.Follow(t)
 	if err := q.Locate(s.names.NetNS); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
+	s.naming.Go(func() { s.names.Cgroups.Run(ctx) })
 	s.sub = t.Subscribe(eventQueue)
 	ready := make(chan *tracer.Snapshot, 1)
 	go func() { s.ended <- t.Run(ctx, func(snap *tracer.Snapshot) { ready <- snap }) }()
@@ -243,6 +245,7 @@ type localEvents struct {
 	names  *identity.Names
 	first  []tracer.Socket // those there were
 	cancel context.CancelFunc
+	naming sync.WaitGroup
 	ended  chan error
 
 	events []tracer.Event
@@ -350,5 +353,6 @@ func (s *localEvents) End() (lost uint64, err error) {
 // Close implements Events.
 func (s *localEvents) Close() error {
 	s.cancel()
+	s.naming.Wait()
 	return errors.Join(s.names.Cgroups.Close(), s.t.Close())
 }
