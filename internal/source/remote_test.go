@@ -1,0 +1,113 @@
+package source
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/porthole-dev/porthole/internal/api"
+	"github.com/porthole-dev/porthole/internal/identity"
+	"github.com/porthole-dev/porthole/internal/query"
+)
+
+// eventsFrom is the stream of an agent that sends what in has.
+func eventsFrom(ctx context.Context, in io.ReadCloser) *remoteEvents {
+	return &remoteEvents{ctx: ctx, body: in, in: bufio.NewReader(in), names: &identity.Names{Cgroups: identity.NewCgroups("")}}
+}
+
+// What was written is handed on before the stream waits; losses are told by whom and add up.
+func TestRemoteEvents(t *testing.T) {
+	in, agent := io.Pipe()
+	s := eventsFrom(t.Context(), in)
+	defer s.Close()
+	go io.WriteString(agent, `{"event":"bind"}`+"\n"+`{"lost":3,"by":"client"}`+"\n"+`{"event":"close"}`+"\n"+`{"lost":4,"by":"kernel"}`+"\n")
+	for i, want := range []Happened{Event, Loss, Event, Loss, Pause} {
+		if got, err := s.Next(); err != nil || got != want {
+			t.Fatalf("step %d: %v, %v; want %v", i, got, err, want)
+		}
+		if line, _ := s.AppendJSON(nil); want == Event && !strings.HasPrefix(string(line), `{"event":`) {
+			t.Errorf("step %d: event %q", i, line)
+		}
+	}
+	if s.Lost() != (api.Lost{Lost: 4, By: api.ByKernel}) {
+		t.Errorf("lost last %+v", s.Lost())
+	}
+	agent.Close()
+	if _, err := s.Next(); !errors.Is(err, ErrEnded) {
+		t.Errorf("an agent that ends: %v, want %v", err, ErrEnded)
+	}
+	if lost, err := s.End(); lost != 7 || err != nil {
+		t.Errorf("lost %d in all, %v; want 7", lost, err)
+	}
+}
+
+// A stream that is to end has ended, whatever stops it.
+func TestRemoteEventsCancelled(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	in, agent := io.Pipe()
+	s := eventsFrom(ctx, in)
+	defer s.Close()
+	cancel()
+	agent.CloseWithError(context.Canceled)
+	if _, err := s.Next(); err != io.EOF {
+		t.Errorf("%v, want %v", err, io.EOF)
+	}
+}
+
+// What an agent refuses is of who asks where it says so, else not.
+func TestRemoteRefuses(t *testing.T) {
+	path := t.TempDir() + "/s"
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		code := http.StatusBadRequest
+		if r.URL.Path != "/v1/sockets" {
+			code = http.StatusServiceUnavailable
+		}
+		w.WriteHeader(code)
+		fmt.Fprintf(w, `{"error":"not %s"}`, r.URL.Path)
+	})}
+	go server.Serve(l)
+	defer server.Close()
+	r := &Remote{client: newClient(path)}
+	q, err := query.ParseSockets(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wrong *query.Wrong
+	if _, err := r.Sockets(t.Context(), q); !errors.As(err, &wrong) || wrong.Param || err.Error() != "the agent: not /v1/sockets" {
+		t.Errorf("status 400: %v", err)
+	}
+	if _, err := r.Port(t.Context(), query.Port{Number: 7}); err == nil || errors.As(err, &wrong) || err.Error() != "the agent: not /v1/ports/7" {
+		t.Errorf("status 503: %v", err)
+	}
+}
+
+// Whether anybody has the port is seen however the answer is cut into writes.
+func TestHeld(t *testing.T) {
+	for text, want := range map[string]bool{
+		`{"port":80,"sockets":[],"history":[]}`:                                        false,
+		`{"port":80,"sockets":[{"proto":"tcp"}],"history":[]}`:                         true,
+		`{"port":80,"service":"\"sockets\":[{","sockets":[],"history":[{"comm":"x"}]}`: false,
+	} {
+		for part := 1; part <= len(text); part++ {
+			h := held{w: io.Discard}
+			for rest := text; rest != ""; rest = rest[min(part, len(rest)):] {
+				if _, err := h.Write([]byte(rest[:min(part, len(rest))])); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if h.Held() != want {
+				t.Errorf("%s in parts of %d: %v, want %v", text, part, h.Held(), want)
+			}
+		}
+	}
+}
