@@ -60,42 +60,42 @@ func (s *Snapshotter) ports(known *Table, withHolders bool) (*Ports, error) {
 			return nil, err
 		}
 	}
-	if known != nil {
-		known.mu.Lock()
-		defer known.mu.Unlock()
-	}
 	var seen map[uint64]bool // of slots that were read twice
 	if w.Restarts > 0 {
 		seen = make(map[uint64]bool)
 	}
+	var users [][]Process
 	for _, rows := range owners {
-		for i := range rows {
-			row := &rows[i]
-			if seen != nil && seen[row.Sock] {
-				continue
-			} else if seen != nil {
-				seen[row.Sock] = true
+		for some := range slices.Chunk(rows, readAtOnce) {
+			users = usersOf(users[:0], some, held, known)
+			for i := range some {
+				row := &some[i]
+				if seen != nil && seen[row.Sock] {
+					continue
+				} else if seen != nil {
+					seen[row.Sock] = true
+				}
+				p.addOwner(row, users[i])
 			}
-			p.addOwner(row, usersOf(row, held, known))
 		}
 	}
 	return p, nil
 }
 
-// usersOf are the processes that hold a socket, some if there are very many; of one that no
-// process holds who had it last, where that was observed.
-func usersOf(row *bpfRow, held *matcher, known *Table) []Process {
-	if row.Socket != 0 {
-		if by := held.processes(row); len(by) > 0 {
-			return by
+// usersOf appends for each row the processes that hold the socket, some if there are very many;
+// of one that no process holds who had it last, where that was observed.
+func usersOf(users [][]Process, rows []bpfRow, held *matcher, known *Table) [][]Process {
+	for i := range rows {
+		var by []Process
+		if rows[i].Socket != 0 {
+			by = held.processes(&rows[i])
 		}
+		users = append(users, by)
 	}
 	if known != nil {
-		if owner := known.knownOwner(row.Sock, &row.Flow); owner.PID != 0 {
-			return []Process{owner}
-		}
+		known.lastOwners(users, rows)
 	}
-	return nil
+	return users
 }
 
 // NetNamespaces reads which network namespaces there are, of one inode number the newest

@@ -630,7 +630,7 @@ func TestTablePortIndex(t *testing.T) {
 			tt.apply(&ev)
 		}
 		var byPort []Socket
-		for port := range uint16(ports + 2) {
+		for port := uint16(1); port <= ports+1; port++ {
 			for _, s := range tt.Port(port) {
 				if s.Local.Port() != port {
 					t.Fatalf("step %d: port %d has a socket of port %d", at, port, s.Local.Port())

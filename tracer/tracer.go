@@ -273,7 +273,9 @@ func (t *Tracer) Subscribe(max int) *Subscription { return t.out.subscribe(max) 
 // Stats returns the counters as they are now.
 func (t *Tracer) Stats() (Stats, error) {
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	err := readStats(t.maps[bpfMapStats], t.progs, &t.stats)
-	return t.stats, err
+	stats := t.stats
+	t.mu.Unlock()
+	// After that: what was read is never more than what was submitted.
+	err := readStats(t.maps[bpfMapStats], t.progs, &stats)
+	return stats, err
 }

@@ -1,7 +1,5 @@
 package tracer
 
-import "iter"
-
 // completeAll adds to the sockets of a snapshot what events told: Owner, Since, Origin;
 // of TIME_WAIT who left it.
 func (t *Table) completeAll(snap *Snapshot) {
@@ -24,27 +22,22 @@ func (t *Table) complete(s *Socket) {
 
 // Count is how many sockets of a local port are in the table; port 0 means all.
 func (t *Table) Count(port uint16) (n int) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
 	if port == 0 {
-		return len(t.byID)
+		return t.Len()
 	}
-	for range t.onPort(port) {
-		n++
+	for at, more := 0, true; more; more = at != 0 {
+		at = t.part(port, at, func(*entry) { n++ })
 	}
 	return n
 }
-
-// completeBatch is how many rows are completed before others get the table.
-const completeBatch = 512
 
 // completeRows is completeAll of sockets that are not made yet.
 func (t *Table) completeRows(r *Rows) {
 	r.known, r.owners = make([]known, r.Len()), make([]Process, 1)
 	number := map[Process]uint32{{}: 0}
-	for from := 0; from < r.Len(); from += completeBatch {
+	for from := 0; from < r.Len(); from += readAtOnce {
 		t.mu.Lock()
-		for i := from; i < min(from+completeBatch, r.Len()); i++ {
+		for i := from; i < min(from+readAtOnce, r.Len()); i++ {
 			s := socketOf(r.from.row(r.keys[i].at()))
 			t.complete(&s)
 			owner, ok := number[s.Owner]
@@ -56,6 +49,21 @@ func (t *Table) completeRows(r *Rows) {
 			r.known[i] = known{since: unixNano(s.Since), owner: owner, origin: s.Origin, late: s.late}
 		}
 		t.mu.Unlock()
+	}
+}
+
+// lastOwners adds to those rows that have no users who had the socket last, where that was
+// observed.
+func (t *Table) lastOwners(users [][]Process, rows []bpfRow) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for i := range rows {
+		if len(users[i]) > 0 {
+			continue
+		}
+		if owner := t.knownOwner(rows[i].Sock, &rows[i].Flow); owner.PID != 0 {
+			users[i] = []Process{owner}
+		}
 	}
 }
 
@@ -117,39 +125,87 @@ func (t *Table) holdersBy(h owned, to []Holder, max int) (holders []Holder, more
 	return to, len(procs) - room
 }
 
-// sockets makes sockets of n entries, in the order of SortSockets.
-func (t *Table) sockets(n int, entries iter.Seq[*entry]) []Socket {
+// readAtOnce is how many entries are looked at before the writer gets the table: as long as
+// that takes an event waits for those who read.
+const readAtOnce = 512
+
+// part calls f with some entries of a local port or, if that is 0, of all, with the table
+// locked, and returns the place to go on from; 0: that was the last part. The first is from
+// place 0. An entry that is there all the time is in one part, one that comes or goes
+// meanwhile may be.
+func (t *Table) part(port uint16, from int, f func(*entry)) (next int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if from == 0 {
+		if port != 0 && t.few(port) {
+			for e := range t.onPort(port) {
+				f(e)
+			}
+			return 0
+		}
+		from = 1
+	}
+	next = min(from+readAtOnce, t.entries.len)
+	for i := from; i < next; i++ {
+		if e := t.entries.at(uint32(i)); e.prev != noEntry && (port == 0 || e.flow.LocalPort == port) {
+			f(e)
+		}
+	}
+	if next == t.entries.len {
+		return 0
+	}
+	return next
+}
+
+// few tells whether the entries of a local port are so few that they are one part. Of more, the
+// one to go on from may be gone, or another's, by the time the table is locked again.
+func (t *Table) few(port uint16) bool {
+	n := 0
+	for range t.onPort(port) {
+		if n++; n > readAtOnce {
+			return false
+		}
+	}
+	return true
+}
+
+// copied is the sockets of a part of the table, and their holders.
+type copied struct {
+	sockets []Socket
+	holders []Holder
+}
+
+func (c *copied) add(t *Table, e *entry) {
+	s := t.socket(e)
+	from := len(c.holders)
+	c.holders, s.HoldersMore = t.holders(e, c.holders, from+maxTableHolders)
+	if to := len(c.holders); to > from {
+		s.Holders = c.holders[from:to:to]
+	}
+	c.sockets = append(c.sockets, s)
+}
+
+// read returns the sockets of a local port, or of all, in the order of SortSockets.
+func (t *Table) read(port uint16) []Socket {
+	n := t.Count(port)
 	if n == 0 {
 		return nil
 	}
 	out := make([]Socket, 0, n)
-	var holders []Holder
-	for e := range entries {
-		s := t.socket(e)
-		if e.first.by != 0 {
-			if holders == nil {
-				holders = make([]Holder, 0, n) // one allocation for the usual case of a holder each
-			}
-			from := len(holders)
-			holders, s.HoldersMore = t.holders(e, holders, from+maxTableHolders)
-			s.Holders = holders[from:len(holders):len(holders)]
-		}
-		out = append(out, s)
+	some := copied{sockets: make([]Socket, 0, min(n, readAtOnce))}
+	for at, more := 0, true; more; more = at != 0 {
+		some.sockets = some.sockets[:0]
+		some.holders = make([]Holder, 0, min(n, readAtOnce)) // for the usual case of a holder each
+		at = t.part(port, at, func(e *entry) { some.add(t, e) })
+		out = append(out, some.sockets...)
 	}
 	SortSockets(out)
 	return out
 }
 
-// Port returns the sockets on a local port, listeners first.
-func (t *Table) Port(port uint16) []Socket {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	n := 0
-	for range t.onPort(port) {
-		n++
-	}
-	return t.sockets(n, t.onPort(port))
-}
+// Port returns the sockets on a local port, listeners first; port 0 means all. One that is
+// made or closed meanwhile may be among them or not; so it is with All and Each.
+func (t *Table) Port(port uint16) []Socket { return t.read(port) }
 
 // mostLooks bounds how many sockets on the port of a contested call are looked at: those
 // without a peer come first, and all are in the way of most.
@@ -178,25 +234,18 @@ func (t *Table) inTheWay(ev *Event, max int) (out []Socket, more int) {
 }
 
 // All returns every socket, ordered as SortSockets does.
-func (t *Table) All() []Socket {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.sockets(len(t.byID), t.all())
-}
+func (t *Table) All() []Socket { return t.read(0) }
 
-// Each calls f with every socket, in no order. The socket stays the table's: f must
-// neither change nor keep it, nor call the table.
+// Each calls f with every socket, in no order. The socket and its holders are f's until it
+// returns.
 func (t *Table) Each(f func(*Socket)) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	var s Socket
-	var holders []Holder
-	for e := range t.all() {
-		var more int
-		holders, more = t.holders(e, holders[:0], maxTableHolders)
-		s = t.socket(e)
-		s.Holders, s.HoldersMore = holders, more
-		f(&s)
+	some := copied{sockets: make([]Socket, 0, readAtOnce)}
+	for at, more := 0, true; more; more = at != 0 {
+		some.sockets, some.holders = some.sockets[:0], some.holders[:0]
+		at = t.part(0, at, func(e *entry) { some.add(t, e) })
+		for i := range some.sockets {
+			f(&some.sockets[i])
+		}
 	}
 }
 
