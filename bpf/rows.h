@@ -94,6 +94,8 @@ struct fds_cursor {
 	__u32 ring_fd;	 /* in/out */
 	__u32 ring_next; /* in/out: the next file of the ring at ring_fd */
 	__u32 rows;	 /* out: chunks written since Go set it to 0 */
+	__u32 init;	 /* in/out: 1: process 1, which is always there, has been seen */
+	__u32 pad;
 };
 
 enum walk_table {

@@ -298,6 +298,8 @@ static __always_inline int handle_task(struct bpf_iter__task *ctx)
 	if (!task)
 		return 0;
 	task = plain(task);
+	if (READ(task, pid) == 1)
+		fds_cursor.init = 1;
 	leader = READ(task, group_leader);
 	files = READ(task, files);
 	if (!files || (task != leader && files == READ(leader, files)))

@@ -103,6 +103,8 @@ type bpfFdsCursor struct {
 	RingFd   uint32
 	RingNext uint32
 	Rows     uint32
+	Init     uint32
+	Pad      uint32
 }
 
 type bpfFlow struct {

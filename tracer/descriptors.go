@@ -23,6 +23,7 @@ func (s *Snapshotter) eachFds(f func([]bpfFds)) error {
 		}
 		f(buf[:cursor.Rows])
 		if last {
+			s.hidden.Store(cursor.Init == 0)
 			return nil
 		}
 	}

@@ -21,8 +21,8 @@ const (
 	// NoHolderIOUring: it is only among the files registered with an io_uring; Holders are
 	// the processes that have the ring.
 	NoHolderIOUring
-	// NoHolderOutOfSight: it has a file, and processes outside the pid namespace porthole
-	// runs in are not seen.
+	// NoHolderOutOfSight: it has a file, and not all processes are seen: porthole runs in a
+	// pid namespace, or the kernel hides some from BPF programs.
 	NoHolderOutOfSight
 )
 
@@ -40,7 +40,7 @@ func (n NoHolder) String() string {
 
 // sight is what a Snapshotter sees of what can hold a socket.
 type sight struct {
-	processes bool // all processes: it runs in the initial pid namespace
+	processes bool // all processes: it runs in the initial pid namespace, and the kernel hides none
 	rings     bool // the files registered with an io_uring
 }
 
@@ -52,6 +52,21 @@ const initialPIDNS = "pid:[4026531836]"
 func seesProcesses() bool {
 	space, err := os.Readlink("/proc/self/ns/pid")
 	return err == nil && space == initialPIDNS
+}
+
+// sees is what was seen when descriptors were read last.
+func (s *Snapshotter) sees() sight {
+	seen := s.sight
+	seen.processes = seen.processes && !s.hidden.Load()
+	return seen
+}
+
+// HidesProcesses tells whether the kernel shows BPF programs no process 1, as some hardened
+// ones do, or this pid namespace has no part in it: what such a process alone holds has no
+// holder. It reads the descriptors of all processes.
+func (t *Tracer) HidesProcesses() (bool, error) {
+	err := t.snap.eachFds(func([]bpfFds) {})
+	return t.snap.hidden.Load(), err
 }
 
 // noHolder is why a socket has no holder but these.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
@@ -45,6 +46,7 @@ type Snapshotter struct {
 	udp       int // a UDP socket, for struct walk
 	ring      int // an io_uring, for struct walk; -1: none
 	sight     sight
+	hidden    atomic.Bool // the kernel shows BPF programs no process 1, and who knows which others
 	rows      *ebpf.Memory
 	fds       *ebpf.Memory
 	spaces    *ebpf.Memory
@@ -237,7 +239,7 @@ func (s *Snapshotter) rowsOf(dec *decoder, ports ...uint16) (*Rows, error) {
 			r.Devices = nil // then they are shown by their numbers
 		}
 	}
-	r.sight, r.most = s.sight, r.from.most()
+	r.sight, r.most = s.sees(), r.from.most()
 	return r, nil
 }
 

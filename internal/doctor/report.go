@@ -63,6 +63,9 @@ func Machine() (*Report, error) {
 	return r, nil
 }
 
+// hidden is not seen in either tier.
+const hidden = "processes that this kernel hides from BPF programs, as process 1: sockets that only they hold show without one"
+
 // Attached adds what became of the hooks.
 func (r *Report) Attached(t *tracer.Tracer) {
 	r.OK, r.Tier = true, t.Tier()
@@ -70,6 +73,9 @@ func (r *Report) Attached(t *tracer.Tracer) {
 		r.Hooks = append(r.Hooks, Hook{h.Hook, h.Tier, h.Attached, h.Reason, h.Lost})
 	}
 	r.NotSeen = append(r.NotSeen, t.NotSeen()...)
+	if hides, err := t.HidesProcesses(); err == nil && hides && !tracer.InOtherNamespace("pid") {
+		r.NotSeen = append(r.NotSeen, hidden)
+	}
 	r.PartialView = append([]string{}, ViewOf(t)...)
 }
 

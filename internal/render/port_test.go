@@ -172,7 +172,7 @@ func TestPortText(t *testing.T) {
 				"  its file is in a message between processes that nobody has received, or the\n  kernel keeps it: no process has it\n" + about8080},
 		{"out of sight", question(8080), []tracer.Socket{without(tracer.NoHolderOutOfSight)},
 			"8080/udp is held by a process that is out of sight, bound to 127.0.0.1\n" +
-				"  holders outside this container's pid namespace are not visible; run with\n  --pid=host\n" + about8080},
+				"  holders outside this container's pid namespace are not visible (run with\n  --pid=host), nor those that a hardened kernel hides from BPF programs\n" + about8080},
 		{"io_uring", question(8080), []tracer.Socket{without(tracer.NoHolderIOUring, handmade.HeldBy(web(10))...)},
 			"8080/udp is held by nginx (pid 10, user 4000000001), bound to 127.0.0.1\n" +
 				"  no process has a descriptor of it: it is registered with an io_uring\n" + about8080},

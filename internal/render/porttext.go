@@ -246,7 +246,7 @@ func (w *portWriter) noHolder(group []Socket) []string {
 		byKernel:   "a socket of the kernel itself (VXLAN, WireGuard, NFS ...): no process has it",
 		inFlight:   "its file is in a message between processes that nobody has received, or the\n  kernel keeps it: no process has it",
 		byIOUring:  "no process has a descriptor of it: it is registered with an io_uring",
-		outOfSight: "holders outside this container's pid namespace are not visible; run with\n  --pid=host",
+		outOfSight: "holders outside this container's pid namespace are not visible (run with\n  --pid=host), nor those that a hardened kernel hides from BPF programs",
 	}
 	var out []string
 	for i := range group {
