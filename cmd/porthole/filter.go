@@ -1,8 +1,11 @@
 package main
 
 import (
+	"slices"
+
 	"github.com/spf13/cobra"
 
+	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/internal/query"
 )
 
@@ -14,10 +17,42 @@ func addFilters(cmd *cobra.Command, kind query.Kind) {
 		} else {
 			cmd.Flags().StringSliceP(p.Name, p.Short, nil, p.Usage)
 		}
+		if name := nameOf(p.Name); name != nil {
+			_ = cmd.RegisterFlagCompletionFunc(p.Name, completeNames(name))
+		}
 		if p.Accepts != nil {
 			_ = cmd.RegisterFlagCompletionFunc(p.Name, // fails only for a flag that does not exist
 				cobra.FixedCompletions(p.Accepts, cobra.ShellCompDirectiveNoFileComp))
 		}
+	}
+}
+
+// nameOf tells the name by which a filter knows where a process runs; nil: it is of something else.
+func nameOf(filter string) func(identity.Cgroup) string {
+	switch filter {
+	case "unit":
+		return identity.Cgroup.UnitName
+	case "container":
+		return identity.Cgroup.ContainerName
+	case "pod":
+		return identity.Cgroup.PodName
+	}
+	return nil
+}
+
+// completeNames completes the names of what runs here, as far as who completes may know them.
+func completeNames(name func(identity.Cgroup) string) cobra.CompletionFunc {
+	return func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+		names := identity.Load(nil)
+		defer names.Cgroups.Close()
+		var all []string
+		for _, c := range names.Cgroups.Running() {
+			if s := name(c); s != "" && identity.Safe(s) == s {
+				all = append(all, s)
+			}
+		}
+		slices.Sort(all)
+		return slices.Compact(all), cobra.ShellCompDirectiveNoFileComp
 	}
 }
 

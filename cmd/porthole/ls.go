@@ -53,6 +53,7 @@ func ls(cmd *cobra.Command, e *env, o *lsOptions) error {
 	}
 	defer answer.Close()
 	tellUnfinished(e, answer.Unfinished())
+	tellNote(e, answer.Note())
 	tellView(e, src.PartialView())
 	tellPIDs(e.stderr)
 	return writeAll(e, o.jsonRows, answer)

@@ -68,6 +68,13 @@ func tellUnfinished(e *env, slots int) {
 	}
 }
 
+// tellNote says what a filter can match nothing of.
+func tellNote(e *env, note string) {
+	if note != "" {
+		fmt.Fprintln(e.stderr, note)
+	}
+}
+
 // write writes an answer in one of its forms.
 func write(out io.Writer, style render.Style, asJSON bool, answer source.Report) error {
 	if asJSON {

@@ -147,6 +147,7 @@ func (p *eventPrinter) start() error {
 	if !p.o.told {
 		begun := p.events.Begun()
 		tellView(p.e, begun.PartialView)
+		tellNote(p.e, begun.Note)
 		tellPIDs(p.e.stderr)
 		tellAttached(p.e, begun.Tier, begun.Hooks)
 	}

@@ -34,6 +34,17 @@ const (
 // UnfinishedHeader is tracer.Snapshot.Unfinished, where it is not 0.
 const UnfinishedHeader = "Porthole-Unfinished"
 
+// NoteHeader is what query.Places.Note says of the filters, escaped as in a URL's query, where it says
+// anything.
+const NoteHeader = "Porthole-Note"
+
+// note tells who asks what his filters can match nothing of.
+func (a *Server) note(h http.Header, p *query.Places) {
+	if note := p.Note(a.cfg.Names.Cgroups); note != "" {
+		h.Set(NoteHeader, url.QueryEscape(note))
+	}
+}
+
 // handler answers a request. An error before it has begun to is told to the client.
 type handler func(http.ResponseWriter, *http.Request) error
 
@@ -215,6 +226,7 @@ func (a *Server) sockets(t *turn, r *http.Request) error {
 	}
 	some := render.SocketsOfRows(rows, func(s *tracer.Socket) bool { return q.Socket(a.cfg.Names.Cgroups, s) })
 	t.Header().Set("Content-Type", lines)
+	a.note(t.Header(), &q.Places)
 	if err := render.New(a.cfg.Names).SocketsJSON(t, some); err != nil {
 		return sentError{err}
 	}

@@ -30,7 +30,7 @@ func (a *Server) headroom(t *turn, r *http.Request) error {
 	if err != nil {
 		return fmt.Errorf("read ports: %w", err)
 	}
-	found, err := q.Answer(ports, a.cfg.Names.NetNS)
+	found, err := q.Answer(ports, a.cfg.Names)
 	switch {
 	case errors.Is(err, identity.ErrNotPermitted):
 		return &httpError{http.StatusForbidden, fmt.Errorf("%w: an agent has given up what that takes; give it from, the local address", err)}

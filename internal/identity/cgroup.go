@@ -180,8 +180,19 @@ func (r *Cgroups) Run(ctx context.Context) {
 }
 
 // lookAround looks up all cgroups there are, as far as they are kept.
-func (r *Cgroups) lookAround(ctx context.Context) {
-	if r.fd < 0 {
+func (r *Cgroups) lookAround(ctx context.Context) { r.each(ctx, func(Cgroup) {}) }
+
+// Running is what runs here: every cgroup there is, as far as they are kept. It reads files: hold no
+// lock.
+func (r *Cgroups) Running() []Cgroup {
+	var all []Cgroup
+	r.each(context.Background(), func(c Cgroup) { all = append(all, c) })
+	return all
+}
+
+// each calls f for every cgroup there is, as far as they are kept.
+func (r *Cgroups) each(ctx context.Context, f func(Cgroup)) {
+	if r == nil || r.fd < 0 {
 		return
 	}
 	count := 0
@@ -193,7 +204,7 @@ func (r *Cgroups) lookAround(ctx context.Context) {
 			return filepath.SkipAll
 		}
 		if handle, _, err := unix.NameToHandleAt(unix.AT_FDCWD, path, 0); err == nil && len(handle.Bytes()) >= 8 {
-			r.Resolve(binary.NativeEndian.Uint64(handle.Bytes()))
+			f(r.Resolve(binary.NativeEndian.Uint64(handle.Bytes())))
 		}
 		return nil
 	})

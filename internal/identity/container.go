@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"cmp"
 	"strings"
 	"unicode/utf8"
 )
@@ -45,17 +46,28 @@ type Cgroup struct {
 	Pod       *Pod       // nil: none
 }
 
+// UnitName, ContainerName and PodName are for people, "" where none is known.
+func (c Cgroup) UnitName() string { return c.Unit }
+
+// ContainerName is the Label of the container.
+func (c Cgroup) ContainerName() string {
+	if c.Container == nil {
+		return ""
+	}
+	return c.Container.Label()
+}
+
+// PodName is the Label of the pod.
+func (c Cgroup) PodName() string {
+	if c.Pod == nil {
+		return ""
+	}
+	return c.Pod.Label()
+}
+
 // Label is the most telling name there is for people: of the pod, the container, the unit;
 // "" where none is known.
-func (c *Cgroup) Label() string {
-	switch {
-	case c.Pod != nil:
-		return c.Pod.Label()
-	case c.Container != nil:
-		return c.Container.Label()
-	}
-	return c.Unit
-}
+func (c Cgroup) Label() string { return cmp.Or(c.PodName(), c.ContainerName(), c.Unit) }
 
 const (
 	// maxName is how long the names of containers, pods and units may be, in bytes: systemd

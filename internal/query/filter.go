@@ -43,7 +43,9 @@ func Params(kind Kind) []Param {
 		{Name: "comm", Usage: "process name", kind: all},
 		{Name: "uid", Usage: "user id", kind: both},
 		{Name: "netns", Usage: "network namespace: host, a name of /run/netns, or an inode number", kind: all},
-		{Name: "container", Usage: "container name, or the start of its id", kind: both},
+		{Name: "unit", Usage: "systemd unit, as shop.service or shop*", kind: all},
+		{Name: "container", Usage: "container name, as web or web*, or the start of its id", kind: all},
+		{Name: "pod", Usage: "pod, as shop/api-* or api-*", kind: all},
 		{Name: "role", Usage: "role: " + strings.Join(roles, ", "), Accepts: roles, kind: OfSockets},
 		{Name: "state", Usage: "state, by its name in ss(8)", Accepts: names(tracer.States()), kind: OfSockets},
 		{Name: "event", Usage: "event: " + strings.Join(events, ", "), Accepts: events, kind: OfEvents},
@@ -60,14 +62,15 @@ func Params(kind Kind) []Param {
 // Filter lets pass what every list has a value for; an empty list lets everything
 // pass.
 type Filter struct {
-	port, lport, rport              []uint16
-	proto                           []tracer.Proto
-	state                           []tracer.State
-	role                            []tracer.Role
-	event                           []tracer.EventType
-	op                              []tracer.PortOp
-	pid, uid                        []uint32
-	comm, container                 []string
+	port, lport, rport []uint16
+	proto              []tracer.Proto
+	state              []tracer.State
+	role               []tracer.Role
+	event              []tracer.EventType
+	op                 []tracer.PortOp
+	pid, uid           []uint32
+	comm               []string
+	Places
 	netNS                           []string
 	tcp, udp, listening, ipv4, ipv6 bool
 
@@ -89,7 +92,7 @@ func ParseFilter(kind Kind, values map[string][]string) (*Filter, error) {
 		role: each(&p, "role", oneOf(tracer.Roles())), event: each(&p, "event", oneOf(tracer.EventTypes())),
 		op:  each(&p, "op", oneOf(ops())),
 		pid: each(&p, "pid", parseID), uid: each(&p, "uid", parseID), netNS: each(&p, "netns", parseNetNS),
-		comm: values["comm"], container: values["container"],
+		comm: values["comm"], Places: parsePlaces(&p),
 		tcp: p.isTrue("tcp"), udp: p.isTrue("udp"), listening: p.isTrue("listening"),
 		ipv4: p.isTrue("ipv4"), ipv6: p.isTrue("ipv6"),
 	}
@@ -164,7 +167,7 @@ func (p *parser) known(params []Param) {
 	}
 	for name, values := range p.values {
 		most := maxValues
-		if name == "container" || name == "netns" {
+		if name == "unit" || name == "container" || name == "pod" || name == "netns" {
 			most = maxCompared
 		}
 		switch {
@@ -285,16 +288,6 @@ func (f *Filter) ports(local, remote uint16) bool {
 		(len(f.port) == 0 || has(f.port, local) || has(f.port, remote))
 }
 
-func (f *Filter) inContainer(cgroups *identity.Cgroups, cgroup uint64) bool {
-	return len(f.container) == 0 || isContainer(f.container, cgroups.Resolve(cgroup).Container)
-}
-
-func isContainer(wanted []string, c *identity.Container) bool {
-	return c != nil && slices.ContainsFunc(wanted, func(w string) bool {
-		return w != "" && (w == c.Name || strings.HasPrefix(c.ID, w))
-	})
-}
-
 // Event tells whether an event passes.
 func (f *Filter) Event(cgroups *identity.Cgroups, ev *tracer.Event) bool {
 	p := &ev.Process
@@ -303,7 +296,7 @@ func (f *Filter) Event(cgroups *identity.Cgroups, ev *tracer.Event) bool {
 		(len(f.pid) == 0 || has(f.pid, p.PID)) &&
 		(len(f.uid) == 0 || p.PID != 0 && has(f.uid, p.UID)) &&
 		(len(f.comm) == 0 || has(f.comm, p.Comm)) &&
-		f.inContainer(cgroups, p.Cgroup)
+		f.match(cgroups, p.Cgroup)
 }
 
 // Socket tells whether a socket passes. Filters of processes pass when any holder
@@ -316,11 +309,11 @@ func (f *Filter) Socket(cgroups *identity.Cgroups, s *tracer.Socket) bool {
 	if len(f.uid) > 0 && (s.Role == tracer.RoleTimeWait || !has(f.uid, s.UID)) {
 		return false
 	}
-	if len(f.pid) == 0 && len(f.comm) == 0 && len(f.container) == 0 {
+	if len(f.pid) == 0 && len(f.comm) == 0 && !f.Any() {
 		return true
 	}
 	return slices.ContainsFunc(s.Holders, func(h tracer.Holder) bool {
-		return pass(f.pid, h.PID) && pass(f.comm, h.Comm) && f.inContainer(cgroups, h.Cgroup)
+		return pass(f.pid, h.PID) && pass(f.comm, h.Comm) && f.match(cgroups, h.Cgroup)
 	})
 }
 
@@ -337,14 +330,16 @@ func (f *Filter) likeSS(s *tracer.Socket) bool {
 
 // Headroom tells whether a way to get a port passes. Filters of processes pass when
 // any that has its ports does.
-func (f *Filter) Headroom(h *tracer.Headroom) bool {
+func (f *Filter) Headroom(cgroups *identity.Cgroups, h *tracer.Headroom) bool {
 	if !pass(f.op, h.Op) || !pass(f.proto, h.Proto) || !f.inNetNS(identity.NetNS{Inode: h.NetNS, Cookie: h.NetNSCookie}, f.located) || !pass(f.rport, h.Remote.Port()) {
 		return false
 	}
-	if len(f.pid) == 0 && len(f.comm) == 0 {
+	if len(f.pid) == 0 && len(f.comm) == 0 && !f.Any() {
 		return true
 	}
-	uses := func(u tracer.PortUser) bool { return u.PID != 0 && pass(f.pid, u.PID) && pass(f.comm, u.Comm) }
+	uses := func(u tracer.PortUser) bool {
+		return u.PID != 0 && pass(f.pid, u.PID) && pass(f.comm, u.Comm) && f.match(cgroups, u.Cgroup)
+	}
 	return slices.ContainsFunc(h.Holders, uses) || slices.ContainsFunc(h.BlockedBy, uses)
 }
 

@@ -151,28 +151,6 @@ func TestMatchEvent(t *testing.T) {
 	}
 }
 
-func TestIsContainer(t *testing.T) {
-	c := &identity.Container{ID: "0123456789abcdef", Name: "web"}
-	for _, test := range []struct {
-		wanted []string
-		c      *identity.Container
-		want   bool
-	}{
-		{[]string{"web"}, c, true},
-		{[]string{"we"}, c, false}, // a name is whole, an id may be its start
-		{[]string{"0123"}, c, true},
-		{[]string{"123"}, c, false},
-		{[]string{"db", "web"}, c, true},
-		{[]string{""}, c, false}, // else an empty variable of a script would mean all
-		{[]string{"web"}, nil, false},
-		{[]string{"web"}, &identity.Container{ID: "4567"}, false},
-	} {
-		if got := isContainer(test.wanted, test.c); got != test.want {
-			t.Errorf("%+v is one of %q: %t, want %t", test.c, test.wanted, got, test.want)
-		}
-	}
-}
-
 func TestParseState(t *testing.T) {
 	for in, want := range map[string]tracer.State{
 		"ESTAB": tracer.StateEstablished, "established": tracer.StateEstablished, "listening": tracer.StateListen,

@@ -45,7 +45,7 @@ func FuzzValues(f *testing.F) {
 			}
 			got.Socket(cgroups, &socket)
 			got.Event(cgroups, &tracer.Event{Type: tracer.EventBind, Proto: tracer.UDP})
-			got.Headroom(&tracer.Headroom{})
+			got.Headroom(cgroups, &tracer.Headroom{})
 			if port := got.LocalPort(); port != 0 && kind == OfHeadroom {
 				t.Errorf("%q: headroom of local port %d", text, port)
 			}

@@ -138,13 +138,13 @@ func (q *Headroom) Values() (Values, error) {
 // Answer picks what was asked for; the fullest comes first. names are those of the machine
 // whose ports these are. The error wraps identity.ErrNotPermitted, or is a *Wrong that wraps
 // tracer.ErrNoNetNS, ErrNoDevice, identity.ErrNoNetNS or identity.ErrUnreachable.
-func (q *Headroom) Answer(ports *tracer.Ports, names *identity.NetNSNames) ([]tracer.Headroom, error) {
+func (q *Headroom) Answer(ports *tracer.Ports, names *identity.Names) ([]tracer.Headroom, error) {
 	found, err := q.answer(ports, names)
 	return found, notThere(err, false, tracer.ErrNoNetNS, ErrNoDevice, identity.ErrNoNetNS, identity.ErrUnreachable)
 }
 
-func (q *Headroom) answer(ports *tracer.Ports, names *identity.NetNSNames) ([]tracer.Headroom, error) {
-	if err := q.filter.Locate(names); err != nil {
+func (q *Headroom) answer(ports *tracer.Ports, names *identity.Names) ([]tracer.Headroom, error) {
+	if err := q.filter.Locate(names.NetNS); err != nil {
 		return nil, err
 	}
 	inodes, err := q.among(ports)
@@ -153,7 +153,7 @@ func (q *Headroom) answer(ports *tracer.Ports, names *identity.NetNSNames) ([]tr
 	}
 	if !q.to.IsValid() {
 		all := ports.All()
-		return slices.DeleteFunc(all, func(h tracer.Headroom) bool { return !q.filter.Headroom(&h) }), nil
+		return slices.DeleteFunc(all, func(h tracer.Headroom) bool { return !q.filter.Headroom(names.Cgroups, &h) }), nil
 	}
 	device, err := q.index(ports, inodes[0])
 	if err != nil {

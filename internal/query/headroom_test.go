@@ -72,7 +72,7 @@ func TestAnswerNoNetNS(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := q.Answer(&tracer.Ports{}, there); !errors.Is(err, c.want) {
+		if _, err := q.Answer(&tracer.Ports{}, &identity.Names{NetNS: there}); !errors.Is(err, c.want) {
 			t.Errorf("%v: %v, want %v", c.v, err, c.want)
 		}
 	}

@@ -37,7 +37,7 @@ func FuzzParseHeadroom(f *testing.F) {
 			t.Errorf("%q: from %s to %s", text, q.from, q.to)
 		}
 		if !q.to.IsValid() {
-			if _, err := q.Answer(new(tracer.Ports), identity.FixedNetNSNames(0, nil)); err != nil && len(values["netns"]) == 0 {
+			if _, err := q.Answer(new(tracer.Ports), &identity.Names{NetNS: identity.FixedNetNSNames(0, nil)}); err != nil && len(values["netns"]) == 0 {
 				t.Errorf("%q: %v", text, err)
 			}
 		}

@@ -29,6 +29,7 @@ type client struct {
 type response struct {
 	io.ReadCloser
 	unfinished int // as of tracer.Snapshot
+	note       string
 }
 
 const (
@@ -134,5 +135,9 @@ func (c *client) get(ctx context.Context, path string, values query.Values) (*re
 	if err != nil {
 		unfinished = 0 // not there
 	}
-	return &response{resp.Body, unfinished}, nil
+	note, err := url.QueryUnescape(resp.Header.Get(api.NoteHeader))
+	if err != nil {
+		note = ""
+	}
+	return &response{resp.Body, unfinished, note}, nil
 }

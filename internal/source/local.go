@@ -65,7 +65,7 @@ func (l *Local) Sockets(_ context.Context, q *query.Sockets) (Answer, error) {
 		return nil, errors.Join(err, a.Close())
 	}
 	a.names.Device = rows.Devices.Name
-	a.unfinished = rows.Unfinished
+	a.unfinished, a.note = rows.Unfinished, q.Note(a.names.Cgroups)
 	a.sockets = render.SocketsOfRows(rows, func(s *tracer.Socket) bool { return q.Socket(a.names.Cgroups, s) })
 	return a, nil
 }
@@ -75,9 +75,11 @@ type localSockets struct {
 	names      *identity.Names
 	sockets    render.Sockets
 	unfinished int
+	note       string
 }
 
 func (a *localSockets) Unfinished() int { return a.unfinished }
+func (a *localSockets) Note() string    { return a.note }
 func (a *localSockets) Close() error    { return a.names.Cgroups.Close() }
 
 func (a *localSockets) JSON(w io.Writer) error {
@@ -126,6 +128,7 @@ type localPort struct {
 }
 
 func (a *localPort) Unfinished() int { return a.rows.Unfinished }
+func (a *localPort) Note() string    { return "" }
 func (a *localPort) Close() error    { return a.names.Cgroups.Close() }
 
 func (a *localPort) JSON(w io.Writer) error {
@@ -155,7 +158,7 @@ func (l *Local) Headroom(_ context.Context, q *query.Headroom) ([]render.Headroo
 	}
 	names := identity.Load(func() ([]tracer.NetNS, error) { return ports.NetNamespaces(), nil })
 	defer names.Cgroups.Close()
-	found, err := q.Answer(ports, names.NetNS)
+	found, err := q.Answer(ports, names)
 	if err != nil {
 		return nil, err
 	}
@@ -262,7 +265,7 @@ type localEvents struct {
 
 // Begun implements Events.
 func (s *localEvents) Begun() Begun {
-	b := Begun{Tier: s.t.Tier(), PartialView: doctor.ViewOf(s.t)}
+	b := Begun{Tier: s.t.Tier(), PartialView: doctor.ViewOf(s.t), Note: s.q.Note(s.names.Cgroups)}
 	for _, h := range s.t.Hooks() {
 		if h.Attached {
 			b.Hooks++

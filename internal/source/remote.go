@@ -44,6 +44,9 @@ func decodeRows[T any](from io.Reader) ([]T, error) {
 // Unfinished implements Answer.
 func (a *response) Unfinished() int { return a.unfinished }
 
+// Note implements Answer.
+func (a *response) Note() string { return a.note }
+
 // Sockets implements Source.
 func (r *Remote) Sockets(ctx context.Context, q *query.Sockets) (Answer, error) {
 	a, err := r.client.get(ctx, "/v1/sockets", q.Values())
@@ -175,7 +178,7 @@ func (r *Remote) Events(ctx context.Context, q *query.Events) (Events, error) {
 	}
 	return &remoteEvents{
 		ctx: ctx, body: a, in: bufio.NewReaderSize(a, 1<<16), names: identity.Load(nil),
-		begun: Begun{Tier: report.status.Tier, Hooks: report.status.CountAttached(), PartialView: r.partialView},
+		begun: Begun{Tier: report.status.Tier, Hooks: report.status.CountAttached(), PartialView: r.partialView, Note: a.note},
 	}, nil
 }
 

@@ -43,6 +43,8 @@ type Answer interface {
 	// Unfinished is how many slots of the kernel's tables did not hold still: sockets may be
 	// missing.
 	Unfinished() int
+	// Note says what a filter asks for that is not there; "": nothing.
+	Note() string
 	Close() error
 }
 
@@ -90,6 +92,7 @@ type Begun struct {
 	Tier        tracer.Tier
 	Hooks       int // attached
 	PartialView []string
+	Note        string // as that of an Answer
 }
 
 // held hands an answer in JSON on, and sees whether anybody has the port.
