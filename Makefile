@@ -80,7 +80,7 @@ test-here: deps build
 # The packages all of whose tests anybody can run, anywhere.
 UNIT := ./internal/cache ./internal/doctor ./internal/query ./test/vm
 # Of identity, those that cannot.
-IDENTITY_AS_ROOT := ^Test(NAT|Names([GOR]|Follow|NumberUsedAgain)|Want|Container(IsBelieved|InWritableDirectory|Name)|Resolve(Again|Gone))
+IDENTITY_AS_ROOT := ^Test(CgroupsAreBounded|Container(IsBelieved|InWritableDirectory|Name|Renamed)|NAT|Names([GOR]|Follow|NumberUsedAgain)|Resolve(Again|Gone|Made)|Want)
 
 ## unit: the tests that need no root, no packages and no network: seconds
 .PHONY: unit
