@@ -28,6 +28,13 @@ type matcher struct {
 	more    map[uint32][]ref      // by number of a target: its refs but the first
 	room    int                   // for refs beyond fewRefs of a target
 	pass    uint8                 // times that all tables have been read
+	matches []match               // of the part that is being added
+}
+
+// match is a target and a descriptor of it.
+type match struct {
+	target uint32
+	fd     uint32
 }
 
 // heldSocket is a socket to find holders of.
@@ -127,7 +134,8 @@ func (m *matcher) again() {
 }
 
 func (m *matcher) addPart(table *bpfFds) {
-	if !m.wanted(table) {
+	m.matches = m.matchesOf(table, m.matches[:0])
+	if len(m.matches) == 0 {
 		return
 	}
 	proc := m.proc(table)
@@ -139,7 +147,7 @@ func (m *matcher) addPart(table *bpfFds) {
 		return
 	}
 	m.parts = append(m.parts, fdsPart{procs: []uint32{proc}, ring: table.Ring != 0})
-	some, all := m.refer(table, proc)
+	some, all := m.refer(proc)
 	if !some {
 		m.parts = m.parts[:len(m.parts)-1]
 	} else if all && len(m.known) < maxKnown { // else each process is counted by itself
@@ -153,19 +161,23 @@ func contentOf(table *bpfFds) []byte {
 	return all[unsafe.Offsetof(table.First):]
 }
 
-// wanted tells whether a part has a socket that holders are looked for of.
-func (m *matcher) wanted(table *bpfFds) bool {
+// matchesOf appends the targets in a part whose holders are being looked for.
+func (m *matcher) matchesOf(table *bpfFds, to []match) []match {
 	for i, socket := range table.Sockets {
 		if socket == 0 {
 			continue
 		}
+		fd := table.First
+		if table.Ring == 0 {
+			fd += uint32(i)
+		}
 		for n := m.find(socket, table.Inodes[i]); n != noTarget; n = m.after(n) {
 			if m.open(&m.targets[n]) {
-				return true
+				to = append(to, match{n, fd})
 			}
 		}
 	}
-	return false
+	return to
 }
 
 // find returns the first target that is this socket; noTarget: none.
@@ -204,25 +216,13 @@ func (m *matcher) proc(table *bpfFds) uint32 {
 	return n
 }
 
-// refer adds the last part to the targets whose sockets are in it: to some, or to all that
-// holders are looked for of.
-func (m *matcher) refer(table *bpfFds, proc uint32) (some, all bool) {
+// refer adds the last part to the targets that are in it: to some, or to all.
+func (m *matcher) refer(proc uint32) (some, all bool) {
 	all = true
 	part := uint32(len(m.parts) - 1)
-	for i, socket := range table.Sockets {
-		if socket == 0 {
-			continue
-		}
-		fd := table.First
-		if table.Ring == 0 {
-			fd += uint32(i)
-		}
-		for n := m.find(socket, table.Inodes[i]); n != noTarget; n = m.after(n) {
-			if m.open(&m.targets[n]) {
-				added := m.addRef(n, ref{part, fd}, proc)
-				some, all = some || added, all && added
-			}
-		}
+	for _, match := range m.matches {
+		added := m.addRef(match.target, ref{part, match.fd}, proc)
+		some, all = some || added, all && added
 	}
 	return some, all
 }

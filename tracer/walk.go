@@ -89,29 +89,47 @@ func (s *Snapshotter) readTable(w *bpfWalk, what bpfWalk, buf []bpfRow, each fun
 
 // readEach walks a table of each of these addresses, the largest first, which is that of
 // most namespaces. The others go with the namespace that has them: what was read
-// of one counts only if it is still there.
+// of one counts only if it is still there afterwards.
 func (s *Snapshotter) readEach(w *bpfWalk, what bpfWalk, tables []ownTable, buf []bpfRow, each func([]bpfRow)) error {
-	for i, table := range tables {
-		what.Heads = table.at
-		if i == 0 {
-			if err := s.readTable(w, what, buf, each); err != nil {
-				return err
-			}
-			continue
-		}
+	if len(tables) == 0 {
+		return nil
+	}
+	what.Heads = tables[0].at
+	if err := s.readTable(w, what, buf, each); err != nil {
+		return err
+	}
+	type read struct {
+		from ownTable
+		rows []bpfRow
+	}
+	var some []read // to look afterwards takes as long as there are namespaces: once for many
+	n := 0
+	for i, table := range tables[1:] {
 		var rows []bpfRow
-		if err := s.read(&s.sockWalk, w, what, nil, func(some []bpfRow) { rows = append(rows, some...) }); err != nil {
+		what.Heads = table.at
+		if err := s.read(&s.sockWalk, w, what, nil, func(part []bpfRow) { rows = append(rows, part...) }); err != nil {
 			return err
+		}
+		some, n = append(some, read{table, rows}), n+len(rows)
+		if n < s.laneRows() && i < len(tables)-2 {
+			continue
 		}
 		now, err := s.ownTables(w)
 		if err != nil {
 			return err
 		}
-		if slices.Contains(now.udp, table) || slices.Contains(now.tcp, table) {
-			for rows := range slices.Chunk(rows, s.laneRows()) {
-				each(rows)
+		still := make(map[ownTable]bool)
+		for _, table := range slices.Concat(now.udp, now.tcp) {
+			still[table] = true
+		}
+		for _, r := range some {
+			if still[r.from] {
+				for rows := range slices.Chunk(r.rows, s.laneRows()) {
+					each(rows)
+				}
 			}
 		}
+		some, n = nil, 0
 	}
 	return nil
 }
