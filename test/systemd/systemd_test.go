@@ -8,6 +8,10 @@ package systemd
 import (
 	"bytes"
 	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
 	"os/exec"
 	"strings"
 	"syscall"
@@ -85,6 +89,106 @@ func TestSystemdService(t *testing.T) {
 		out, errs, code := command(t, c.cred, "porthole", "ls", "--agent", "--json")
 		if code != c.want {
 			t.Errorf("%s gets exit code %d of porthole ls --agent, want %d\n%s%s", c.who, code, c.want, out, errs)
+		}
+	}
+}
+
+// listenEnv has this program listen at an address, as a service does.
+const listenEnv = "PORTHOLE_TEST_LISTEN"
+
+func TestMain(m *testing.M) {
+	if at := os.Getenv(listenEnv); at != "" {
+		l, err := net.Listen("tcp4", at)
+		for err == nil {
+			_, err = l.Accept()
+		}
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
+
+// process is who holds a socket, as far as it is looked at.
+type process struct {
+	PID      int    `json:"pid"`
+	Unit     string `json:"unit"`
+	UnitUser *int   `json:"unit_user"`
+}
+
+// who asks who listens on a port of 127.0.0.1, once somebody does. It asks this kernel, and
+// then the agent: both must say the same.
+func who(t *testing.T, port int) process {
+	t.Helper()
+	at := fmt.Sprintf("127.0.0.1:%d", port)
+	deadline := time.Now().Add(atMost)
+	for {
+		conn, err := net.Dial("tcp4", at)
+		if err == nil {
+			conn.Close()
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	var of [2]process
+	for i, flags := range [][]string{nil, {"--agent"}} {
+		var answer struct {
+			Sockets []struct {
+				Role    string    `json:"role"`
+				Holders []process `json:"holders"`
+			} `json:"sockets"`
+		}
+		if err := json.Unmarshal([]byte(do(t, append([]string{"porthole", "who", fmt.Sprint(port), "--json"}, flags...)...)), &answer); err != nil {
+			t.Fatal(err)
+		}
+		for _, so := range answer.Sockets {
+			if so.Role == "listener" && len(so.Holders) == 1 {
+				of[i] = so.Holders[0]
+			}
+		}
+	}
+	if of[0].PID != of[1].PID || of[0].Unit != of[1].Unit {
+		t.Errorf("port %d: the kernel says %+v, the agent %+v", port, of[0], of[1])
+	}
+	return of[0]
+}
+
+// What systemd started is called by its unit: services, scopes, and those of a user's own
+// manager.
+func TestSystemdUnits(t *testing.T) {
+	startAgent(t)
+	start := func(port int, argv ...string) {
+		t.Helper()
+		listen := fmt.Sprintf("%s=127.0.0.1:%d", listenEnv, port)
+		cmd := exec.Command(argv[0], append(argv[1:], "/usr/bin/env", listen, os.Args[0])...)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+		})
+	}
+	start(8081, "systemd-run", "--unit=shop")
+	start(8082, "systemd-run", "--scope", "--unit=batch")
+	if out, errs, code := command(t, nil, "systemctl", "start", fmt.Sprintf("user@%d", shop)); code != 0 {
+		t.Fatalf("%s%s\n%s", out, errs, do(t, "journalctl", "--no-pager", "-n", "40"))
+	}
+	t.Cleanup(func() { do(t, "systemctl", "stop", fmt.Sprintf("user@%d", shop), "shop.service", "batch.scope") })
+	start(8083, "/usr/sbin/runuser", "-u", "shop", "--", "env", fmt.Sprintf("XDG_RUNTIME_DIR=/run/user/%d", shop), "systemd-run", "--user", "--unit=mine")
+	for port, want := range map[int]process{
+		8081: {Unit: "shop.service"},
+		8082: {Unit: "batch.scope"},
+		8083: {Unit: "mine.service", UnitUser: new(int)},
+	} {
+		got := who(t, port)
+		if got.Unit != want.Unit || (got.UnitUser != nil) != (want.UnitUser != nil) {
+			t.Errorf("port %d is of unit %q (user's: %v), want %q", port, got.Unit, got.UnitUser != nil, want.Unit)
+		}
+		if got.UnitUser != nil && *got.UnitUser != shop {
+			t.Errorf("port %d: unit_user %d, want %d", port, *got.UnitUser, shop)
 		}
 	}
 }

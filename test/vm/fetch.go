@@ -103,7 +103,7 @@ func (c *cache) bcc(ctx context.Context, k kernel, kernelDir string) (string, er
 // systemd returns the directory of a system, in root, whose process 1 is systemd: of the
 // release that the kernel is of.
 func (c *cache) systemd(ctx context.Context, k kernel) (string, error) {
-	wanted := []string{"systemd", "libpam-systemd", "dbus", "iproute2", "util-linux", "coreutils", "base-files", "dash"}
+	wanted := []string{"systemd", "libpam-systemd", "dbus", "iproute2", "util-linux", "coreutils", "passwd", "base-files", "dash"}
 	return c.get(ctx, "systemd-"+k.name, k.releases, k.arch, wanted, func(a *archive, _, dir string) error {
 		names, err := a.closure(ctx, wanted...)
 		if err != nil {

@@ -13,6 +13,9 @@ import (
 // systemdTests are the tests of a machine whose process 1 is systemd, in test/systemd.
 const systemdTests = "^TestSystemd"
 
+// permitAll is a stack of PAM that asks for no password.
+const permitAll = "auth required pam_permit.so\naccount required pam_permit.so\nsession required pam_permit.so\nsession optional pam_systemd.so\n"
+
 // underSystemd boots Debian with systemd and cgroup v2 alone, starts deploy/porthole.service
 // there, and runs the tests of test/systemd.
 func (m *runner) underSystemd(ctx context.Context, k kernel) error {
@@ -39,7 +42,7 @@ func (m *runner) underSystemd(ctx context.Context, k kernel) error {
 	}
 	job := guest.Job{Name: "systemd", Env: []string{"PATH=/bin:/usr/bin:/usr/sbin"}, Argv: []string{"/tests/systemd.test", "-test.v", "-test.run", run, "-test.timeout", m.timeout.String()}}
 	plan := guest.Plan{Modules: modules, Systemd: true, Jobs: []guest.Job{job}}
-	jobs, console, err := m.start(ctx, "systemd", k, plan, variant{systems: []string{fetched, dir}}, func(string) {})
+	jobs, console, err := m.start(ctx, "systemd", k, plan, variant{systems: []string{dir, fetched}}, func(string) {})
 	o := jobs["systemd"]
 	fmt.Printf("%s under systemd\n%s\n", k, o.text())
 	switch {
@@ -63,15 +66,16 @@ func systemdFiles(root string) error {
 		return err
 	}
 	for name, text := range map[string]string{
-		"etc/passwd":         "root:x:0:0::/root:/bin/sh\nshop:x:1000:1000::/home/shop:/bin/sh\nguest:x:1001:1001::/home/guest:/bin/sh\n",
-		"etc/group":          "root:x:0:\ntty:x:5:\nshop:x:1000:\nguest:x:1001:\nporthole:x:990:shop\n",
-		"etc/shadow":         "root:*:1::::::\nshop:*:1::::::\nguest:*:1::::::\n",
-		"etc/os-release":     "ID=debian\n",
-		"etc/machine-id":     "",
-		"etc/fstab":          "",
-		"home/shop/.profile": "",
-		// What a session needs, without asking for a password.
-		"etc/pam.d/systemd-user":              "account sufficient pam_permit.so\nsession optional pam_systemd.so\n",
+		"etc/passwd":                          "root:x:0:0::/root:/bin/sh\nmessagebus:x:100:100::/:/usr/sbin/nologin\nshop:x:1000:1000::/home/shop:/bin/sh\nguest:x:1001:1001::/home/guest:/bin/sh\n",
+		"etc/group":                           "root:x:0:\ntty:x:5:\nmessagebus:x:100:\nshop:x:1000:\nguest:x:1001:\nporthole:x:990:shop\n",
+		"etc/shadow":                          "root:*:1::::::\nshop:*:1::::::\nguest:*:1::::::\n",
+		"etc/os-release":                      "ID=debian\n",
+		"etc/machine-id":                      "",
+		"etc/fstab":                           "",
+		"home/shop/.profile":                  "",
+		"etc/pam.d/systemd-user":              permitAll,
+		"etc/pam.d/runuser":                   permitAll,
+		"etc/pam.d/other":                     permitAll,
 		"etc/systemd/system/porthole.service": strings.ReplaceAll(string(unit), "/usr/local/bin/", "/bin/"),
 		"etc/systemd/system/getty.target":     "", // masked
 		"etc/systemd/system/tests.service": `[Unit]
