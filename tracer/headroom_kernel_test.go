@@ -217,7 +217,7 @@ func (s *scenario) populate() {
 func (s *scenario) awaitRest() {
 	moving := []State{StateFinWait1, StateClosing, StateLastAck}
 	timeWait := false
-	for deadline := time.Now().Add(20 * time.Second); ; {
+	testutil.Await(s, "all connections are in a state to stay in", func() bool {
 		still := true
 		for _, so := range snapshot(s, 0).Sockets {
 			if so.NetNS == s.netns && slices.Contains(moving, so.State) {
@@ -225,13 +225,8 @@ func (s *scenario) awaitRest() {
 			}
 			timeWait = timeWait || so.NetNS == s.netns && so.Role == RoleTimeWait
 		}
-		if still {
-			break
-		}
-		if time.Now().After(deadline) {
-			s.Fatal("connections do not settle")
-		}
-	}
+		return still
+	})
 	if !timeWait || !s.aged {
 		return
 	}

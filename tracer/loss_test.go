@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/porthole-dev/porthole/internal/testutil"
 	"golang.org/x/sys/unix"
 )
 
@@ -70,12 +71,10 @@ func TestKernelLost(t *testing.T) {
 	if got := r.held(at.Port()); len(got) == 0 || got[0].Role != RoleListener {
 		t.Errorf("after the snapshot the table has %+v on port %d, want the listener", got, at.Port())
 	}
-	for s := stats(t, tr); s.Resyncs == 0 || s.Submitted != s.Decoded; s = stats(t, tr) { // by then the ring buffer has room again
-		if ctx.Err() != nil {
-			t.Fatalf("wait until the loss is noticed and all is read: %+v", s)
-		}
-		time.Sleep(time.Millisecond)
-	}
+	testutil.Await(t, "the loss is noticed, and all is read", func() bool { // by then the ring buffer has room again
+		s := stats(t, tr)
+		return s.Resyncs > 0 && s.Submitted == s.Decoded
+	})
 	r.tableIsKernels(tr)
 	r.close(l)
 	r.awaitClose(ctx, sub, at)
@@ -126,11 +125,7 @@ func TestKernelSinceRound(t *testing.T) {
 	r.start(Config{})
 	await := func(what string, ok func(time.Duration) bool) {
 		t.Helper()
-		for end := time.Now().Add(20 * time.Second); !ok(r.tracer.SinceRound()); time.Sleep(time.Millisecond) {
-			if time.Now().After(end) {
-				t.Fatalf("%s: the reader went round %v ago", what, r.tracer.SinceRound())
-			}
-		}
+		testutil.Await(t, "the reader goes round "+what, func() bool { return ok(r.tracer.SinceRound()) })
 	}
 	await("at the start", func(d time.Duration) bool { return d < 2*idleRound })
 	last := r.tracer.SinceRound()
@@ -162,13 +157,10 @@ func TestKernelBalance(t *testing.T) {
 	}
 	_ = cmd.Process.Kill()
 	_ = cmd.Wait()
-	deadline := time.Now().Add(20 * time.Second)
-	for s := stats(t, r.tracer); s.Decoded+s.Bad != s.Submitted; s = stats(t, r.tracer) {
-		if time.Now().After(deadline) {
-			t.Fatalf("%+v: not all that was handed over was read", s)
-		}
-		time.Sleep(time.Millisecond)
-	}
+	testutil.Await(t, "all that was handed over is read", func() bool {
+		s := stats(t, r.tracer)
+		return s.Decoded+s.Bad == s.Submitted
+	})
 }
 
 // A close that was lost leaves nothing in the table, once it was compared with the kernel's,

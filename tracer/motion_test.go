@@ -2,8 +2,10 @@ package tracer
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net/netip"
 	"os"
@@ -14,7 +16,9 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+	"unsafe"
 
+	"github.com/porthole-dev/porthole/internal/testutil"
 	"golang.org/x/sys/unix"
 )
 
@@ -170,6 +174,34 @@ func helperMotionTables() error {
 	return <-failed
 }
 
+// helperMotionFork keeps sockets, and has children that inherit them, write their pids to
+// descriptor 3 and end.
+func helperMotionFork() error {
+	runtime.LockOSThread()
+	if err := errors.Join(behind(), stable()); err != nil {
+		return err
+	}
+	moment := unix.NsecToTimespec(int64(500 * time.Microsecond))
+	for children := 0; ; children++ {
+		var self uintptr
+		pid, _, errno := unix.RawSyscall(unix.SYS_CLONE, uintptr(unix.SIGCHLD), 0, 0)
+		if errno != 0 {
+			return fmt.Errorf("clone: %w", errno)
+		}
+		if pid == 0 { // Go does not work here: only this thread is left
+			self, _, _ = unix.RawSyscall(unix.SYS_GETPID, 0, 0, 0)
+			_, _, _ = unix.RawSyscall(unix.SYS_WRITE, 3, uintptr(unsafe.Pointer(&self)), unsafe.Sizeof(self))
+			_, _, _ = unix.RawSyscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&moment)), 0, 0)
+			_, _, _ = unix.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
+		}
+		if children >= 4 { // as many at a time
+			if _, err := unix.Wait4(-1, nil, 0, nil); err != nil {
+				return err
+			}
+		}
+	}
+}
+
 // helperMotionPass passes the sockets it gets by descriptor 3 back.
 func helperMotionPass() error {
 	buf, oob := make([]byte, 1), make([]byte, unix.CmsgSpace(4))
@@ -194,6 +226,8 @@ func helperMotionPass() error {
 type motion struct {
 	*recorder
 	stable []int    // pids of those that keep their sockets
+	forks  int      // pid of the one of those whose children have them too
+	heirs  sync.Map // pid of a process besides it that is said to have its sockets: where
 	files  int      // pid of who has none
 	pair   []int    // pids of those that pass a socket
 	unheld NoHolder // why it has no holder meanwhile
@@ -256,7 +290,8 @@ func (m *motion) churn() {
 		m.Cleanup(func() { endChild(cmd) })
 		return cmd.Process.Pid
 	}
-	m.stable = []int{start("motion-leader"), start("motion-tables")}
+	m.forks = m.startForks()
+	m.stable = []int{start("motion-leader"), start("motion-tables"), m.forks}
 	for range 2 {
 		start("motion-churn")
 	}
@@ -284,7 +319,7 @@ func (m *motion) churn() {
 		m.close(ends[0])
 	})
 	for _, pid := range m.stable {
-		m.await(fmt.Sprintf("the sockets of process %d", pid), func() bool {
+		testutil.Await(m, fmt.Sprintf("the sockets of process %d", pid), func() bool {
 			n := 0
 			for _, s := range snapshot(m.T, 0).Sockets {
 				if m.own(&s) && pidOfAddress(s.Local.Addr()) == pid {
@@ -295,6 +330,43 @@ func (m *motion) churn() {
 		})
 	}
 	awaitZombieLeader(m.T, m.stable[0])
+}
+
+// startForks starts the process whose children come and go. Whoever was said to have its
+// sockets must in the end have been a child of it.
+func (m *motion) startForks() int {
+	m.Helper()
+	var ends [2]int
+	if err := unix.Pipe2(ends[:], unix.O_CLOEXEC); err != nil {
+		m.Fatal(err)
+	}
+	pids := os.NewFile(uintptr(ends[0]), "pids of children")
+	children, done := make(map[uint32]bool), make(chan struct{})
+	go func() {
+		defer close(done)
+		var pid [unsafe.Sizeof(uintptr(0))]byte
+		for {
+			if _, err := io.ReadFull(pids, pid[:]); err != nil {
+				return // the end of the process, and of its children
+			}
+			children[uint32(binary.NativeEndian.Uint64(pid[:]))] = true
+		}
+	}()
+	cmd := m.child("motion-fork", ends[1])
+	m.close(ends[1])
+	m.Cleanup(func() {
+		endChild(cmd)
+		<-done
+		pids.Close()
+		named := 0
+		for pid, where := range m.heirs.Range {
+			if named++; !children[pid.(uint32)] {
+				m.Errorf("%s: sockets of process %d are held by process %d, which is no child of it", where, m.forks, pid)
+			}
+		}
+		m.Logf("of %d children %d were seen to have the sockets they inherited", len(children), named)
+	})
+	return cmd.Process.Pid
 }
 
 // pass sends a socket away and takes it back, until stop.
@@ -326,34 +398,36 @@ func endChild(cmd *exec.Cmd) {
 	_ = cmd.Wait()
 }
 
-// await waits for a condition.
-func (m *motion) await(what string, is func() bool) {
-	m.Helper()
-	for deadline := time.Now().Add(time.Minute); !is(); {
-		if time.Now().After(deadline) {
-			m.Fatalf("%s: not within a minute", what)
-		}
-	}
-}
-
 // awaitZombieLeader waits until the first thread of a process has ended.
 func awaitZombieLeader(t *testing.T, pid int) {
 	t.Helper()
-	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); {
+	testutil.Await(t, fmt.Sprintf("the first thread of %d ends", pid), func() bool {
 		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/stat", pid, pid))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if state := string(stat[slices.Index(stat, ')')+2]); state == "Z" {
-			return
-		}
-	}
-	t.Fatalf("the first thread of process %d does not end", pid)
+		return string(stat[slices.Index(stat, ')')+2]) == "Z"
+	})
 }
 
 // own tells whether a socket is one of a process of the test.
 func (m *motion) own(s *Socket) bool {
 	return s.NetNS == m.netns && s.Local.Addr().Is4() && s.Local.Addr().IsLoopback() && s.Local.Addr().As4()[1] != motionPassed
+}
+
+// inherited returns the pids of those that have a socket which children inherit: for now,
+// anybody's.
+func (m *motion) inherited(where string, s *Socket, fresh bool) (may []int) {
+	m.Helper()
+	for _, h := range s.Holders {
+		if may = append(may, int(h.PID)); int(h.PID) != m.forks {
+			m.heirs.LoadOrStore(h.PID, where)
+		}
+	}
+	if fresh && !slices.Contains(may, m.forks) {
+		m.Errorf("%s: %v is held by %v, want process %d, which keeps it, among them: %v", where, s.Local, may, m.forks, s.NoHolder)
+	}
+	return may
 }
 
 // check looks at all that is listed of the namespace. fresh: it has its holders now, not
@@ -378,6 +452,9 @@ func (m *motion) check(where string, sockets []Socket, fresh bool) {
 			kept[pid]++
 			if fresh && pid == m.stable[0] && len(s.Holders) == 0 {
 				m.Errorf("%s: nobody holds %v of process %d: %v", where, s.Local, pid, s.NoHolder)
+			}
+			if pid == m.forks {
+				may = m.inherited(where, s, fresh)
 			}
 		case s.Local.Addr().Is4() && s.Local.Addr().As4()[1] == motionPassed:
 			passed++

@@ -24,6 +24,7 @@ var helpers = map[string]func() error{
 	"worker":              helperWorker,
 	"motion-churn":        helperMotionChurn,
 	"motion-files":        helperMotionFiles,
+	"motion-fork":         helperMotionFork,
 	"motion-leader":       helperMotionLeader,
 	"motion-tables":       helperMotionTables,
 	"motion-pass":         helperMotionPass,

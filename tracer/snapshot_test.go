@@ -18,6 +18,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/google/go-cmp/cmp"
+	"github.com/porthole-dev/porthole/internal/testutil"
 	"golang.org/x/sys/unix"
 )
 
@@ -26,15 +27,10 @@ func uintptrOf(s string) uintptr { return uintptr(unsafe.Pointer(unsafe.StringDa
 // awaitBlocked waits until a process waits in the kernel for a connection.
 func awaitBlocked(t *testing.T, pid int) {
 	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
-	for time.Now().Before(deadline) {
+	testutil.Await(t, "the child comes to accept", func() bool {
 		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/syscall", pid))
-		if err == nil && strings.HasPrefix(string(b), strconv.Itoa(unix.SYS_ACCEPT4)+" ") {
-			return
-		}
-		time.Sleep(time.Millisecond) // there is no event to wait for
-	}
-	t.Fatal("the child did not come to accept")
+		return err == nil && strings.HasPrefix(string(b), strconv.Itoa(unix.SYS_ACCEPT4)+" ")
+	})
 }
 
 // snapshotter is for every test; its programs go with the process.
@@ -404,33 +400,25 @@ func (r *recorder) awaitEvents(n int) {
 // awaitListener waits until something listens.
 func awaitListener(t *testing.T, netns uint32, port uint16) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); {
-		for _, s := range snapshot(t, port).Sockets {
-			if s.NetNS == netns && s.Role == RoleListener {
-				return
-			}
-		}
-	}
-	t.Fatalf("nothing listens on port %d", port)
+	testutil.Await(t, fmt.Sprintf("something listens on port %d", port), func() bool {
+		return slices.ContainsFunc(snapshot(t, port).Sockets, func(s Socket) bool { return s.NetNS == netns && s.Role == RoleListener })
+	})
 }
 
 // awaitState waits until every thread of a process is in a state of proc(5).
 func awaitState(t *testing.T, pid int, state string) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); {
+	testutil.Await(t, fmt.Sprintf("process %d comes to state %s", pid, state), func() bool {
 		stats, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
 		if err != nil || len(stats) == 0 {
 			t.Fatalf("threads of %d: %v", pid, err)
 		}
-		if !slices.ContainsFunc(stats, func(name string) bool {
+		return !slices.ContainsFunc(stats, func(name string) bool {
 			b, err := os.ReadFile(name)
 			_, after, _ := strings.Cut(string(b), ") ")
 			return err == nil && !strings.HasPrefix(after, state)
-		}) {
-			return
-		}
-	}
-	t.Fatalf("process %d did not come to state %s", pid, state)
+		})
+	})
 }
 
 // Kernels before 5.17 walk in short bursts: the rows are the same.

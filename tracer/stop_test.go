@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/porthole-dev/porthole/internal/testutil"
 	"golang.org/x/sys/unix"
 )
 
@@ -44,9 +45,7 @@ func TestKernelRunEnds(t *testing.T) {
 			}
 		})
 	}
-	for s := stats(t, tr); s.Decoded < 1000; s = stats(t, tr) {
-		time.Sleep(time.Millisecond)
-	}
+	testutil.Await(t, "the flood is read", func() bool { return stats(t, tr).Decoded >= 1000 })
 	cancel()
 	select {
 	case err := <-ended:
