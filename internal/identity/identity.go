@@ -3,6 +3,7 @@
 package identity
 
 import (
+	"regexp"
 	"strconv"
 	"time"
 
@@ -76,6 +77,13 @@ func (n *Names) DeviceName(id tracer.DeviceID) string {
 	}
 	return strconv.FormatUint(uint64(index), 10)
 }
+
+// randomName is what CNI plugins, Docker and podman call network namespaces.
+var randomName = regexp.MustCompile(`^(?:(?:cni|netns)-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{12})?$`)
+
+// IsRandom tells whether the name of a network namespace says nothing: a program made it up, or it is
+// "".
+func IsRandom(name string) bool { return randomName.MatchString(name) }
 
 // NetNSName is the name that a network namespace had at a time, or its inode number, so that
 // it can be shown on a terminal.

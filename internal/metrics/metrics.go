@@ -47,11 +47,14 @@ var labels = []label{
 	{"op", "`connect` (TCP), `bind`, `listen`, `implicit_bind` (the first datagram or connect() of a UDP socket without a port), " +
 		"`connect_bound` (TCP, with EADDRNOTAVAIL alone: the socket had its port, and a connection with the same two ends exists)"},
 	{"error", "the name of the errno, as `EADDRNOTAVAIL`"},
-	{"netns", "a network namespace: `host`, its name in /run/netns, else the container first seen in it, else its inode number. " +
+	{"netns", "a network namespace: `host`, its name in /run/netns unless a program made that up at random, else the pod or container first seen in it, else its inode number. " +
 		"At most 256 names within an hour, of them at most 128 numbers; `other` is the rest"},
 	{"local_ip", "an address of this machine; `other` where `remote` is"},
 	{"remote", "a destination, ip:port, of the 20 fullest on the machine, and at most 60 within an hour, of which at most 20 with fewer than 8 ports; `other` is the rest of the namespace"},
 	{"comm", "the name of a process, quoted where it has characters that do not print, of the 20 with most, bounded as `remote` is; `other` is the rest"},
+	{"unit", "the systemd unit that the process of `comm` runs in, empty where there is none or it runs in a container; quoted and bounded with `comm`"},
+	{"container", "the name of its container, or the start of the id, else empty; quoted and bounded with `comm`"},
+	{"pod", "its pod, `NAMESPACE/NAME`, else empty; quoted and bounded with `comm`"},
 	{"program", "the hook a BPF program is attached to, as in `probe`"},
 	{"what", "`counters`, `ports`, `programs`, `table`"},
 }
@@ -117,11 +120,11 @@ var metrics = []metric{
 		},
 	},
 	{
-		"porthole_ephemeral_listening_ports", gauge, []string{"netns", "comm"},
+		"porthole_ephemeral_listening_ports", gauge, []string{"netns", "comm", "unit", "container", "pod"},
 		"Ports of the ephemeral range that a process listens on: lost to connect(), and the listener cannot start again while a connection has its port.",
 		func(s *sample, e emitter) {
 			for l, n := range s.listening {
-				e.put(float64(n), l.netns, l.comm)
+				e.put(float64(n), l.netns, l.comm, l.unit, l.container, l.pod)
 			}
 		},
 	},
@@ -137,12 +140,12 @@ var metrics = []metric{
 		},
 	},
 	{
-		"porthole_process_ports", gauge, []string{"comm", "proto"},
+		"porthole_process_ports", gauge, []string{"comm", "unit", "container", "pod", "proto"},
 		"Sockets that have a local port, by the process that bound, connected or accepted them, or else the first that holds them. " +
 			"Accepted connections count, though they share their listener's port.",
 		func(s *sample, e emitter) {
 			for p, n := range s.processes {
-				e.put(float64(n), p.comm, p.proto.String())
+				e.put(float64(n), p.comm, p.unit, p.container, p.pod, p.proto.String())
 			}
 		},
 	},

@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/prometheus/common/expfmt"
 
+	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
@@ -59,7 +60,7 @@ func fullSample() *sample {
 		},
 		Searches: map[int]int64{-70: 630, -40: 10}, SearchSum: 13 * time.Millisecond,
 	})
-	r := sampler{netns: newNamer()}
+	r := sampler{netns: newNamer(), names: new(identity.Names)}
 	spaces := []tracer.PortSpace{
 		{NetNS: 1, Proto: tracer.TCP, Low: 32768, High: 60999, Capacity: 28230, Reserved: 2, Blocked: 100},
 		{NetNS: 1, Proto: tracer.UDP, Low: 32768, High: 60999, Capacity: 28230, Reserved: 2},
@@ -78,7 +79,10 @@ func fullSample() *sample {
 	}, s.started)
 	s.sockets = newCensus().sockets
 	s.sockets[socketKind{tracer.TCP, tracer.RoleClient}] = 69
-	s.processes = map[processKey]int{{"curl", tracer.TCP}: 69, {other, tracer.UDP}: 3, {`"a\x1bb"`, tracer.TCP}: 1}
+	s.processes = map[processKey]int{
+		{actor{comm: "curl"}, tracer.TCP}: 69, {rest, tracer.UDP}: 3, {actor{comm: `"a\x1bb"`}, tracer.TCP}: 1,
+		{actor{comm: "node", unit: "shop.service"}, tracer.TCP}: 5, {actor{comm: "node", container: "api", pod: "shop/api-6d5f"}, tracer.TCP}: 2,
+	}
 	return s
 }
 

@@ -50,12 +50,19 @@ type socketKind struct {
 	role  tracer.Role
 }
 
+// actor is what a process is known by: its name, and where it runs, as far as that is known; unit only
+// of what is in no container.
+type actor struct{ comm, unit, container, pod string }
+
 type processKey struct {
-	comm  string
+	actor
 	proto tracer.Proto
 }
 
-type listenerKey struct{ netns, comm string }
+type listenerKey struct {
+	netns string
+	actor
+}
 
 type destinationKey struct{ netns, localIP, remote string }
 
@@ -155,12 +162,17 @@ func (r *sampler) read() *sample {
 	r.tracer.Table().Each(c.add)
 	now := time.Now()
 	s.sockets = c.sockets
-	s.processes = r.processes.sum(c.processes, byProcess, func(k processKey) processKey { return processKey{other, k.proto} }, now)
+	s.processes = r.processes.sum(c.byPlace(r.names.Cgroups), byProcess, func(k processKey) processKey { return processKey{rest, k.proto} }, now)
 	ports, err := r.tracer.Ports(false)
 	if r.ok("ports", err) {
 		s.walk = time.Since(now)
 		spaces := ports.Spaces()
-		named := func(id identity.NetNS) string { return r.names.NetNS.Name(id, now) }
+		named := func(id identity.NetNS) string {
+			if name := r.names.NetNS.Name(id, now); !identity.IsRandom(name) {
+				return name
+			}
+			return ""
+		}
 		r.netns.update(spaces, named, c.containers(r.names.Cgroups), now)
 		r.ports(s, spaces, ports.All(), now)
 	}
@@ -171,7 +183,7 @@ func (r *sampler) read() *sample {
 // ports takes what was read of the ephemeral ports.
 func (r *sampler) ports(s *sample, spaces []tracer.PortSpace, all []tracer.Headroom, now time.Time) {
 	s.fill(spaces, all, r.netns.name)
-	s.listening = r.listeners.sum(listening(spaces, r.netns.name), byListener, func(k listenerKey) listenerKey { return listenerKey{k.netns, other} }, now)
+	s.listening = r.listeners.sum(listening(spaces, r.netns.name, r.names.Cgroups), byListener, func(k listenerKey) listenerKey { return listenerKey{k.netns, rest} }, now)
 	nameScopes(all, r.names)
 	s.destinations = destinations(all, &r.destinations, r.netns.name, now)
 }
@@ -281,33 +293,56 @@ func destinations(all []tracer.Headroom, top *top[destination], name func(identi
 }
 
 // listening adds up the ports of the ephemeral ranges that are listened on.
-func listening(spaces []tracer.PortSpace, name func(identity.NetNS) string) map[listenerKey]int {
+func listening(spaces []tracer.PortSpace, name func(identity.NetNS) string, cgroups *identity.Cgroups) map[listenerKey]int {
 	sums := make(map[listenerKey]int)
 	for _, sp := range spaces {
 		for _, u := range sp.Listeners {
-			comm := identity.Safe(u.Comm)
-			if u.PID == 0 {
-				comm = "unknown"
+			by := actor{comm: "unknown"}
+			if u.PID != 0 {
+				by = actorOf(u.Comm, cgroups.Resolve(u.Cgroup))
 			}
-			sums[listenerKey{name(idOf(&sp)), comm}] += u.Ports
+			sums[listenerKey{name(idOf(&sp)), by}] += u.Ports
 		}
 	}
 	return sums
 }
 
 func byListener(a, b listenerKey) int {
-	return cmp.Or(strings.Compare(a.netns, b.netns), strings.Compare(a.comm, b.comm))
+	return cmp.Or(strings.Compare(a.netns, b.netns), a.actor.compare(b.actor))
 }
 
 func byProcess(a, b processKey) int {
-	return cmp.Or(strings.Compare(a.comm, b.comm), cmp.Compare(a.proto, b.proto))
+	return cmp.Or(a.actor.compare(b.actor), cmp.Compare(a.proto, b.proto))
+}
+
+// rest is those that have no series of their own.
+var rest = actor{comm: other}
+
+func (a actor) compare(b actor) int {
+	return cmp.Or(strings.Compare(a.comm, b.comm), strings.Compare(a.unit, b.unit), strings.Compare(a.container, b.container), strings.Compare(a.pod, b.pod))
+}
+
+// actorOf is what a process with a name is known by, in a cgroup.
+func actorOf(comm string, in identity.Cgroup) actor {
+	a := actor{comm: identity.Safe(comm), container: identity.Safe(in.ContainerName()), pod: identity.Safe(in.PodName())}
+	if in.Container == nil {
+		a.unit = identity.Safe(in.Unit)
+	}
+	return a
 }
 
 // census adds up the sockets of the table, while the table is locked: it looks nothing up.
 type census struct {
 	sockets   map[socketKind]int
-	processes map[processKey]int
+	processes map[processIn]int
 	cgroups   map[cgroupIn]bool
+}
+
+// processIn is a name that processes in a cgroup have.
+type processIn struct {
+	comm   string
+	cgroup uint64
+	proto  tracer.Proto
 }
 
 // cgroupIn is a cgroup of which a process has a socket in a network namespace.
@@ -317,7 +352,7 @@ type cgroupIn struct {
 }
 
 func newCensus() *census {
-	c := &census{make(map[socketKind]int), make(map[processKey]int), make(map[cgroupIn]bool)}
+	c := &census{make(map[socketKind]int), make(map[processIn]int), make(map[cgroupIn]bool)}
 	for _, role := range tracer.Roles() {
 		if role != tracer.RoleTimeWait { // nothing tells its end: the table has none
 			c.sockets[socketKind{tracer.TCP, role}] = 0
@@ -338,15 +373,24 @@ func (c *census) add(s *tracer.Socket) {
 	if p.PID == 0 {
 		return
 	}
-	c.processes[processKey{identity.Safe(p.Comm), s.Proto}]++
+	c.processes[processIn{p.Comm, p.Cgroup, s.Proto}]++
 	c.cgroups[cgroupIn{identity.NetNS{Inode: s.NetNS, Cookie: s.NetNSCookie}, p.Cgroup}] = true
 }
 
-// containers returns of each namespace the container in it; of several the first by name.
+// byPlace are the processes by where they run.
+func (c *census) byPlace(cgroups *identity.Cgroups) map[processKey]int {
+	out := make(map[processKey]int)
+	for in, n := range c.processes {
+		out[processKey{actorOf(in.comm, cgroups.Resolve(in.cgroup)), in.proto}] += n
+	}
+	return out
+}
+
+// containers returns of each namespace the pod or container in it; of several the first by name.
 func (c *census) containers(cgroups *identity.Cgroups) map[identity.NetNS]string {
 	out := make(map[identity.NetNS]string)
 	for in := range c.cgroups {
-		if found := cgroups.Resolve(in.cgroup).Container; found != nil {
+		if found := cgroups.Resolve(in.cgroup); found.Container != nil {
 			if label := identity.Safe(found.Label()); out[in.netns] == "" || label < out[in.netns] {
 				out[in.netns] = label
 			}

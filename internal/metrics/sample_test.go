@@ -316,12 +316,12 @@ func TestTopSmallLeaveRoom(t *testing.T) {
 
 // Every process may call itself what it likes.
 func TestSumOfOther(t *testing.T) {
-	counts := map[processKey]int{{other, tracer.TCP}: 1000}
+	counts := map[processKey]int{{rest, tracer.TCP}: 1000}
 	for i := range 30 {
-		counts[processKey{fmt.Sprintf("p%02d", i), tracer.TCP}] = 100 - i
+		counts[processKey{actor{comm: fmt.Sprintf("p%02d", i)}, tracer.TCP}] = 100 - i
 	}
 	var tp top[processKey]
-	got := tp.sum(counts, byProcess, func(k processKey) processKey { return processKey{other, k.proto} }, time.Time{})
+	got := tp.sum(counts, byProcess, func(k processKey) processKey { return processKey{rest, k.proto} }, time.Time{})
 	if len(got) != topK {
 		t.Errorf("%d series, want %d", len(got), topK)
 	}
@@ -346,7 +346,7 @@ func TestCensus(t *testing.T) {
 	} {
 		c.add(&s)
 	}
-	if d := cmp.Diff(map[processKey]int{{"curl", tracer.TCP}: 1, {`"s\xffh"`, tracer.TCP}: 1}, c.processes, cmp.AllowUnexported(processKey{})); d != "" {
+	if d := cmp.Diff(map[processKey]int{{actor{comm: "curl"}, tracer.TCP}: 1, {actor{comm: `"s\xffh"`}, tracer.TCP}: 1}, c.byPlace(nil), cmp.AllowUnexported(processKey{}, actor{})); d != "" {
 		t.Errorf("processes (-want +got):\n%s", d)
 	}
 	if c.sockets[socketKind{tracer.TCP, tracer.RoleClient}] != 2 || c.sockets[socketKind{tracer.UDP, tracer.RoleOrphan}] != 1 || len(c.sockets) != 8 {

@@ -100,7 +100,7 @@ func (n Renderer) HeadroomText(w io.Writer, style Style, rows []Headroom, top in
 	idle := func(ns identity.NetNS) bool { return !slices.ContainsFunc(of[ns], Headroom.inUse) }
 	shown := slices.DeleteFunc(slices.Clone(spaces), func(ns identity.NetNS) bool { return len(spaces) > 1 && !n.NetNS.IsHost(ns) && idle(ns) })
 	for i, ns := range shown {
-		t := spaceText{w: w, style: style, name: n.NetNSName(ns, now), rows: of[ns], top: top}
+		t := spaceText{w: w, style: style, name: n.spaceName(ns, now, whose(of[ns])), rows: of[ns], top: top}
 		if i > 0 {
 			t.printf("\n")
 		}
@@ -114,6 +114,20 @@ func (n Renderer) HeadroomText(w io.Writer, style Style, rows []Headroom, top in
 		return err
 	}
 	return nil
+}
+
+// whose is the place of the first that has ports and is in a pod or container.
+func whose(rows []Headroom) *Place {
+	for i := range rows {
+		for _, users := range [][]PortUser{rows[i].Holders, rows[i].BlockedBy} {
+			for j := range users {
+				if p := &users[j].Place; p.owner() != "" {
+					return p
+				}
+			}
+		}
+	}
+	return &Place{}
 }
 
 func (h Headroom) inUse() bool { return h.Used > 0 || h.Blocked > 0 || h.RemotePort != 0 }

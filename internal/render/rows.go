@@ -22,6 +22,21 @@ func (p *Place) Label() string {
 	return c.Label()
 }
 
+// owner is what a network namespace can be called by: the pod, else the container; "": neither is known.
+func (p *Place) owner() string {
+	c := identity.Cgroup{Container: p.Container, Pod: p.Pod}
+	return c.Label()
+}
+
+// spaceName is NetNSName, but where the namespace has no name, or one at random, it is called by the
+// pod or container whose process has something in it.
+func (n Renderer) spaceName(id identity.NetNS, at time.Time, p *Place) string {
+	if owner := p.owner(); owner != "" && identity.IsRandom(n.NetNS.Name(id, at)) {
+		return identity.Safe(owner)
+	}
+	return n.NetNSName(id, at)
+}
+
 // place is where a process is, by its cgroup.
 func (n Renderer) place(cgroup uint64) Place { return placeOf(n.Cgroups.Resolve(cgroup)) }
 

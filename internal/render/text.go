@@ -137,7 +137,7 @@ func (n Renderer) rowsText(w io.Writer, style Style, count int, row func(int, *r
 			}
 			n.appendCells(g, s, at)
 			some.netns = some.netns || !n.NetNS.IsHost(s.netNS())
-			some.container = some.container || s.Container != nil
+			some.container = some.container || s.owner() != ""
 		}
 	})
 	l := newLayout(len(rowsHead), pidColumn)
@@ -167,10 +167,8 @@ func (n Renderer) appendCells(g *grid, s *Socket, at time.Time) {
 	pid, comm := holderCells(s)
 	g.add(pid)
 	g.add(comm)
-	g.add(n.NetNSName(s.netNS(), at))
-	if s.Container != nil {
-		g.text = append(g.text, identity.Safe(s.Container.Label())...)
-	}
+	g.add(n.spaceName(s.netNS(), at, &s.Place))
+	g.text = append(g.text, identity.Safe(s.owner())...)
 	g.cell()
 }
 
@@ -293,11 +291,17 @@ func (n Renderer) extra(style Style, ev *Event) string {
 	if ev.UntilAbout {
 		words = append(words, "noticed late")
 	}
+	owner := identity.Safe(ev.owner())
 	if id := (identity.NetNS{Inode: ev.NetNS, Cookie: ev.Cookie}); !n.NetNS.IsHost(id) {
-		words = append(words, "netns="+n.NetNSName(id, ev.Time.Time))
+		if name := n.spaceName(id, ev.Time.Time, &ev.Place); name != owner {
+			words = append(words, "netns="+name)
+		}
 	}
-	if ev.Container != nil {
-		words = append(words, "container="+identity.Safe(ev.Container.Label()))
+	switch {
+	case ev.Pod != nil:
+		words = append(words, "pod="+owner)
+	case ev.Container != nil:
+		words = append(words, "container="+owner)
 	}
 	return strings.Join(words, " ")
 }

@@ -256,6 +256,34 @@ func TestNetNSName(t *testing.T) {
 	}
 }
 
+// A namespace whose name is none, or made up by a program, is called by its pod or container.
+func TestSpaceName(t *testing.T) {
+	n := testNames()
+	made := "cni-7d1f9a2e-0c1d-4e2f-8a3b-5c6d7e8f9a0b"
+	n.NetNS = identity.FixedNetNSNames(hostNS, map[identity.NetNS]string{{Inode: 7}: "blue", {Inode: 8}: made, {Inode: 10}: "netns-web"})
+	web := Place{Container: &identity.Container{ID: "0123456789abcdef", Name: "web"}}
+	api := Place{Container: web.Container, Pod: &identity.Pod{Namespace: "shop", Name: "api\n"}}
+	for _, test := range []struct {
+		inode uint32
+		place Place
+		want  string
+	}{
+		{hostNS, web, "host"}, {7, web, "blue"}, {8, web, "web"}, {8, api, `"shop/api\n"`}, {8, Place{Unit: "x.service"}, made},
+		{9, web, "web"}, {9, Place{}, "9"}, {10, web, "netns-web"},
+	} {
+		if got := n.spaceName(identity.NetNS{Inode: test.inode}, time.Now(), &test.place); got != test.want {
+			t.Errorf("namespace %d is %s, want %s", test.inode, got, test.want)
+		}
+	}
+	ev := ordinaryEvent()
+	ev.NetNS = 9
+	row := n.Event(&ev)
+	row.Place = api
+	if line := n.EventLine(Style{}, &row); !strings.HasSuffix(line, ` pod="shop/api\n"`) || strings.Contains(line, "netns=") {
+		t.Errorf("line %q", line)
+	}
+}
+
 // ordinaryEvent is an IPv4 connection of a process with the longest name.
 func ordinaryEvent() tracer.Event {
 	return tracer.Event{
