@@ -3,6 +3,7 @@
 package identity
 
 import (
+	"net/netip"
 	"regexp"
 	"strconv"
 	"time"
@@ -15,12 +16,17 @@ type Names struct {
 	Services Services
 	Cgroups  *Cgroups
 	NetNS    *NetNSNames
+	// Processes looks processes up; nil: only their names are known.
+	Processes *Processes
 	// Device names network devices, "" where it does not know; nil: it never does. It may be
 	// called by several goroutines at once.
 	Device func(tracer.DeviceID) string
 	// Range is the ephemeral range of a network namespace other than the one that the answer is
 	// given from; nil: it is that, or not known.
 	Range func(tracer.NetNS) *tracer.Range
+	// Behind finds who has an address and port that is reached from a namespace, in another one:
+	// in netns, if that is not 0; see Behind. nil: it is not looked for.
+	Behind func(proto tracer.Proto, to netip.AddrPort, from NetNS, netns uint32) []tracer.Socket
 }
 
 // Load reads them from this machine. What cannot be read has no name; whether

@@ -28,6 +28,7 @@ const natWithin = time.Second
 // NATTarget is where the NAT rules of a network namespace send what is meant for a port
 // of an address that the namespace has.
 type NATTarget struct {
+	Proto    tracer.Proto
 	Addr     netip.Addr // zero: an address of the namespace itself (redirect)
 	AddrLast netip.Addr // valid: any from Addr to this
 	Port     uint16     //
@@ -44,37 +45,41 @@ type NATTarget struct {
 }
 
 // NAT returns where the NAT rules of a network namespace send a new connection to one of
-// its ports, in the order of the rules. space is an open file of the namespace; nil: that of
-// the calling thread. Reading them takes CAP_NET_ADMIN (and CAP_SYS_ADMIN to enter another
-// namespace), some 100 µs where there are no rules, and a second at most. An error wraps
-// ErrNATUnread; what was found until then comes with it. IPVS, and whatever BPF
-// programs do to packets, are not looked at.
-func NAT(ctx context.Context, space *os.File, proto tracer.Proto, port uint16) ([]NATTarget, error) {
+// its ports, in the order of the rules. inode 0: the namespace of the calling thread. Reading them
+// takes CAP_NET_ADMIN (and CAP_SYS_ADMIN to enter another namespace), some 100 µs where there
+// are no rules, and a second at most. An error wraps ErrNATUnread; what was found until then
+// comes with it. IPVS, and what BPF programs do to packets, are not looked at.
+func NAT(ctx context.Context, inode uint32, port uint16, protos ...tracer.Proto) ([]NATTarget, error) {
 	ctx, cancel := context.WithTimeout(ctx, natWithin)
 	defer cancel()
-	if space == nil {
+	own, err := NetNSOfThread()
+	if err != nil || inode == 0 || inode == own {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
-		return natHere(ctx, proto, port)
+		return natHere(ctx, port, protos)
 	}
+	space, err := openNetNS(inode)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNATUnread, err)
+	}
+	defer space.Close()
 	var targets []NATTarget
-	var err error
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		runtime.LockOSThread() // for good: the thread, which is elsewhere then, ends with the goroutine
 		if err = unix.Setns(int(space.Fd()), unix.CLONE_NEWNET); err != nil {
-			err = fmt.Errorf("%w: enter network namespace: %w", ErrNATUnread, err)
+			err = fmt.Errorf("%w: enter network namespace %d: %w", ErrNATUnread, inode, err)
 			return
 		}
-		targets, err = natHere(ctx, proto, port)
+		targets, err = natHere(ctx, port, protos)
 	}()
 	<-done
 	return targets, err
 }
 
 // natHere is NAT of the calling thread's namespace.
-func natHere(ctx context.Context, proto tracer.Proto, port uint16) (targets []NATTarget, err error) {
+func natHere(ctx context.Context, port uint16, protos []tracer.Proto) (targets []NATTarget, err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("%w: %w", ErrNATUnread, err)
@@ -99,8 +104,11 @@ func natHere(ctx context.Context, proto tracer.Proto, port uint16) (targets []NA
 		return nil, err
 	}
 	slices.SortStableFunc(bases, func(a, b baseChain) int { return int(a.priority) - int(b.priority) })
-	found, walkErr := natOf(ctx, bases, addrs, proto, port)
-	return found, errors.Join(err, walkErr)
+	for _, proto := range protos {
+		found, walkErr := natOf(ctx, bases, addrs, proto, port)
+		targets, err = append(targets, found...), errors.Join(err, walkErr)
+	}
+	return targets, err
 }
 
 // maxLocal is how many addresses of a namespace are tried: some have thousands, all alike.
@@ -385,7 +393,7 @@ func (w *natWalk) targets() []NATTarget {
 	var out []NATTarget
 	for _, f := range w.found {
 		to := f.to
-		to.When = f.why.words()
+		to.Proto, to.When = tracer.Proto(f.at[0].proto), f.why.words()
 		reached := 0
 		for _, p := range f.at {
 			if p.hook == hookPrerouting {

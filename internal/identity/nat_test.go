@@ -66,7 +66,7 @@ func natLine(to NATTarget) string {
 
 func natLines(t *testing.T, proto tracer.Proto, port uint16) []string {
 	t.Helper()
-	targets, err := NAT(context.Background(), nil, proto, port)
+	targets, err := NAT(context.Background(), 0, port, proto)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -295,24 +295,23 @@ func TestNATLeavesNoTrace(t *testing.T) {
 
 // Of another namespace than the caller's.
 func TestNATElsewhere(t *testing.T) {
-	made, done := make(chan *os.File), make(chan struct{})
+	made, done := make(chan uint32), make(chan struct{})
 	go func() {
 		defer close(made)
 		natPlace(t, "nft add table ip t; nft 'add chain ip t pre { type nat hook prerouting priority dstnat; }'; nft add rule ip t pre tcp dport 80 dnat to 10.0.0.1")
-		f, err := os.Open("/proc/thread-self/ns/net")
+		inode, err := NetNSOfThread()
 		if err != nil {
 			t.Error(err)
 		}
-		made <- f
+		made <- inode
 		<-done
 	}()
-	f := <-made
+	inode := <-made
 	defer close(done)
-	if f == nil {
+	if inode == 0 {
 		t.FailNow()
 	}
-	defer f.Close()
-	targets, err := NAT(context.Background(), f, tracer.TCP, 80)
+	targets, err := NAT(context.Background(), inode, 80, tracer.TCP)
 	if err != nil || len(targets) != 1 || natLine(targets[0]) != "10.0.0.1 80 nftables pre outside-only" {
 		t.Errorf("got %v, %v", targets, err)
 	}
@@ -330,7 +329,7 @@ func TestNATNotPermitted(t *testing.T) {
 			if err := unix.Capset(&hdr, &none[0]); err != nil {
 				return err
 			}
-			_, err := NAT(context.Background(), nil, tracer.TCP, 80)
+			_, err := NAT(context.Background(), 0, 80, tracer.TCP)
 			return err
 		}()
 	}()

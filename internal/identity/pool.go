@@ -5,6 +5,8 @@ import (
 	"os"
 	"strconv"
 	"strings"
+
+	"github.com/porthole-dev/porthole/tracer"
 )
 
 // Pool is the range the kernel picks ports from, both ends included, and the
@@ -12,15 +14,32 @@ import (
 type Pool struct {
 	Low, High uint16
 	reserved  []portRange
+	of        *tracer.Range // has them instead
 }
 
+// PoolOf is the pool of a network namespace that a tracer has read.
+func PoolOf(r *tracer.Range) *Pool { return &Pool{Low: r.Low, High: r.High, of: r} }
+
 type portRange struct{ low, high uint16 }
+
+// PoolIn is the pool of one of these network namespaces. The error wraps ErrNoNetNS: it went away.
+func PoolIn(ranges map[tracer.NetNS]*tracer.Range, place NetNS) (*Pool, error) {
+	for id, r := range ranges {
+		if place.Is(NetNS(id)) {
+			return PoolOf(r), nil
+		}
+	}
+	return nil, fmt.Errorf("%w: inode number %d", ErrNoNetNS, place.Inode)
+}
 
 // Has tells whether a port is in the range.
 func (p *Pool) Has(port uint16) bool { return port >= p.Low && port <= p.High }
 
 // Reserved tells whether the kernel never picks a port.
 func (p *Pool) Reserved(port uint16) bool {
+	if p.of != nil {
+		return p.of.Reserved(port)
+	}
 	for _, r := range p.reserved {
 		if port >= r.low && port <= r.high {
 			return true

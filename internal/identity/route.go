@@ -66,6 +66,22 @@ func routes(inode uint32) (*netlink.Handle, error) {
 	if inode == own {
 		return netlink.NewHandle(unix.NETLINK_ROUTE)
 	}
+	f, err := openNetNS(inode)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	h, err := netlink.NewHandleAt(netns.NsHandle(f.Fd()), unix.NETLINK_ROUTE)
+	if errors.Is(err, unix.EPERM) {
+		return nil, fmt.Errorf("enter network namespace %d: %w: that takes CAP_SYS_ADMIN", inode, ErrNotPermitted)
+	} else if err != nil {
+		return nil, fmt.Errorf("enter network namespace %d: %w", inode, err)
+	}
+	return h, nil
+}
+
+// openNetNS opens a file that refers to a namespace.
+func openNetNS(inode uint32) (*os.File, error) {
 	path, err := findNetNS(inode)
 	if err != nil {
 		return nil, err
@@ -76,19 +92,17 @@ func routes(inode uint32) (*netlink.Handle, error) {
 	} else if err != nil {
 		return nil, fmt.Errorf("open network namespace %d: %w", inode, err)
 	}
-	defer f.Close()
-	if info, err := f.Stat(); err != nil {
+	info, err := f.Stat()
+	if err == nil {
+		if st, ok := info.Sys().(*syscall.Stat_t); !ok || st.Ino != uint64(inode) { // it became another's
+			err = ErrNoNetNS
+		}
+	}
+	if err != nil {
+		f.Close()
 		return nil, fmt.Errorf("open network namespace %d: %w", inode, err)
-	} else if st, ok := info.Sys().(*syscall.Stat_t); !ok || st.Ino != uint64(inode) { // it became another's
-		return nil, fmt.Errorf("%w: inode number %d", ErrNoNetNS, inode)
 	}
-	h, err := netlink.NewHandleAt(netns.NsHandle(f.Fd()), unix.NETLINK_ROUTE)
-	if errors.Is(err, unix.EPERM) {
-		return nil, fmt.Errorf("enter network namespace %d: %w: that takes CAP_SYS_ADMIN", inode, ErrNotPermitted)
-	} else if err != nil {
-		return nil, fmt.Errorf("enter network namespace %d: %w", inode, err)
-	}
-	return h, nil
+	return f, nil
 }
 
 // findNetNS returns a file that refers to a namespace: by name, or of a process, or last of
