@@ -239,6 +239,8 @@ struct sock {
 	__u16 sk_type;
 	__u16 sk_protocol;
 	kuid_t sk_uid;
+	__u32 sk_ack_backlog;
+	__u32 sk_max_ack_backlog;
 	struct socket *sk_socket;
 };
 

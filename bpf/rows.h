@@ -22,17 +22,23 @@ enum row_flag {
 	ROW_NO_FILE = 1 << 10,	/* WALK_SOCK: its struct socket has no file: the kernel made it for itself */
 };
 
+/* The accept queue of a TCP listener. It is full once waiting is greater than max. */
+struct backlog {
+	__u32 waiting; /* connections that no accept() has taken */
+	__u32 max;     /* of listen(), and net.core.somaxconn */
+};
+
 /* One kernel socket that holds a port, as the walk found it. */
 struct row {
-	__u64 time_ns; /* when this row was read, if asked */
-	__u64 sock;    /* address of the struct sock (or timewait, request sock) */
-	__u64 socket;  /* address of its struct socket; with inode what a descriptor refers to */
-	__u64 inode;   /* inode number of that, as in /proc/PID/fd: given anew to each socket */
-	struct flow flow;
-	__u32 uid;   /* owner of the socket, 0 for timewait and request socks */
-	__u8 proto;  /* IPPROTO_TCP or IPPROTO_UDP */
-	__u8 state;  /* enum tcp_state; of a timewait sock its substate */
-	__u16 flags; /* enum row_flag */
+	__u64 time_ns;	  /* when this row was read, if asked */
+	__u64 sock;	  /* address of the struct sock (or timewait, request sock) */
+	__u64 socket;	  /* address of its struct socket; with inode what a descriptor refers to */
+	__u64 inode;	  /* inode number of that, as in /proc/PID/fd: given anew to each socket */
+	struct flow flow; /* of a TCP listener in ph_walk, remote_ip begins with a struct backlog */
+	__u32 uid;	  /* owner of the socket, 0 for timewait and request socks */
+	__u8 proto;	  /* IPPROTO_TCP or IPPROTO_UDP */
+	__u8 state;	  /* enum tcp_state; of a timewait sock its substate */
+	__u16 flags;	  /* enum row_flag */
 };
 
 #define PORT_WORDS 1024 /* 65536 bits */

@@ -381,6 +381,17 @@ static __always_inline void row_port_sock(const struct walk *w, struct row *row,
 		row_socket(row, socket);
 }
 
+/* What of a row of ph_walk is of a listener's queues. It has no remote end. */
+static __always_inline void row_listener(struct row *row, const struct sock *sk)
+{
+	struct backlog *backlog = (void *)row->flow.remote_ip;
+
+	if (READ((const struct inet_connection_sock *)sk, icsk_accept_queue.qlen.counter))
+		row->flags |= ROW_BACKLOG;
+	backlog->waiting = READ(sk, sk_ack_backlog);
+	backlog->max = READ(sk, sk_max_ack_backlog);
+}
+
 /* The rest of a row of ph_walk. */
 static __always_inline void row_full_sock(struct walk *w, struct row *row, const struct sock *sk)
 {
@@ -398,9 +409,8 @@ static __always_inline void row_full_sock(struct walk *w, struct row *row, const
 			else
 				w->plain_prot = prot;
 		}
-		if (row->state == TCP_LISTEN &&
-		    READ((const struct inet_connection_sock *)sk, icsk_accept_queue.qlen.counter))
-			row->flags |= ROW_BACKLOG;
+		if (row->state == TCP_LISTEN)
+			row_listener(row, sk);
 	}
 	socket = READ(sk, sk_socket);
 	if (socket) {

@@ -2,6 +2,7 @@ package tracer
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"syscall"
@@ -173,6 +174,7 @@ func socketOf(raw *bpfRow) Socket {
 		Origin:    OriginSnapshot,
 		id:        raw.Sock,
 		Inode:     raw.Inode,
+		Backlog:   backlogOf(raw),
 		attached:  has(raw, bpfRowFlagROW_SOCKET),
 		stamp:     raw.TimeNs,
 
@@ -203,6 +205,15 @@ func roleOf(raw *bpfRow) Role {
 		return RoleClient
 	}
 	return RoleServer
+}
+
+// backlogOf reads the queue of a TCP listener: a struct backlog of bpf/rows.h.
+func backlogOf(raw *bpfRow) Backlog {
+	if Proto(raw.Proto) != TCP || stateOf(raw) != StateListen {
+		return Backlog{}
+	}
+	ip := &raw.Flow.RemoteIp
+	return Backlog{Waiting: binary.NativeEndian.Uint32(ip[:]), Max: binary.NativeEndian.Uint32(ip[4:]), Known: true}
 }
 
 // remoteOf is the remote end; not valid of a socket that has none by its state.

@@ -1,6 +1,7 @@
 package tracer
 
 import (
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -180,8 +181,9 @@ func TestDecodeSocket(t *testing.T) {
 		TimeNs: bootAt(5), Sock: sockB, Uid: 33, Proto: uint8(TCP), State: uint8(StateListen),
 		Flow: bpfFlow{LocalIp: netip.IPv6Unspecified().As16(), LocalPort: 80, Netns: testNS},
 	}
+	copy(raw.Flow.RemoteIp[:], binary.NativeEndian.AppendUint32(binary.NativeEndian.AppendUint32(nil, 4), 3)) // struct backlog
 	want := Socket{
-		Proto: TCP, State: StateListen, Role: RoleListener, Local: netip.MustParseAddrPort("[::]:80"),
+		Proto: TCP, State: StateListen, Role: RoleListener, Backlog: Backlog{Waiting: 4, Max: 3, Known: true}, Local: netip.MustParseAddrPort("[::]:80"),
 		NetNS: testNS, UID: 33, Origin: OriginSnapshot, id: sockB, stamp: bootAt(5),
 	}
 	equal(t, "plain", want, socketOf(&raw))

@@ -200,6 +200,13 @@ type Holder struct {
 	Ring bool
 }
 
+// Backlog is the queue of connections that a TCP listener has not accepted yet.
+type Backlog struct {
+	Waiting uint32 // it is full once there are more than Max
+	Max     uint32 // what listen() asked for, at most net.core.somaxconn
+	Known   bool   // it was read
+}
+
 // Socket is a kernel socket that has a port.
 type Socket struct {
 	Proto  Proto
@@ -217,6 +224,7 @@ type Socket struct {
 	V6Only      bool     // IPV6_V6ONLY, which bind() to one IPv6 address sets too
 	ReuseAddr   bool     // SO_REUSEADDR
 	ReusePort   bool     // SO_REUSEPORT
+	Backlog     Backlog  // of a listener, at the last snapshot
 	Owner       Process  // who bound, connected or accepted it, where observed
 	Holders     []Holder // every descriptor that refers to it, at the last snapshot; see HoldersMore
 	// HoldersMore is how many more descriptors refer to it. Not 0 only where there are very
