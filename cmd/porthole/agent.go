@@ -44,6 +44,7 @@ func newAgent(e *env) *cobra.Command {
 	flags.StringSliceVar(&o.config.Listen, "web.listen-address", []string{agent.DefaultListen}, "address of /metrics; empty: on the unix socket alone")
 	flags.StringVar(&o.config.WebConfig, "web.config.file", "", "file with TLS and basic auth of /metrics, as exporters of Prometheus have it")
 	flags.IntVar(&o.config.History, "history", agent.DefaultHistory, fmt.Sprintf("how many closed sockets to remember, %d at most: 100 bytes each", agent.MaxHistory))
+	addNoArgs(cmd, &o.config.NoArgs)
 	flags.BoolVar(&o.tail, "tail", false, "also print events, as porthole tail does")
 	o.hooks.add(cmd)
 	return cmd

@@ -33,7 +33,7 @@ func TestKernelAgentHistory(t *testing.T) {
 		t.Errorf("history: %+v", row)
 	}
 	out, errs, code := command(t, "who", fmt.Sprint(port), "--agent", "--socket", socket)
-	want := fmt.Sprintf("\nheld before by sockets of\n  %s (pid %d, user root), tcp 127.0.0.1", row.Comm, row.PID)
+	want := fmt.Sprintf("\npreviously:\n  %s (pid %d, user root) on 127.0.0.1 (tcp)", row.Comm, row.PID)
 	if code != exitNo || errs != "" || !strings.Contains(out, want) {
 		t.Errorf("who: exit code %d, stderr %q, %q, want %q in it", code, errs, out, want)
 	}

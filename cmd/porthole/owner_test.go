@@ -10,7 +10,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -139,14 +138,14 @@ func (c *testament) ends() {
 }
 
 // who demands what the answer about the port says of its owner and in words.
-func (c *testament) who(when, status, want string, args ...string) {
+func (c *testament) who(when, status string, want []string, args ...string) {
 	c.Helper()
 	args = append([]string{"who", fmt.Sprintf("%d/tcp", c.port)}, args...)
 	text, errs, code := command(c.T, args...)
-	text = regexp.MustCompile(` in network namespace \d+`).ReplaceAllString(text, "")
-	text = regexp.MustCompile(` since [0-9: -]{19}`).ReplaceAllString(text, " since T")
-	if !strings.HasPrefix(text, want) || code != exitDone || errs != "" {
-		c.Errorf("%s: who says %q, want %q; exit code %d, stderr %q", when, text, want, code, errs)
+	for _, w := range want {
+		if !strings.Contains(text, w) || code != exitDone || errs != "" {
+			c.Errorf("%s: who says %q, want %q in it; exit code %d, stderr %q", when, text, w, code, errs)
+		}
 	}
 	text, _, _ = command(c.T, append(args, "--json")...)
 	var answer render.Port
@@ -180,16 +179,15 @@ func TestKernelAgentOwner(t *testing.T) {
 	}
 	until("the listen", func(p render.Port) bool { return len(p.Sockets) == 1 && p.Sockets[0].Owner != nil })
 	creator := fmt.Sprintf("creator (pid %d", c.creator.Process.Pid)
-	heir := fmt.Sprintf("heir (pid %d, user root)\n", c.heir)
-	head := fmt.Sprintf("%d/tcp, listening on 127.0.0.1 since T:\n  created by ", c.port)
+	heir := fmt.Sprintf("%d/tcp  heir (pid %d, user root) listens on 127.0.0.1:%d,\n", c.port, c.heir, c.port)
 	agent := []string{"--agent", "--socket", socket}
 
-	c.who("both hold it", "holder", fmt.Sprintf("%d/tcp is held by 2 processes, listening on 127.0.0.1 since T:\n", c.port), agent...)
+	c.who("both hold it", "holder", []string{fmt.Sprintf("%d/tcp  2 processes listen on 127.0.0.1:%d,\n", c.port, c.port), " since "}, agent...)
 	c.closes()
-	c.who("the creator has closed it", "alive", head+creator+"), which does not hold it,\n  now held by "+heir, agent...)
+	c.who("the creator has closed it", "alive", []string{heir, "\n  created by " + creator + "), which does not hold it\n"}, agent...)
 	c.ends()
-	c.who("the creator is gone", "gone", head+creator+", gone),\n  now held by "+heir, agent...)
-	c.who("nobody saw the creator", "", fmt.Sprintf("%d/tcp is held by heir (pid %d, user root), listening on 127.0.0.1\n", c.port, c.heir))
+	c.who("the creator is gone", "gone", []string{heir, "\n  created by " + creator + ", gone)\n"}, agent...)
+	c.who("nobody saw the creator", "", []string{heir})
 	text, _, _ := command(t, append([]string{"ls", "--json", "--lport", fmt.Sprint(c.port)}, agent...)...)
 	if !strings.Contains(text, `"owner":{`) || strings.Contains(text, `"status"`) {
 		t.Errorf("ls tells of the owner: %s", text)
@@ -197,7 +195,7 @@ func TestKernelAgentOwner(t *testing.T) {
 	c.endHeir.Close()
 	until("the close", func(p render.Port) bool { return len(p.Sockets) == 0 && len(p.History) == 1 })
 	text, _, code := command(t, append([]string{"who", fmt.Sprint(c.port)}, agent...)...)
-	if want := "\nheld before by sockets of\n  " + creator + ", user root), tcp 127.0.0.1"; code != exitNo || !strings.Contains(text, want) {
+	if want := "\npreviously:\n  " + creator + ", user root) on 127.0.0.1 (tcp)"; code != exitNo || !strings.Contains(text, want) {
 		t.Errorf("who of the past: exit code %d, %q, want %q in it", code, text, want)
 	}
 }

@@ -12,15 +12,16 @@ import (
 )
 
 func newWho(e *env) *cobra.Command {
-	var jsonRow bool
+	var jsonRow, hideArgs bool
 	var o agentOptions
 	cmd := &cobra.Command{
 		Use:   "who PORT[/tcp|/udp]",
 		Short: "Say who has a port",
 		Long: "Say who has a local port, in every network namespace: listeners first, clients\n" +
-			"apart; and, where an agent is asked, who had it before. Exits with 1 when nobody\n" +
-			"has it.",
-		Example: "  porthole who 8080\n  porthole who 53/udp --json",
+			"apart; what runs it and how to stop that; where NAT leads it; and, where an agent\n" +
+			"is asked, who had it before. Exits with 1 when nobody has it, or has it where\n" +
+			"--netns, --container and --pod say.",
+		Example: "  porthole who 8080\n  porthole who 53/udp --json\n  porthole who 8080 --netns host",
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) != 1 {
 				return usagef("want one port, as 8080 or 53/udp; see %s --help", cmd.CommandPath())
@@ -32,10 +33,20 @@ func newWho(e *env) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			values, err := filterValues(cmd, query.OfPort)
+			if err != nil {
+				return err
+			}
+			if err := q.Narrow(values); err != nil {
+				return err
+			}
+			q.NoArgs = hideArgs
 			return who(cmd.Context(), e, &o, q, jsonRow)
 		},
 	}
 	cmd.Flags().BoolVar(&jsonRow, "json", false, "one JSON object")
+	addNoArgs(cmd, &hideArgs)
+	addFilters(cmd, query.OfPort)
 	o.add(cmd)
 	return cmd
 }
@@ -54,6 +65,7 @@ func who(ctx context.Context, e *env, o *agentOptions, q query.Port, asJSON bool
 	}
 	defer answer.Close()
 	tellUnfinished(e, answer.Unfinished())
+	tellNote(e, answer.Note())
 	tellView(e, src.PartialView())
 	out := bufio.NewWriterSize(e.stdout, 1<<16)
 	if asJSON {
@@ -68,4 +80,9 @@ func who(ctx context.Context, e *env, o *agentOptions, q query.Port, asJSON bool
 		return errNo
 	}
 	return nil
+}
+
+// addNoArgs declares --no-args.
+func addNoArgs(cmd *cobra.Command, hide *bool) {
+	cmd.Flags().BoolVar(hide, "no-args", false, "leave out command lines, which can hold secrets")
 }

@@ -37,8 +37,8 @@ func TestKernelWhoElsewhere(t *testing.T) {
 		var code int
 		elsewhere(t, func() { out, errs, code = command(t, append([]string{"who", "18081"}, from...)...) })
 		for _, want := range []string{
-			"18081/tcp has no listener; it is held by 1 accepted connection\n",
-			fmt.Sprintf("  accepted connections without a listener are held by %s (pid %d, user root)\n", comm(t), os.Getpid()),
+			"18081/tcp  nothing listens, but there is 1 accepted connection\n",
+			fmt.Sprintf("  accepted connections without a listener: %s (pid %d, user root)\n", comm(t), os.Getpid()),
 			"  inside the ephemeral range 18080-18081 of network namespace ",
 		} {
 			if !strings.Contains(out, want) || code != exitDone {

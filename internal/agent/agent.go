@@ -45,6 +45,7 @@ type Config struct {
 	History        int      // how many tenancies that ended to keep
 	Tier           tracer.Tier
 	NoSyscallHooks bool
+	NoArgs         bool // no command lines are read or told
 	Confine        bool // give up the privileges of the process that are of no use once ready, and set its memory limit
 	Version        string
 	Log            *slog.Logger // warnings and errors; of level info others say that they listen
@@ -94,6 +95,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	a := &agent{cfg: cfg, since: time.Now()}
 	a.names = identity.Load(func() ([]tracer.NetNS, error) { return a.tracer.NetNamespaces() })
 	defer a.names.Cgroups.Close()
+	a.names.Processes = identity.NewProcesses(!cfg.NoArgs)
 	if a.report, err = doctor.Machine(); err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ package api
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -39,7 +40,9 @@ const UnfinishedHeader = "Porthole-Unfinished"
 const NoteHeader = "Porthole-Note"
 
 // note tells who asks what his filters can match nothing of.
-func (a *Server) note(h http.Header, p *query.Places) {
+func (a *Server) note(h http.Header, p interface {
+	Note(*identity.Cgroups) string
+}) {
 	if note := p.Note(a.cfg.Names.Cgroups); note != "" {
 		h.Set(NoteHeader, url.QueryEscape(note))
 	}
@@ -259,15 +262,17 @@ func (a *Server) port(t *turn, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	pool, err := identity.ReadPool()
-	if err != nil {
+	if err := q.Locate(a.cfg.Names.NetNS); err != nil {
 		return err
 	}
 	rows, err := a.rows(t, q.Number, q.Limit)
 	if err != nil {
 		return err
 	}
-	names := a.portNames(pool)
+	at, names, err := a.portPlace(r.Context(), &q)
+	if err != nil {
+		return err
+	}
 	owners := tracer.NewOwnerLookup()
 	all := render.SocketsOfRows(rows, func(s *tracer.Socket) bool {
 		owners.Set(s)
@@ -279,7 +284,8 @@ func (a *Server) port(t *turn, r *http.Request) error {
 		out = &few
 	}
 	t.Header().Set("Content-Type", oneObject)
-	if err := render.New(names).PortJSON(out, q, pool, all, a.cfg.Tracer.History().Latest(q.Number)); err != nil {
+	a.note(t.Header(), &q)
+	if err := render.New(names).PortJSON(out, q, at, all, a.cfg.Tracer.History().Latest(q.Number)); err != nil {
 		return sentError{err}
 	}
 	t.resize(max(few.Len(), leastAnswer))
@@ -289,9 +295,13 @@ func (a *Server) port(t *turn, r *http.Request) error {
 	return nil
 }
 
-// portNames are names that know the ephemeral ranges that are not this machine's, read when
-// the first is asked for.
-func (a *Server) portNames(pool *identity.Pool) *identity.Names {
+// portPlace is what is known of the port in the namespace that is asked about, or the agent's
+// own, and names that know the ephemeral ranges of the others, read when the first is asked for.
+func (a *Server) portPlace(ctx context.Context, q *query.Port) (*render.PortPlace, *identity.Names, error) {
+	own, err := identity.NetNSOfThread()
+	if err != nil {
+		return nil, nil, err
+	}
 	ranges := sync.OnceValue(func() map[tracer.NetNS]*tracer.Range {
 		all, err := a.cfg.Tracer.Ranges()
 		if err != nil {
@@ -299,9 +309,26 @@ func (a *Server) portNames(pool *identity.Pool) *identity.Names {
 		}
 		return all
 	})
+	at := &render.PortPlace{NetNS: identity.NetNS{Inode: own}}
+	if wanted, ok := q.Place(); ok {
+		at.NetNS = wanted
+	}
+	if at.NetNS.Inode == own {
+		at.Pool, err = identity.ReadPool()
+	} else {
+		at.Pool, err = identity.PoolIn(ranges(), at.NetNS)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	at.NAT, at.NATUnread = identity.NAT(ctx, at.NetNS.Inode, q.Number, q.Protos...)
 	names := *a.cfg.Names
-	names.Range = func(ns tracer.NetNS) *tracer.Range { return render.OtherRange(ranges()[ns], pool) }
-	return &names
+	names.Range = func(ns tracer.NetNS) *tracer.Range { return render.OtherRange(ranges()[ns], at.Pool) }
+	names.Behind = identity.BehindRows(a.cfg.Tracer.Rows)
+	if q.NoArgs && names.Processes != nil {
+		names.Processes = identity.NewProcesses(false)
+	}
+	return at, &names, nil
 }
 
 // history answers with the tenancies that ended, the latest first.

@@ -20,6 +20,7 @@ const (
 	OfSockets Kind = 1 << iota
 	OfEvents
 	OfHeadroom
+	OfPort
 )
 
 // Param is one filter. Its values are those of ParseFilter; a Bool has "true" or none.
@@ -42,10 +43,10 @@ func Params(kind Kind) []Param {
 		{Name: "pid", Usage: "process id", kind: all},
 		{Name: "comm", Usage: "process name", kind: all},
 		{Name: "uid", Usage: "user id", kind: both},
-		{Name: "netns", Usage: "network namespace: host, a name of /run/netns, or an inode number", kind: all},
-		{Name: "unit", Usage: "systemd unit, as shop.service or shop*", kind: all},
-		{Name: "container", Usage: "container name, as web or web*, or the start of its id", kind: all},
-		{Name: "pod", Usage: "pod, as shop/api-* or api-*", kind: all},
+		{Name: "netns", Usage: "network namespace: host, a name of /run/netns, or an inode number", kind: all | OfPort},
+		{Name: "unit", Usage: "systemd unit, as shop.service or shop*", kind: all | OfPort},
+		{Name: "container", Usage: "container name, as web or web*, or the start of its id", kind: all | OfPort},
+		{Name: "pod", Usage: "pod, as shop/api-* or api-*", kind: all | OfPort},
 		{Name: "role", Usage: "role: " + strings.Join(roles, ", "), Accepts: roles, kind: OfSockets},
 		{Name: "state", Usage: "state, by its name in ss(8)", Accepts: names(tracer.States()), kind: OfSockets},
 		{Name: "event", Usage: "event: " + strings.Join(events, ", "), Accepts: events, kind: OfEvents},

@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/porthole-dev/porthole/tracer"
 )
@@ -19,7 +20,7 @@ func TestParsePortWord(t *testing.T) {
 		"8080/Tcp": {Number: 8080, Protos: []tracer.Proto{tracer.TCP}, Limit: Unlimited},
 	} {
 		got, err := ParsePortWord(in)
-		if d := cmp.Diff(want, got); err != nil || d != "" {
+		if d := cmp.Diff(want, got, cmpopts.IgnoreUnexported(Port{})); err != nil || d != "" {
 			t.Errorf("%q: %v (-want +got):\n%s", in, err, d)
 		}
 	}

@@ -170,6 +170,12 @@ func (e *Encoder) AppendSocket(b []byte, s *Socket) []byte {
 	o.optTrue(`,"v6_only":`, s.V6Only)
 	o.optTrue(`,"reuse_addr":`, s.ReuseAddr)
 	o.optTrue(`,"reuse_port":`, s.ReusePort)
+	if s.Backlog != nil {
+		o.uint(`,"backlog":`, uint64(*s.Backlog))
+	}
+	if s.BacklogMax != nil {
+		o.uint(`,"backlog_max":`, uint64(*s.BacklogMax))
+	}
 	o.key(`,"holders":[`)
 	for i := range s.Holders {
 		h := &s.Holders[i]
@@ -185,6 +191,9 @@ func (e *Encoder) AppendSocket(b []byte, s *Socket) []byte {
 		o.optTrue(`,"io_uring":`, h.IOUring)
 		if h.UID != nil {
 			o.uint(`,"uid":`, uint64(*h.UID))
+		}
+		if h.Process != nil {
+			e.process(&o, h.Process)
 		}
 		e.place.put(&o, h.Place, (*object).place)
 		o.b = append(o.b, '}')
@@ -205,7 +214,27 @@ func (e *Encoder) AppendSocket(b []byte, s *Socket) []byte {
 	e.place.put(&o, s.Place, (*object).place)
 	o.optUint(`,"range_low":`, uint64(s.RangeLow))
 	o.optUint(`,"range_high":`, uint64(s.RangeHigh))
+	if len(s.ForwardsTo) > 0 {
+		o.other(`,"forwards_to":`, s.ForwardsTo)
+	}
 	return append(o.b, '}')
+}
+
+// process writes what is known of a process.
+func (e *Encoder) process(o *object, p *Process) {
+	o.optStr(`,"exe":`, p.Exe)
+	if len(p.Args) > 0 {
+		o.other(`,"args":`, p.Args)
+	}
+	o.optTrue(`,"args_cut":`, p.ArgsCut)
+	o.optTrue(`,"args_unread":`, p.ArgsUnread)
+	if !p.Started.IsZero() {
+		e.stamp(o, `,"started":`, p.Started)
+	}
+	o.optUint(`,"ppid":`, uint64(p.PPID))
+	if len(p.Parents) > 0 {
+		o.other(`,"parents":`, p.Parents)
+	}
 }
 
 // AppendEvent appends an event as one JSON object.

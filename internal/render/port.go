@@ -21,6 +21,11 @@ type Port struct {
 	History     []Tenancy `json:"history"`
 	More        []More    `json:"more,omitempty"`         // sockets that are not among Sockets
 	HistoryMore int       `json:"history_more,omitempty"` // how many are not in History
+
+	// Where says what was asked about, if not everything: "in network namespace blue".
+	Where string `json:"-"`
+	// OnHost: pids are not those of the namespace where the answer is read.
+	OnHost bool `json:"-"`
 }
 
 // More tells of how many sockets of a role and a protocol a limit left out the rows.
@@ -41,6 +46,18 @@ type about struct {
 	RangeLow         uint16             `json:"range_low"`
 	RangeHigh        uint16             `json:"range_high"`
 	Reserved         bool               `json:"reserved"`
+	NetNS            uint32             `json:"netns,omitempty"` // that the range is of, and the rules of NAT
+	Cookie           uint64             `json:"netns_cookie,omitempty"`
+	ForwardsTo       []Forward          `json:"forwards_to,omitempty"` // by NAT
+	NATUnread        string             `json:"nat_unread,omitempty"`  // why NAT was not looked at, or not all of it
+}
+
+// PortPlace is what is known of a port in the network namespace that an answer is about.
+type PortPlace struct {
+	Pool      *identity.Pool
+	NetNS     identity.NetNS
+	NAT       []identity.NATTarget
+	NATUnread error
 }
 
 // Held tells whether any socket has the port.
@@ -117,13 +134,13 @@ func (c *portCount) more() []More {
 // PortJSON writes the answer to a question as one JSON object: from the sockets on that
 // port now and those before, of whatever protocol. Each row is made when it is written: there
 // may be very many.
-func (n Renderer) PortJSON(w io.Writer, q query.Port, pool *identity.Pool, now Sockets, before iter.Seq[tracer.Tenancy]) error {
-	head, err := json.Marshal(n.about(q, pool))
+func (n Renderer) PortJSON(w io.Writer, q query.Port, at *PortPlace, now Sockets, before iter.Seq[tracer.Tenancy]) error {
+	head, err := json.Marshal(n.about(q, at))
 	if err != nil {
 		return err
 	}
 	out := bufio.NewWriterSize(w, 32<<10) // keeps the first error
-	_, _ = out.Write(bytes.TrimSuffix(head, []byte("}")))
+	_, _ = out.Write(bytes.TrimSuffix(escapeControls(head), []byte("}")))
 	_, _ = out.WriteString(`,"sockets":[`)
 	more, err := n.portSockets(out, q, now)
 	if err != nil {
@@ -158,8 +175,9 @@ func (n Renderer) portSockets(out *bufio.Writer, q query.Port, now Sockets) (mor
 	var row Socket
 	var text []byte
 	first := true
+	seen := n.lookups()
 	for i := range now.count {
-		if !now.read(i, &so) || !q.About(so.Proto) || !count.add(so.Role, so.Proto) {
+		if !now.read(i, &so) || !q.Has(n.Cgroups, &so) || !count.add(so.Role, so.Proto) {
 			continue
 		}
 		text = text[:0]
@@ -167,7 +185,7 @@ func (n Renderer) portSockets(out *bufio.Writer, q query.Port, now Sockets) (mor
 			text = append(text, ',')
 		}
 		first = false
-		n.fillInFull(&row, &so, row.Holders)
+		n.fillInFull(&row, &so, row.Holders, seen)
 		text = enc.AppendSocket(text, &row)
 		if _, err := out.Write(text); err != nil {
 			return nil, err
@@ -180,7 +198,7 @@ func (n Renderer) portSockets(out *bufio.Writer, q query.Port, now Sockets) (mor
 func (n Renderer) portHistory(out *bufio.Writer, q query.Port, before iter.Seq[tracer.Tenancy]) (left int, err error) {
 	count := 0
 	for t := range before {
-		if !q.About(t.Proto) {
+		if !q.Had(n.Cgroups, &t) {
 			continue
 		}
 		if count++; count > q.Limit {
@@ -201,43 +219,62 @@ func (n Renderer) portHistory(out *bufio.Writer, q query.Port, before iter.Seq[t
 }
 
 // PortInBrief is the answer for PortText alone: what that only counts has no row.
-func (n Renderer) PortInBrief(q query.Port, pool *identity.Pool, rows *tracer.Rows) *Port {
-	p := &Port{about: n.about(q, pool), History: []Tenancy{}}
+func (n Renderer) PortInBrief(q query.Port, at *PortPlace, rows *tracer.Rows) *Port {
+	p := &Port{about: n.about(q, at), History: []Tenancy{}}
 	shown, counted := portCount{limit: MaxShown}, portCount{}
 	listening, strays := make(map[tracer.NetNS]bool), 0 // namespaces: listeners come first
+	seen := n.lookups()
 	for i := range rows.Len() {
 		role, proto := rows.Kind(i)
+		if !q.About(proto) {
+			continue
+		}
+		var so tracer.Socket
+		if q.Narrowed() {
+			if rows.Read(i, &so); !q.Has(n.Cgroups, &so) {
+				continue
+			}
+		}
 		if role == tracer.RoleListener {
 			listening[rows.NetNS(i)] = true
 		}
+		// What outlived its listener alone keeps the port.
+		stray := (role == tracer.RoleServer || role == tracer.RoleTimeWait) && !listening[rows.NetNS(i)] && strays < MaxShown
 		switch {
-		case !q.About(proto):
-		case role == tracer.RoleServer && !listening[rows.NetNS(i)] && strays < MaxShown:
+		case stray:
 			strays++
-			var so tracer.Socket
-			rows.Read(i, &so)
-			rows.Cut(&so)
-			p.Sockets = append(p.Sockets, n.socketInFull(&so))
 		case role == tracer.RoleServer || role == tracer.RoleOrphan || role == tracer.RoleTimeWait:
 			counted.add(role, proto)
-		case shown.add(role, proto):
-			var so tracer.Socket
-			rows.Read(i, &so)
-			rows.Cut(&so)
-			p.Sockets = append(p.Sockets, n.socketInFull(&so))
+			continue
+		case !shown.add(role, proto):
+			continue
 		}
+		if !q.Narrowed() {
+			rows.Read(i, &so)
+		}
+		rows.Cut(&so)
+		var row Socket
+		n.fillInFull(&row, &so, []Holder{}, seen)
+		p.Sockets = append(p.Sockets, row)
 	}
 	p.More = append(shown.more(), counted.more()...)
 	return p
 }
 
-func (n Renderer) about(q query.Port, pool *identity.Pool) about {
+func (n Renderer) about(q query.Port, at *PortPlace) about {
 	a := about{
 		Port: q.Number, Range: identity.ClassOf(q.Number), Service: n.Services.Name(q.Number, q.Protos[0] == tracer.UDP),
-		InEphemeralRange: pool.Has(q.Number), RangeLow: pool.Low, RangeHigh: pool.High, Reserved: pool.Reserved(q.Number),
+		InEphemeralRange: at.Pool.Has(q.Number), RangeLow: at.Pool.Low, RangeHigh: at.Pool.High, Reserved: at.Pool.Reserved(q.Number),
+		NetNS: at.NetNS.Inode, Cookie: at.NetNS.Cookie,
 	}
 	if len(q.Protos) == 1 {
 		a.Proto = q.Protos[0].String()
+	}
+	for i := range at.NAT {
+		a.ForwardsTo = append(a.ForwardsTo, n.natForward(&at.NAT[i], at.NetNS))
+	}
+	if at.NATUnread != nil {
+		a.NATUnread = at.NATUnread.Error()
 	}
 	return a
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -69,7 +70,7 @@ func portJSON(t *testing.T, q query.Port, sockets []tracer.Socket, before []trac
 	tracer.SortSockets(sockets)
 	var b strings.Builder
 	q.Limit = limit
-	if err := portNames().PortJSON(&b, q, testPool(t), SocketsOf(sockets, nil), slices.Values(before)); err != nil {
+	if err := portNames().PortJSON(&b, q, &PortPlace{Pool: testPool(t)}, SocketsOf(sockets, nil), slices.Values(before)); err != nil {
 		t.Fatal(err)
 	}
 	return b.String()
@@ -98,11 +99,15 @@ type portTextTest struct {
 	want     string
 }
 
+// daysAgo depends on when the test runs.
+var daysAgo = regexp.MustCompile(`\(-?[0-9]+ (days|h|min|s) ago\)`)
+
 func comparePortText(t *testing.T, tests []portTextTest) {
 	t.Helper()
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			if d := cmp.Diff(test.want, askWho(t, test.question, nil, test.sockets...)); d != "" {
+			got := daysAgo.ReplaceAllString(askWho(t, test.question, nil, test.sockets...), "(D days ago)")
+			if d := cmp.Diff(test.want, got); d != "" {
 				t.Errorf("-want +got:\n%s", d)
 			}
 		})
@@ -117,6 +122,8 @@ func TestPortText(t *testing.T) {
 	server2 := handmade.Socket(hostNS, tracer.TCP, tracer.RoleServer, "10.0.0.1:8080", "10.0.0.2:40009", handmade.HeldBy(web(11))...)
 	orphan := handmade.Socket(hostNS, tracer.TCP, tracer.RoleOrphan, "10.0.0.1:8080", "10.0.0.2:40001")
 	gone := handmade.Socket(hostNS, tracer.TCP, tracer.RoleTimeWait, "10.0.0.1:8080", "10.0.0.2:40002")
+	goneReuse := gone
+	goneReuse.ReuseAddr = true
 	goneToo := handmade.Socket(hostNS, tracer.TCP, tracer.RoleTimeWait, "10.0.0.1:8080", "10.0.0.2:40003")
 	client := handmade.Socket(hostNS, tracer.TCP, tracer.RoleClient, "10.0.0.1:8080", "10.0.0.9:443", handmade.HeldBy(handmade.Process(12, nobodysUID, "curl"))...)
 	other := alone
@@ -129,59 +136,66 @@ func TestPortText(t *testing.T) {
 	}
 	hostile := handmade.Socket(hostNS, tracer.UDP, tracer.RoleBound, "127.0.0.1:8080", "", handmade.HeldBy(handmade.Process(13, nobodysUID, "a\x1b[2J\nb"))...)
 	comparePortText(t, []portTextTest{
-		{"nobody", question(8080), nil, "8080/tcp is held by nobody\n8080/udp is held by nobody\n" + about8080},
+		{"nobody", question(8080), nil, "nothing uses 8080/tcp or 8080/udp\n" + about8080},
 		{"one process", question(8080), []tracer.Socket{alone},
-			"8080/tcp is held by nginx (pid 10, user 4000000001), listening on 0.0.0.0\n" + about8080},
+			"8080/tcp  nginx (pid 10, user 4000000001) listens on 0.0.0.0:8080\n  stop it: kill 10\n" + about8080},
 		{"two processes with one socket", question(8080), []tracer.Socket{shared},
-			"8080/tcp is held by 2 processes, listening on 0.0.0.0:\n" +
-				"  nginx (pid 10, user 4000000001)\n  nginx (pid 11, user 4000000001)\n" + about8080},
+			"8080/tcp  2 processes listen on 0.0.0.0:8080\n" +
+				"  nginx (pid 10, user 4000000001)\n  nginx (pid 11, user 4000000001)\n  stop it: kill 10 11\n" + about8080},
 		{"SO_REUSEPORT", question(8080), []tracer.Socket{alone, reuse},
-			"8080/tcp is held by 2 processes, listening on 0.0.0.0, 2 sockets:\n" +
-				"  nginx (pid 10, user 4000000001)\n  nginx (pid 11, user 4000000001)\n" + about8080},
+			"8080/tcp  2 processes listen on 0.0.0.0:8080, 2 sockets\n" +
+				"  nginx (pid 10, user 4000000001)\n  nginx (pid 11, user 4000000001)\n  stop it: kill 10 11\n" + about8080},
 		{"listener and its connections", question(8080), []tracer.Socket{alone, server, orphan, gone, goneToo},
-			"8080/tcp is held by nginx (pid 10, user 4000000001), listening on 0.0.0.0\n" +
-				"  and by 1 accepted connection,\n" +
-				"         1 connection that no process holds,\n" +
-				"         2 connections in TIME-WAIT, each for up to a minute\n" + about8080},
+			"8080/tcp  nginx (pid 10, user 4000000001) listens on 0.0.0.0:8080,\n" +
+				"  1 accepted connection, 1 connection that no process holds,\n" +
+				"  2 connections in TIME-WAIT (each for up to a minute)\n  stop it: kill 10\n" + about8080},
 		{"TIME_WAIT only", question(8080), []tracer.Socket{gone},
-			"8080/tcp has no listener; it is held by 1 connection in TIME-WAIT, for up to a minute\n" + about8080},
+			"8080/tcp  nothing listens, but there is 1 connection in TIME-WAIT (for up to a minute)\n" +
+				"  SO_REUSEADDR does not help a new server: not all of them were opened with it\n" + about8080},
+		{"TIME_WAIT of sockets with SO_REUSEADDR", question(8080), []tracer.Socket{goneReuse},
+			"8080/tcp  nothing listens, but there is 1 connection in TIME-WAIT (for up to a minute)\n" +
+				"  a server that sets SO_REUSEADDR can bind the port now\n" + about8080},
 		{"connections that outlived their listener", question(8080), []tracer.Socket{server, server, orphan},
-			"8080/tcp has no listener; it is held by 2 accepted connections,\n" +
+			"8080/tcp  nothing listens, but there are 2 accepted connections,\n" +
 				"  1 connection that no process holds\n" +
-				"  accepted connections without a listener are held by nginx (pid 10, user 4000000001)\n" + about8080},
+				"  accepted connections without a listener: nginx (pid 10, user 4000000001)\n  stop it: kill 10\n" +
+				"  SO_REUSEADDR does not help a new server: not all of them were opened with it\n" + about8080},
 		{"connections that outlived their listener, of two processes, beside another namespace", question(8080), []tracer.Socket{other, server, server2},
-			"8080/tcp is held by nginx (pid 10, user 4000000001), listening on 0.0.0.0 (MPTCP) in network namespace blue since 2026-01-02 03:04:05\n" +
-				"  and by 2 accepted connections\n" +
-				"  accepted connections without a listener are held by 2 processes:\n" +
-				"    nginx (pid 10, user 4000000001)\n    nginx (pid 11, user 4000000001)\n" + about8080},
+			"8080/tcp  nginx (pid 10, user 4000000001) listens on 0.0.0.0:8080 (MPTCP),\n" +
+				"  in network namespace blue, since 2026-01-02 03:04 (D days ago),\n" +
+				"  2 accepted connections\n  stop it: kill 10\n" +
+				"  accepted connections without a listener, of 2 processes:\n" +
+				"    nginx (pid 10, user 4000000001)\n    nginx (pid 11, user 4000000001)\n  stop it: kill 10 11\n" +
+				"  SO_REUSEADDR does not help a new server: not all of them were opened with it\n" + about8080},
 		{"clients apart", question(8080), []tracer.Socket{alone, client},
-			"8080/tcp is held by nginx (pid 10, user 4000000001), listening on 0.0.0.0\n  and by 1 client\n" + about8080 +
+			"8080/tcp  nginx (pid 10, user 4000000001) listens on 0.0.0.0:8080, 1 client\n  stop it: kill 10\n" + about8080 +
 				"\nclients that have 8080 as their own port:\n" +
 				"PROTO STATE LOCAL         REMOTE       ROLE   PID COMM\n" +
 				"tcp   ESTAB 10.0.0.1:8080 10.0.0.9:443 client  12 curl\n"},
 		{"two namespaces", question(8080), []tracer.Socket{alone, other},
-			"8080/tcp is held by nginx (pid 10, user 4000000001), listening on 0.0.0.0\n" +
-				"8080/tcp is held by nginx (pid 10, user 4000000001), listening on 0.0.0.0 (MPTCP) in network namespace blue since 2026-01-02 03:04:05\n" + about8080},
+			"8080/tcp  nginx (pid 10, user 4000000001) listens on 0.0.0.0:8080\n  stop it: kill 10\n" +
+				"8080/tcp  nginx (pid 10, user 4000000001) listens on 0.0.0.0:8080 (MPTCP),\n" +
+				"  in network namespace blue, since 2026-01-02 03:04 (D days ago)\n  stop it: kill 10\n" + about8080},
 		{"nobody knows who", question(8080), []tracer.Socket{unknown},
-			"8080/udp is held by no process that is known, bound to * (IPv4 and IPv6)\n" + about8080},
+			"8080/udp  a socket of no known process is bound to *:8080 (IPv4 and IPv6)\n" + about8080},
 		{"the kernel", question(8080), []tracer.Socket{without(tracer.NoHolderKernel)},
-			"8080/udp is held by the kernel, bound to 127.0.0.1\n" +
-				"  a socket of the kernel itself (VXLAN, WireGuard, NFS ...): no process has it\n" + about8080},
+			"8080/udp  the kernel itself is bound to 127.0.0.1:8080\n" +
+				"  made by the kernel for VXLAN, WireGuard, NFS or the like: no process to stop\n" + about8080},
 		{"in flight", question(8080), []tracer.Socket{without(tracer.NoHolderInFlight)},
-			"8080/udp is held by no process, bound to 127.0.0.1\n" +
+			"8080/udp  a socket of no process is bound to 127.0.0.1:8080\n" +
 				"  its file is in a message between processes that nobody has received, or the\n  kernel keeps it: no process has it\n" + about8080},
 		{"out of sight", question(8080), []tracer.Socket{without(tracer.NoHolderOutOfSight)},
-			"8080/udp is held by a process that is out of sight, bound to 127.0.0.1\n" +
+			"8080/udp  a process that is out of sight is bound to 127.0.0.1:8080\n" +
 				"  holders outside this container's pid namespace are not visible (run with\n  --pid=host), nor those that a hardened kernel hides from BPF programs\n" + about8080},
 		{"io_uring", question(8080), []tracer.Socket{without(tracer.NoHolderIOUring, handmade.HeldBy(web(10))...)},
-			"8080/udp is held by nginx (pid 10, user 4000000001), bound to 127.0.0.1\n" +
-				"  no process has a descriptor of it: it is registered with an io_uring\n" + about8080},
+			"8080/udp  nginx (pid 10, user 4000000001) is bound to 127.0.0.1:8080\n" +
+				"  no process has a descriptor of it: it is registered with an io_uring\n  stop it: kill 10\n" + about8080},
 		{"two with a reason each", question(8080), []tracer.Socket{without(tracer.NoHolderInFlight), without(tracer.NoHolderKernel), without(tracer.NoHolderKernel)},
-			"8080/udp is held by no process, bound to 127.0.0.1, 3 sockets\n" +
+			"8080/udp  a socket of no process is bound to 127.0.0.1:8080, 3 sockets\n" +
 				"  its file is in a message between processes that nobody has received, or the\n  kernel keeps it: no process has it\n" +
-				"  a socket of the kernel itself (VXLAN, WireGuard, NFS ...): no process has it\n" + about8080},
+				"  made by the kernel for VXLAN, WireGuard, NFS or the like: no process to stop\n" + about8080},
 		{"a name with escapes", question(8080, tracer.UDP), []tracer.Socket{hostile},
-			`8080/udp is held by "a\x1b[2J\nb" (pid 13, user 4000000001), bound to 127.0.0.1` + "\n" +
+			`8080/udp  "a\x1b[2J\nb" (pid 13, user 4000000001) is bound to 127.0.0.1:8080` + "\n  stop it: kill 13\n" +
 				"8080: registered (1024-49151); http-alt/udp\n  outside this machine's ephemeral range 32768-60999, and reserved\n"},
 	})
 }
@@ -204,27 +218,27 @@ func TestPortTextCreator(t *testing.T) {
 	unknown.OwnerStatus, unknown.Since = 0, time.Time{}
 	comparePortText(t, []portTextTest{
 		{"the creator is gone", question(8080), []tracer.Socket{left, server},
-			"8080/tcp, listening on 127.0.0.1 since 2026-01-02 03:04:05:\n" +
-				"  created by nginx (pid 10, gone),\n  now held by nginx (pid 11, user 4000000001)\n  and by 1 accepted connection\n" + about8080},
+			"8080/tcp  nginx (pid 11, user 4000000001) listens on 127.0.0.1:8080,\n" +
+				"  since 2026-01-02 03:04 (D days ago), 1 accepted connection\n" +
+				"  created by nginx (pid 10, gone)\n  stop it: kill 11\n" + about8080},
 		{"the creator is gone, two hold it", question(8080), []tracer.Socket{leftToTwo},
-			"8080/tcp, listening on 127.0.0.1 since 2026-01-02 03:04:05:\n" +
-				"  created by nginx (pid 10, gone),\n  now held by 2 processes:\n" +
-				"    nginx (pid 11, user 4000000001)\n    nginx (pid 12, user 4000000001)\n" + about8080},
+			"8080/tcp  2 processes listen on 127.0.0.1:8080,\n  since 2026-01-02 03:04 (D days ago)\n" +
+				"  nginx (pid 11, user 4000000001)\n  nginx (pid 12, user 4000000001)\n" +
+				"  created by nginx (pid 10, gone)\n  stop it: kill 11 12\n" + about8080},
 		{"the creator is gone, of two sockets of three", question(8080), []tracer.Socket{left, leftToTwo, kept},
-			"8080/tcp, listening on 127.0.0.1 since 2026-01-02 03:04:05, 3 sockets:\n" +
-				"  2 of them created by nginx (pid 10, gone),\n  now held by 2 processes:\n" +
-				"    nginx (pid 11, user 4000000001)\n    nginx (pid 12, user 4000000001)\n" + about8080},
+			"8080/tcp  2 processes listen on 127.0.0.1:8080,\n  since 2026-01-02 03:04 (D days ago), 3 sockets\n" +
+				"  nginx (pid 11, user 4000000001)\n  nginx (pid 12, user 4000000001)\n" +
+				"  2 of them created by nginx (pid 10, gone)\n  stop it: kill 11 12\n" + about8080},
 		{"the creator has let go of it", question(8080), []tracer.Socket{passed},
-			"8080/udp, bound to 127.0.0.1:\n" +
-				`  created by "sys\x1btemd" (pid 1), which does not hold it,` + "\n  now held by nginx (pid 11, user 4000000001)\n" + about8080},
+			"8080/udp  nginx (pid 11, user 4000000001) is bound to 127.0.0.1:8080\n" +
+				`  created by "sys\x1btemd" (pid 1), which does not hold it` + "\n  stop it: kill 11\n" + about8080},
 		{"the creator has let go of it, nobody holds it", question(8080), []tracer.Socket{nobodys},
-			"8080/udp, bound to 127.0.0.1:\n" +
-				`  created by "sys\x1btemd" (pid 1), which does not hold it,` + "\n" +
-				"  now held by no process that is known\n" + about8080},
+			"8080/udp  a socket of no known process is bound to 127.0.0.1:8080\n" +
+				`  created by "sys\x1btemd" (pid 1), which does not hold it` + "\n" + about8080},
 		{"the creator holds it", question(8080), []tracer.Socket{kept},
-			"8080/tcp is held by nginx (pid 11, user 4000000001), listening on 127.0.0.1\n" + about8080},
+			"8080/tcp  nginx (pid 11, user 4000000001) listens on 127.0.0.1:8080\n  stop it: kill 11\n" + about8080},
 		{"nobody knows what has become of the creator", question(8080), []tracer.Socket{unknown},
-			"8080/tcp is held by nginx (pid 11, user 4000000001), listening on 127.0.0.1\n" + about8080},
+			"8080/tcp  nginx (pid 11, user 4000000001) listens on 127.0.0.1:8080\n  stop it: kill 11\n" + about8080},
 	})
 }
 
@@ -280,7 +294,7 @@ func TestPortJSON(t *testing.T) {
 
 // Who had the port before: each process once, the latest first.
 func TestPortTextBefore(t *testing.T) {
-	until := time.Date(2026, 1, 2, 3, 4, 5, 0, time.Local)
+	until := time.Now().Add(-210 * time.Minute)
 	held := func(pid uint32, comm string) tracer.Tenancy {
 		return tracer.Tenancy{
 			Proto: tracer.TCP, Local: netip.MustParseAddrPort("0.0.0.0:8080"), NetNS: hostNS, Owner: handmade.Process(pid, nobodysUID, comm),
@@ -293,14 +307,14 @@ func TestPortTextBefore(t *testing.T) {
 	short.Since = until.Add(-1234 * time.Microsecond)
 	missed := held(13, "x")
 	missed.About = true
-	const want = "8080/tcp is held by nobody\n" +
+	const want = "nothing uses 8080/tcp\n" +
 		"8080: registered (1024-49151); my-web/tcp\n  outside this machine's ephemeral range 32768-60999, and reserved\n" +
-		"held before by sockets of\n" +
-		"  nginx (pid 10, user 4000000001), tcp 0.0.0.0, until 2026-01-02 03:04:05, for 2s; 2 times in all\n" +
-		`  "a\nb" (pid 11, user 4000000001), tcp 0.0.0.0 to 10.0.0.9:443 in network namespace blue, until 2026-01-02 03:04:05` + "\n" +
-		"  nc (pid 12, user 4000000001), tcp 0.0.0.0, until 2026-01-02 03:04:05, for 1ms\n" +
-		"  a process that is not known, tcp 0.0.0.0, until 2026-01-02 03:04:05, for 2s\n" +
-		"  x (pid 13, user 4000000001), tcp 0.0.0.0, until about 2026-01-02 03:04:05, for at most 2s\n" +
+		"previously:\n" +
+		"  nginx (pid 10, user 4000000001) on 0.0.0.0 (tcp), for 2s, ended 3 h ago,\n    2 times in all\n" +
+		`  "a\nb" (pid 11, user 4000000001) on 0.0.0.0 (tcp) to 10.0.0.9:443,` + "\n    in network namespace blue, ended 3 h ago\n" +
+		"  nc (pid 12, user 4000000001) on 0.0.0.0 (tcp), for 1ms, ended 3 h ago\n" +
+		"  a process that is not known on 0.0.0.0 (tcp), for 2s, ended 3 h ago\n" +
+		"  x (pid 13, user 4000000001) on 0.0.0.0 (tcp), for at most 2s,\n    ended about 3 h ago\n" +
 		"  and 1 more\n"
 	got := askWho(t, question(8080, tracer.TCP), []tracer.Tenancy{
 		held(10, "nginx"), client, held(10, "nginx"), short, held(0, ""), missed, held(14, "y"),
@@ -343,7 +357,7 @@ func TestPortLimit(t *testing.T) {
 	}
 	got := textOf(t, portAnswer(t, question(8080), sockets, past, 2))
 	for _, want := range []string{
-		"8080/tcp is held by no process that is known, listening on 10.0.0.1", "3 more listeners", "5 accepted connections", "5 clients",
+		"8080/tcp  a socket of no known process listens on 10.0.0.1:8080\n", "3 more listeners", "5 accepted connections", "5 clients",
 		"3 more sockets that are bound to it", "that is of the latest 2 times; there were 3 before\n", "and 3 more of tcp\n",
 	} {
 		if !strings.Contains(got, want) {

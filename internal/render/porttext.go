@@ -1,10 +1,12 @@
 package render
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -12,19 +14,30 @@ import (
 	"github.com/porthole-dev/porthole/tracer"
 )
 
-// PortText says in words who has a port, and had it before.
+// PortText says in words who has a port, and had it before, in lines of 80 columns but for those of
+// clients.
 func (n Renderer) PortText(out io.Writer, style Style, p *Port) error {
-	w := portWriter{out: out, names: n, now: time.Now(), port: p.Port, users: make(map[uint32]string)}
+	w := portWriter{out: out, names: n, now: time.Now(), port: p, users: make(map[uint32]string), left: make(map[section]int)}
 	protos := []string{p.Proto}
 	if p.Proto == "" {
 		protos = []string{tracer.TCP.String(), tracer.UDP.String()}
 	}
-	all := sections(p.Sockets)
-	listening := listeningIn(p.Sockets)
-	for _, proto := range protos {
-		w.proto(proto, all, p.More, p.Proto != "" || !p.Held())
-		w.strays(all[section{tracer.RoleServer.String(), proto}], listening)
+	for _, m := range p.More {
+		w.left[section{m.Role, m.Proto}] = m.Sockets
 	}
+	w.all, w.listening = sections(p.Sockets), listeningIn(p.Sockets)
+	var free []string
+	for _, proto := range protos {
+		if !w.proto(proto) {
+			free = append(free, fmt.Sprintf("%d/%s", p.Port, proto))
+		}
+	}
+	if len(free) == len(protos) {
+		if free = slices.DeleteFunc(free, w.isForwarded); len(free) > 0 {
+			w.nothing(free)
+		}
+	}
+	w.nat(p)
 	w.about(p, protos)
 	w.before(p.History, p.HistoryMore)
 	if w.err != nil {
@@ -32,7 +45,7 @@ func (n Renderer) PortText(out io.Writer, style Style, p *Port) error {
 	}
 	var clients []Socket
 	for _, proto := range protos {
-		clients = append(clients, all[section{tracer.RoleClient.String(), proto}]...)
+		clients = append(clients, w.all[section{tracer.RoleClient.String(), proto}]...)
 	}
 	if len(clients) > 0 {
 		fmt.Fprintf(out, "\nclients that have %d as their own port:\n", p.Port)
@@ -66,12 +79,15 @@ func sections(sockets []Socket) map[section][]Socket {
 
 // portWriter keeps the first error.
 type portWriter struct {
-	out   io.Writer
-	names Renderer
-	now   time.Time
-	port  uint16
-	users map[uint32]string
-	err   error
+	out       io.Writer
+	names     Renderer
+	now       time.Time
+	port      *Port
+	users     map[uint32]string
+	all       map[section][]Socket
+	left      map[section]int // sockets that are only counted
+	listening map[netNS]bool
+	err       error
 }
 
 func (w *portWriter) printf(format string, args ...any) {
@@ -80,20 +96,84 @@ func (w *portWriter) printf(format string, args ...any) {
 	}
 }
 
-// proto tells of one protocol; nobody says so only where asked.
-func (w *portWriter) proto(proto string, all map[section][]Socket, more []More, sayNobody bool) {
-	left := make(map[section]int)
-	for _, m := range more {
-		left[section{m.Role, m.Proto}] = m.Sockets
+// lineWidth is how wide a line may be.
+const lineWidth = 80
+
+// phrase writes parts with commas between them, over as many lines as it takes: the first after
+// first, the others after rest.
+func (w *portWriter) phrase(first, rest string, parts ...string) {
+	line := first
+	parts = slices.DeleteFunc(parts, func(s string) bool { return s == "" })
+	for i, part := range parts {
+		comma := ""
+		if i < len(parts)-1 {
+			comma = ","
+		}
+		begins := line == first || line == rest
+		if !begins && columnsOf([]byte(line))+1+columnsOf([]byte(part+comma)) > lineWidth {
+			w.printf("%s\n", line)
+			line, begins = rest, true
+		}
+		if !begins {
+			line += " "
+		}
+		line += part + comma
 	}
-	held := false
+	w.printf("%s\n", line)
+}
+
+// cut makes a text fit into so many columns.
+func cut(s string, columns int) string {
+	if columnsOf([]byte(s)) <= columns {
+		return s
+	}
+	for len(s) > 0 && columnsOf([]byte(s))+1 > columns {
+		r := []rune(s)
+		s = string(r[:len(r)-max(1, (len(r)-columns)/2)])
+	}
+	return s + "…"
+}
+
+// proto says who has the port of one protocol; false: nobody.
+func (w *portWriter) proto(proto string) bool {
+	var listeners [][]Socket
 	for _, role := range []tracer.Role{tracer.RoleListener, tracer.RoleBound} {
-		for _, group := range groups(all[section{role.String(), proto}]) {
-			w.group(group)
-			held = true
+		listeners = append(listeners, groups(w.all[section{role.String(), proto}])...)
+	}
+	rest := w.rest(proto)
+	for _, group := range listeners {
+		if len(listeners) == 1 {
+			w.group(group, rest)
+		} else {
+			w.group(group, nil)
 		}
 	}
-	rest := []struct {
+	if len(listeners) > 1 && len(rest) > 0 {
+		w.phrase("  and ", "      ", rest...)
+	}
+	strays := w.strays(proto)
+	if len(listeners) == 0 && len(rest) > 0 {
+		there := map[bool]string{true: "there is ", false: "there are "}[strings.HasPrefix(rest[0], "1 ")]
+		if proto == tracer.TCP.String() {
+			there = "nothing listens, but " + there
+		}
+		rest[0] = there + rest[0]
+		w.phrase(fmt.Sprintf("%d/%s  ", w.port.Port, proto), "  ", rest...)
+	}
+	w.strayHolders(strays)
+	return len(listeners)+len(rest) > 0
+}
+
+// rest counts what has the port besides listeners and what is bound to it.
+func (w *portWriter) rest(proto string) []string {
+	waiting := 0
+	for _, s := range w.all[section{tracer.RoleListener.String(), proto}] {
+		if s.Backlog != nil {
+			waiting += int(*s.Backlog)
+		}
+	}
+	var parts []string
+	for _, r := range []struct {
 		role tracer.Role
 		one  string
 		many string
@@ -102,15 +182,16 @@ func (w *portWriter) proto(proto string, all map[section][]Socket, more []More, 
 		{tracer.RoleBound, "1 more socket that is bound to it", "%d more sockets that are bound to it"},
 		{tracer.RoleServer, "1 accepted connection", "%d accepted connections"},
 		{tracer.RoleOrphan, "1 connection that no process holds", "%d connections that no process holds"},
-		{tracer.RoleTimeWait, "1 connection in TIME-WAIT, for up to a minute", "%d connections in TIME-WAIT, each for up to a minute"},
+		{tracer.RoleTimeWait, "1 connection in TIME-WAIT (for up to a minute)", "%d connections in TIME-WAIT (each for up to a minute)"},
 		{tracer.RoleClient, "1 client", "%d clients"},
-	}
-	var parts []string
-	for _, r := range rest {
+	} {
 		s := section{r.role.String(), proto}
-		n := left[s]
+		n := w.left[s]
 		if r.role != tracer.RoleListener && r.role != tracer.RoleBound { // else those there are have been told
-			n += len(all[s])
+			n += len(w.all[s])
+		}
+		if r.role == tracer.RoleOrphan {
+			n -= min(n, waiting) // the listener tells of those
 		}
 		switch {
 		case n == 1:
@@ -119,37 +200,46 @@ func (w *portWriter) proto(proto string, all map[section][]Socket, more []More, 
 			parts = append(parts, fmt.Sprintf(r.many, n))
 		}
 	}
-	switch {
-	case len(parts) > 0 && held:
-		w.printf("  and by %s\n", strings.Join(parts, ",\n         "))
-	case len(parts) > 0:
-		w.printf("%d/%s has no listener; it is held by %s\n", w.port, proto, strings.Join(parts, ",\n  "))
-	case !held && sayNobody:
-		w.printf("%d/%s is held by nobody\n", w.port, proto)
-	}
+	return parts
 }
 
-// maxStrays is how many processes that hold connections are named.
-const maxStrays = 10
-
-// strays names who holds accepted connections where nobody listens any more: they alone
-// keep the port from others.
-func (w *portWriter) strays(servers []Socket, listening map[netNS]bool) {
+// strays are connections where nobody listens any more: they alone keep the port from others.
+func (w *portWriter) strays(proto string) []Socket {
 	var left []Socket
-	for i := range servers {
-		if s := &servers[i]; !listening[netNS{s.NetNS, s.Cookie}] && len(s.Holders) > 0 {
-			left = append(left, *s)
+	for _, role := range []tracer.Role{tracer.RoleServer, tracer.RoleTimeWait} {
+		for _, s := range w.all[section{role.String(), proto}] {
+			if !w.listening[netNS{s.NetNS, s.Cookie}] {
+				left = append(left, s)
+			}
 		}
 	}
-	switch holders := w.holders(left); {
-	case len(holders) == 1:
-		w.printf("  accepted connections without a listener are held by %s\n", holders[0])
-	case len(holders) > 1:
-		w.printf("  accepted connections without a listener are held by %d processes:\n    %s\n",
-			len(holders), strings.Join(holders[:min(len(holders), maxStrays)], "\n    "))
-		if more := len(holders) - maxStrays; more > 0 {
-			w.printf("    and %d more\n", more)
-		}
+	return left
+}
+
+// strayHolders names who has connections that nobody listens for, and says whether SO_REUSEADDR
+// helps against them.
+func (w *portWriter) strayHolders(strays []Socket) {
+	if len(strays) == 0 {
+		return
+	}
+	holders := holdersOf(strays)
+	switch len(holders) {
+	case 0:
+	case 1:
+		w.phrase("  ", "  ", "accepted connections without a listener: "+w.process(holders[0]))
+		w.details(holders[0], "    ")
+	default:
+		w.printf("  accepted connections without a listener, of %d processes:\n", len(holders))
+		w.list(holders, "    ")
+	}
+	if len(holders) > 0 {
+		w.stop(holders)
+	}
+	without := slices.ContainsFunc(strays, func(s Socket) bool { return !s.ReuseAddr })
+	if without {
+		w.printf("  SO_REUSEADDR does not help a new server: not all of them were opened with it\n")
+	} else {
+		w.printf("  a server that sets SO_REUSEADDR can bind the port now\n")
 	}
 }
 
@@ -187,63 +277,111 @@ func groups(sockets []Socket) [][]Socket {
 	return out
 }
 
-// group is one sentence: who has this address, and how.
-func (w *portWriter) group(group []Socket) {
-	s := &group[0]
-	how := "bound to"
-	if s.Role == tracer.RoleListener.String() {
-		how = "listening on"
+// holdersOf are the processes that hold some of the sockets, each once.
+func holdersOf(group []Socket) []*Holder {
+	var out []*Holder
+	seen := make(map[uint32]bool)
+	for i := range group {
+		for j := range group[i].Holders {
+			if h := &group[i].Holders[j]; !seen[h.PID] {
+				seen[h.PID] = true
+				out = append(out, h)
+			}
+		}
 	}
-	where := fmt.Sprintf("%s %s", how, address(s)) + w.where(s.netNS(), w.now, s.MPTCP)
+	return out
+}
+
+// group says who has an address, how, and what else has it (rest).
+func (w *portWriter) group(group []Socket, rest []string) {
+	s := &group[0]
+	holders := holdersOf(group)
+	who, one := nobody(group), true
+	switch n := len(holders); {
+	case n == 1:
+		who = w.process(holders[0])
+	case n > 1:
+		who, one = fmt.Sprintf("%d processes", n), false
+	}
+	verb := map[bool]string{true: "is bound to", false: "are bound to"}[one]
+	if s.Role == tracer.RoleListener.String() {
+		verb = map[bool]string{true: "listens on", false: "listen on"}[one]
+	}
+	parts := []string{fmt.Sprintf("%s %s", verb, address(s))}
+	if s.MPTCP {
+		parts[0] += " (MPTCP)"
+	}
+	parts = append(parts, w.where(s.netNS(), w.now))
 	if !s.Since.IsZero() {
-		where += " since " + date(s.Since.Time)
+		parts = append(parts, "since "+w.when(s.Since.Time))
 	}
 	if len(group) > 1 {
-		where += fmt.Sprintf(", %d sockets", len(group))
+		parts = append(parts, fmt.Sprintf("%d sockets", len(group)))
 	}
-	holders := w.holders(group)
-	if creators := w.creators(group); len(creators) > 0 {
-		w.printf("%d/%s, %s:\n  %s,\n  now held by ", w.port, s.Proto, where, strings.Join(creators, ",\n  "))
-		switch len(holders) {
-		case 0:
-			w.printf("%s\n", nobody(group))
-		case 1:
-			w.printf("%s\n", holders[0])
-		default:
-			w.printf("%d processes:\n    %s\n", len(holders), strings.Join(holders, "\n    "))
-		}
+	head := fmt.Sprintf("%d/%s  %s ", w.port.Port, s.Proto, who)
+	if columnsOf([]byte(head+parts[0]))+1 > lineWidth {
+		w.printf("%s\n", strings.TrimSuffix(head, " "))
+		head = "  "
+	}
+	w.phrase(head, "  ", append(parts, rest...)...)
+	w.backlog(group)
+	if len(holders) == 1 {
+		w.details(holders[0], "  ")
 	} else {
-		switch len(holders) {
-		case 0:
-			w.printf("%d/%s is held by %s, %s\n", w.port, s.Proto, nobody(group), where)
-		case 1:
-			w.printf("%d/%s is held by %s, %s\n", w.port, s.Proto, holders[0], where)
-		default:
-			w.printf("%d/%s is held by %d processes, %s:\n  %s\n", w.port, s.Proto, len(holders), where, strings.Join(holders, "\n  "))
-		}
+		w.list(holders, "  ")
+	}
+	for _, c := range w.creators(group) {
+		w.printf("  %s\n", c)
 	}
 	for _, why := range w.noHolder(group) {
 		w.printf("  %s\n", why)
 	}
+	for i := range s.ForwardsTo {
+		w.forward(&s.ForwardsTo[i])
+	}
+	w.stopGroup(s, holders)
+}
+
+// backlog says how many connections wait to be accepted.
+func (w *portWriter) backlog(group []Socket) {
+	for i := range group {
+		s := &group[i]
+		if s.Backlog == nil || *s.Backlog == 0 || s.BacklogMax == nil {
+			continue
+		}
+		text := fmt.Sprintf("%s for accept(), %d may", count(int(*s.Backlog), "connection waits", "connections wait"), *s.BacklogMax+1)
+		if *s.Backlog > *s.BacklogMax {
+			text = fmt.Sprintf("%s for accept(): the backlog (%d) is full, more are refused or dropped",
+				count(int(*s.Backlog), "connection waits", "connections wait"), *s.BacklogMax)
+		}
+		w.printf("  %s\n", text)
+	}
+}
+
+func count(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, many)
 }
 
 // nobody is who holds sockets of which no process is known to.
 func nobody(group []Socket) string {
 	switch group[0].NoHolder {
 	case byKernel:
-		return "the kernel"
+		return "the kernel itself"
 	case outOfSight:
 		return "a process that is out of sight"
 	case inFlight:
-		return "no process"
+		return "a socket of no process"
 	}
-	return "no process that is known"
+	return "a socket of no known process"
 }
 
 // noHolder says why no process has a descriptor of some of the sockets, each reason once.
 func (w *portWriter) noHolder(group []Socket) []string {
 	words := map[string]string{
-		byKernel:   "a socket of the kernel itself (VXLAN, WireGuard, NFS ...): no process has it",
+		byKernel:   "made by the kernel for VXLAN, WireGuard, NFS or the like: no process to stop",
 		inFlight:   "its file is in a message between processes that nobody has received, or the\n  kernel keeps it: no process has it",
 		byIOUring:  "no process has a descriptor of it: it is registered with an io_uring",
 		outOfSight: "holders outside this container's pid namespace are not visible (run with\n  --pid=host), nor those that a hardened kernel hides from BPF programs",
@@ -259,29 +397,14 @@ func (w *portWriter) noHolder(group []Socket) []string {
 
 // address is where a socket listens or is bound, in words where that has a catch.
 func address(s *Socket) string {
-	host := endOf(s.Device, s.Index, s.V6Only).host(s.LocalIP)
+	text := string(appendEnd(nil, netip.AddrPortFrom(s.LocalIP, s.LocalPort), endOf(s.Device, s.Index, s.V6Only)))
 	switch {
 	case s.LocalIP != netip.IPv6Unspecified():
-		return host
+		return text
 	case s.V6Only:
-		return host + " (IPv6 only)"
+		return text + " (IPv6 only)"
 	}
-	return host + " (IPv4 and IPv6)"
-}
-
-// holders names every process that holds one of the sockets, once.
-func (w *portWriter) holders(group []Socket) []string {
-	var out []string
-	seen := make(map[uint32]bool)
-	for i := range group {
-		for _, h := range group[i].Holders {
-			if !seen[h.PID] {
-				seen[h.PID] = true
-				out = append(out, w.process(h.PID, h.Comm, h.UID, h.Container))
-			}
-		}
-	}
-	return out
+	return text + " (IPv4 and IPv6)"
 }
 
 // creators tells of those who are known not to hold what they created.
@@ -313,25 +436,19 @@ func (w *portWriter) creators(group []Socket) []string {
 	return out
 }
 
-// where is what is special about an address.
-func (w *portWriter) where(id identity.NetNS, at time.Time, mptcp bool) string {
-	text := ""
-	if mptcp {
-		text += " (MPTCP)"
+// where names a network namespace other than the host's.
+func (w *portWriter) where(id identity.NetNS, at time.Time) string {
+	if w.names.NetNS.IsHost(id) {
+		return ""
 	}
-	if !w.names.NetNS.IsHost(id) {
-		text += " in network namespace " + w.names.NetNSName(id, at)
-	}
-	return text
+	return "in network namespace " + w.names.NetNSName(id, at)
 }
 
-func (w *portWriter) process(pid uint32, comm string, uid *uint32, c *identity.Container) string {
-	text := fmt.Sprintf("%s (pid %d", identity.Safe(comm), pid)
-	if uid != nil {
-		text += ", user " + w.user(*uid)
-	}
-	if c != nil {
-		text += ", container " + identity.Safe(c.Label())
+// process names a process.
+func (w *portWriter) process(h *Holder) string {
+	text := fmt.Sprintf("%s (pid %d", identity.Safe(h.Comm), h.PID)
+	if h.UID != nil {
+		text += ", user " + w.user(*h.UID)
 	}
 	return text + ")"
 }
@@ -343,6 +460,253 @@ func (w *portWriter) user(uid uint32) string {
 	name := identity.UserName(uid)
 	w.users[uid] = name
 	return name
+}
+
+// nothing says that nobody has the port.
+func (w *portWriter) nothing(what []string) {
+	text := "nothing uses " + strings.Join(what, " or ")
+	if w.port.Where != "" {
+		text += " " + w.port.Where
+	}
+	w.printf("%s\n", text)
+}
+
+// isForwarded tells whether NAT leads PORT/PROTO elsewhere: that says who has it.
+func (w *portWriter) isForwarded(port string) bool {
+	return slices.ContainsFunc(w.port.ForwardsTo, func(f Forward) bool { return strings.HasSuffix(port, "/"+f.Proto) })
+}
+
+// nat says where NAT leads the port.
+func (w *portWriter) nat(p *Port) {
+	const most = 5
+	for i := range p.ForwardsTo[:min(len(p.ForwardsTo), most)] {
+		f := &p.ForwardsTo[i]
+		head := fmt.Sprintf("nothing listens on %d/%s here, but ", p.Port, f.Proto)
+		if w.heldHere(f.Proto) {
+			head = fmt.Sprintf("%d/%s  ", p.Port, f.Proto)
+		}
+		what := map[string]string{"": "it", "outside": "what comes from outside", "here": "what is sent from here"}[f.From]
+		if len(f.LocalIPs) > 0 {
+			what += fmt.Sprintf(" for %s", joinAddrs(f.LocalIPs))
+		}
+		head += fmt.Sprintf("%s sends %s", f.By, what)
+		to := " to " + f.target()
+		if columnsOf([]byte(head+to))+1 > lineWidth {
+			w.printf("%s\n", cut(head, lineWidth))
+			head, to = " ", " to "+f.target()
+		}
+		w.phrase("", "  ", head+to, natWhen(f.When), "chain "+identity.Safe(f.Chain))
+		w.behind(f)
+	}
+	if more := len(p.ForwardsTo) - most; more > 0 {
+		w.printf("  and to %d more, see --json\n", more)
+	}
+	if p.NATUnread != "" {
+		w.printf("  %s\n", cut(identity.Safe(p.NATUnread), lineWidth-2))
+	}
+}
+
+// heldHere tells whether somebody has the port in the namespace that NAT is of.
+func (w *portWriter) heldHere(proto string) bool {
+	for _, role := range []tracer.Role{tracer.RoleListener, tracer.RoleBound} {
+		for _, s := range w.all[section{role.String(), proto}] {
+			if s.netNS().Is(identity.NetNS{Inode: w.port.NetNS, Cookie: w.port.Cookie}) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// natWhen says what else decides.
+func natWhen(when []string) string {
+	words := map[string]string{
+		"source": "from some addresses", "device": "through some devices", "random": "as one of several by chance", "other": "under further conditions",
+	}
+	var out []string
+	for _, w := range when {
+		out = append(out, words[w])
+	}
+	return strings.Join(out, ", ")
+}
+
+func joinAddrs(addrs []netip.Addr) string {
+	const most = 3
+	var out []string
+	for _, a := range addrs[:min(len(addrs), most)] {
+		out = append(out, a.String())
+	}
+	text := strings.Join(out, ", ")
+	if more := len(addrs) - most; more > 0 {
+		text += fmt.Sprintf(" and %d more", more)
+	}
+	return text
+}
+
+// target is where a forward leads.
+func (f *Forward) target() string {
+	ports := strconv.Itoa(int(f.Port))
+	if f.PortLast != 0 {
+		ports += "-" + strconv.Itoa(int(f.PortLast))
+	}
+	switch {
+	case !f.IP.IsValid() && f.Port == 0:
+		return "somewhere that its arguments do not tell"
+	case !f.IP.IsValid():
+		return "port " + ports
+	case f.IPLast.IsValid():
+		return f.IP.String() + "-" + f.IPLast.String() + ", port " + ports
+	case f.IP.Is6():
+		return "[" + f.IP.String() + "]:" + ports
+	}
+	return f.IP.String() + ":" + ports
+}
+
+// forward says where a process leads the connections.
+func (w *portWriter) forward(f *Forward) {
+	text := fmt.Sprintf("%s leads to %s", f.By, f.target())
+	switch {
+	case f.By == "conmon" && f.Container != nil:
+		text = "conmon keeps it for the container, to which NAT leads"
+	case !f.IP.IsValid() && f.Port == 0 && f.By != "docker-proxy":
+		text = f.By + " leads to a container"
+	case !f.IP.IsValid() && f.NetNS != 0:
+		text += " of another network namespace"
+	}
+	w.printf("  %s\n", text)
+	w.behind(f)
+}
+
+// behind says who has the port where it is led.
+func (w *portWriter) behind(f *Forward) {
+	place := w.place(&f.Place)
+	switch len(f.Holders) {
+	case 0:
+		if place != "" {
+			w.phrase("  ", "  ", place)
+		}
+		return
+	case 1:
+		w.phrase("  there: ", "    ", w.process(&f.Holders[0]), place)
+	default:
+		w.phrase("  there: ", "    ", fmt.Sprintf("%s and %d more", w.process(&f.Holders[0]), len(f.Holders)-1), place)
+	}
+	if line := w.args(&f.Holders[0], 4); line != "" {
+		w.printf("    %s\n", line)
+	}
+}
+
+// details tells of one process: its command line, where it belongs, and since when.
+func (w *portWriter) details(h *Holder, indent string) {
+	if line := w.args(h, len(indent)); line != "" {
+		w.printf("%s%s\n", indent, line)
+	}
+	var parts []string
+	if place := w.place(&h.Place); place != "" {
+		parts = append(parts, place)
+	}
+	if h.Process != nil && !h.Started.IsZero() {
+		started := "started " + w.when(h.Started.Time)
+		parents := parentWords(h.Parents)
+		if len(parents) > 0 {
+			started += " by " + parents[0]
+			parents = parents[1:]
+			if h.Container != nil || h.Pod != nil || isService(h.Unit) {
+				parents = nil // its unit tells more
+			}
+		}
+		parts = append(append(parts, started), parents...)
+	}
+	if len(parts) > 0 {
+		w.phrase(indent, indent+"  ", parts...)
+	}
+}
+
+// maxParentWords is how many parents are named.
+const maxParentWords = 6
+
+func parentWords(parents []identity.Parent) []string {
+	var out []string
+	for _, p := range parents[:min(len(parents), maxParentWords)] {
+		out = append(out, fmt.Sprintf("%s (pid %d)", identity.Safe(p.Comm), p.PID))
+	}
+	return out
+}
+
+func isService(unit string) bool { return strings.HasSuffix(unit, ".service") }
+
+// args is the command line of a process, or its program, on one line behind so many columns.
+func (w *portWriter) args(h *Holder, indent int) string {
+	p := h.Process
+	switch {
+	case p == nil:
+		return ""
+	case p.ArgsUnread:
+		return "its command line cannot be read: it, or its file system, does not answer"
+	case len(p.Args) == 0:
+		return cut(identity.Safe(p.Exe), lineWidth-indent)
+	}
+	words := make([]string, 0, len(p.Args))
+	for _, a := range p.Args {
+		words = append(words, shellWord(a))
+	}
+	if len(p.Args) == 1 {
+		words[0] = identity.Safe(p.Args[0]) // what a process wrote over it is no word
+	}
+	line := strings.Join(words, " ")
+	if p.ArgsCut {
+		line += " …"
+	}
+	return cut(line, lineWidth-indent)
+}
+
+// place says what a process belongs to.
+func (w *portWriter) place(p *Place) string {
+	switch {
+	case p.Pod != nil:
+		text := "pod " + identity.Safe(p.Pod.Label())
+		if p.Pod.Container != "" {
+			text += ", container " + identity.Safe(p.Pod.Container)
+		}
+		return text
+	case p.Container != nil:
+		text := "container " + identity.Safe(p.Container.Label())
+		if p.Container.Runtime != "" {
+			text += " (" + p.Container.Runtime + ")"
+		}
+		return text
+	case p.Unit == "" || p.Unit == "init.scope":
+		return ""
+	case p.UnitUser != nil:
+		return fmt.Sprintf("unit %s of user %s", identity.Safe(p.Unit), w.user(*p.UnitUser))
+	}
+	return "unit " + identity.Safe(p.Unit)
+}
+
+// maxList is how many processes are listed.
+const maxList = 8
+
+// list tells of several processes, a line each.
+func (w *portWriter) list(holders []*Holder, indent string) {
+	for _, h := range holders[:min(len(holders), maxList)] {
+		line := indent + w.process(h)
+		if args := w.args(h, 0); args != "" {
+			line += "  " + args
+		} else if label := h.Label(); label != "" {
+			line += "  " + identity.Safe(label)
+		}
+		w.printf("%s\n", cut(line, lineWidth))
+	}
+	if more := len(holders) - maxList; more > 0 {
+		w.printf("%sand %d more\n", indent, more)
+	}
+	for i, h := range holders {
+		place := w.place(&h.Place)
+		if place == "" || slices.ContainsFunc(holders[:i], func(o *Holder) bool { return w.place(&o.Place) == place }) {
+			continue
+		}
+		w.phrase(indent, indent+"  ", place)
+	}
 }
 
 // about tells what is known of the number itself.
@@ -361,12 +725,19 @@ func (w *portWriter) about(p *Port, protos []string) {
 	if p.InEphemeralRange {
 		in = "inside"
 	}
-	text = fmt.Sprintf("%s this machine's ephemeral range %d-%d", in, p.RangeLow, p.RangeHigh)
+	whose := "this machine's ephemeral range"
+	if id := (identity.NetNS{Inode: p.NetNS, Cookie: p.Cookie}); p.Where != "" && p.NetNS != 0 && !w.names.NetNS.IsHost(id) {
+		whose = "the ephemeral range of network namespace " + w.names.NetNSName(id, w.now) + ","
+	}
+	text = fmt.Sprintf("%s %s %d-%d", in, whose, p.RangeLow, p.RangeHigh)
 	if p.Reserved {
 		text += ", and reserved"
 	}
 	w.printf("  %s\n", text)
 	w.otherRanges(p)
+	if w.port.OnHost {
+		w.printf("  it may be held by processes outside this pid namespace, too, which are not\n  visible here\n")
+	}
 }
 
 // maxRanges is how many ranges of other namespaces are told in words.
@@ -414,9 +785,9 @@ func (w *portWriter) before(history []Tenancy, earlier int) {
 	if len(latest) == 0 {
 		return
 	}
-	w.printf("held before by sockets of\n")
+	w.printf("previously:\n")
 	for _, t := range latest[:min(maxBefore, len(latest))] {
-		w.printf("  %s\n", w.tenancy(t, times[who{t.PID, t.Comm, t.Proto}]))
+		w.tenancy(t, times[who{t.PID, t.Comm, t.Proto}])
 	}
 	if more := len(latest) - maxBefore; more > 0 {
 		w.printf("  and %d more\n", more)
@@ -426,31 +797,62 @@ func (w *portWriter) before(history []Tenancy, earlier int) {
 	}
 }
 
-// tenancy is one line: who had the port the last of so many times.
-func (w *portWriter) tenancy(t *Tenancy, times int) string {
+// tenancy tells who had the port the last of so many times.
+func (w *portWriter) tenancy(t *Tenancy, times int) {
 	text := "a process that is not known"
 	if t.PID != 0 {
-		text = w.process(t.PID, t.Comm, t.UID, t.Container)
+		text = w.process(&Holder{PID: t.PID, Comm: t.Comm, UID: t.UID})
+		if label := t.Place.Label(); label != "" {
+			text += " of " + identity.Safe(label)
+		}
 	}
-	text += fmt.Sprintf(", %s %s", t.Proto, t.LocalIP)
+	text += fmt.Sprintf(" on %s (%s)", t.LocalIP, t.Proto)
 	if t.RemoteIP.IsValid() {
 		text += " to " + AddrPort(netip.AddrPortFrom(t.RemoteIP, t.RemotePort))
 	}
-	until, held := ", until ", ", for "
+	if t.MPTCP {
+		text += " (MPTCP)"
+	}
+	parts := []string{text, w.where(identity.NetNS{Inode: t.NetNS, Cookie: t.Cookie}, t.Until.Time)}
+	ended, held := "ended ", "for "
 	if t.UntilAbout {
-		until, held = ", until about ", ", for at most "
+		ended, held = "ended about ", "for at most "
 	}
-	text += w.where(identity.NetNS{Inode: t.NetNS, Cookie: t.Cookie}, t.Until.Time, t.MPTCP) + until + date(t.Until.Time)
 	if !t.Since.IsZero() {
-		text += held + duration(time.Duration(t.DurationNS))
+		parts = append(parts, held+duration(time.Duration(t.DurationNS)))
 	}
+	parts = append(parts, ended+w.ago(t.Until.Time))
 	if times > 1 {
-		text += fmt.Sprintf("; %d times in all", times)
+		parts = append(parts, fmt.Sprintf("%d times in all", times))
 	}
-	return text
+	w.phrase("  ", "    ", parts...)
 }
 
-func date(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05") }
+// when is a point in time for people: of today its time, else with the date, and how long ago.
+func (w *portWriter) when(t time.Time) string {
+	t, now := t.Local(), w.now.Local()
+	layout := "2006-01-02 15:04"
+	if y, m, d := t.Date(); now.Sub(t) < 24*time.Hour {
+		if ny, nm, nd := now.Date(); y == ny && m == nm && d == nd {
+			layout = "15:04"
+		}
+	}
+	return fmt.Sprintf("%s (%s)", t.Format(layout), w.ago(t))
+}
+
+// ago is how long ago something was.
+func (w *portWriter) ago(t time.Time) string {
+	switch d := w.now.Sub(t); {
+	case d < 2*time.Minute:
+		return fmt.Sprintf("%d s ago", max(0, int(d.Seconds())))
+	case d < 2*time.Hour:
+		return fmt.Sprintf("%d min ago", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%d h ago", int(d.Hours()))
+	default:
+		return fmt.Sprintf("%d days ago", int(d.Hours()/24))
+	}
+}
 
 // duration is a time as people say it: to a second, or where that says nothing to
 // a millisecond, or a microsecond.
@@ -461,4 +863,116 @@ func duration(d time.Duration) string {
 		}
 	}
 	return d.Round(time.Microsecond).String()
+}
+
+// stopGroup says how to stop who holds a listener: the container behind a forwarder, if that is
+// known.
+func (w *portWriter) stopGroup(s *Socket, holders []*Holder) {
+	for i := range s.ForwardsTo {
+		f := &s.ForwardsTo[i]
+		if command := stopPlace(&f.Place); command != "" {
+			w.advise(command)
+			return
+		}
+		if f.By == "docker-proxy" || f.By == "dockerd" {
+			w.printf("  stop it: stop its container, see docker ps --filter publish=%d\n", w.port.Port)
+			return
+		}
+	}
+	w.stop(holders)
+}
+
+// stop says how to stop processes.
+func (w *portWriter) stop(holders []*Holder) {
+	var commands, pids []string
+	for _, h := range holders {
+		switch command := stopPlace(&h.Place); {
+		case command != "":
+			if !slices.Contains(commands, command) {
+				commands = append(commands, command)
+			}
+		case h.PID == 1: // which listens for others
+			w.printf("  systemd listens for a socket unit; which one: systemctl list-sockets\n")
+		default:
+			pids = append(pids, strconv.Itoa(int(h.PID)))
+		}
+	}
+	if len(pids) > 1 {
+		if parent := commonParent(holders); parent != 0 {
+			pids = []string{strconv.Itoa(int(parent))}
+		}
+	}
+	if len(pids) > maxList {
+		return // no line has room for those
+	}
+	if len(pids) > 0 {
+		commands = append(commands, "kill "+strings.Join(pids, " "))
+	}
+	if len(commands) <= 3 {
+		w.advise(commands...)
+	}
+}
+
+// commonParent is the one of the holders that all others descend from, 0: none is.
+func commonParent(holders []*Holder) uint32 {
+	for _, p := range holders {
+		all := !slices.ContainsFunc(holders, func(h *Holder) bool {
+			return h != p && (h.Process == nil || !slices.ContainsFunc(h.Parents, func(a identity.Parent) bool { return a.PID == p.PID }))
+		})
+		if all {
+			return p.PID
+		}
+	}
+	return 0
+}
+
+func (w *portWriter) advise(commands ...string) {
+	if len(commands) == 0 {
+		return
+	}
+	where := "stop it: "
+	if w.port.OnHost {
+		where = "stop it, on the host: "
+	}
+	w.printf("  %s%s\n", where, strings.Join(commands, "; "))
+}
+
+// stopPlace is the command that stops what a process belongs to, "" where none is known.
+func stopPlace(p *Place) string {
+	switch {
+	case p.Pod != nil:
+		return fmt.Sprintf("kubectl -n %s delete pod %s", shellWord(p.Pod.Namespace), shellWord(p.Pod.Name))
+	case p.Container != nil:
+		name := shellWord(cmp.Or(p.Container.Name, p.Container.ID))
+		switch p.Container.Runtime {
+		case "docker", "podman":
+			return p.Container.Runtime + " stop " + name
+		case "lxc":
+			return "lxc-stop -n " + name
+		case "nspawn", "machined":
+			return "machinectl stop " + name
+		case "cri-o":
+			return "crictl stop " + shellWord(p.Container.ID)
+		}
+		return ""
+	case !isService(p.Unit):
+		return ""
+	case p.UnitUser != nil:
+		return "systemctl --user stop " + shellWord(p.Unit)
+	}
+	return "systemctl stop " + shellWord(p.Unit)
+}
+
+// shellWord is a word as a shell takes it, and a terminal.
+func shellWord(s string) string {
+	plain := func(r rune) bool {
+		return r < 0x80 && (r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("_@%+=:,./-", r))
+	}
+	switch {
+	case s != "" && strings.IndexFunc(s, func(r rune) bool { return !plain(r) }) < 0:
+		return s
+	case identity.Safe(s) != s:
+		return "$'" + strings.ReplaceAll(strings.Trim(identity.Safe(s), `"`), "'", `\'`) + "'"
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }

@@ -50,7 +50,20 @@ type Holder struct {
 	FD      uint32  `json:"fd"`
 	IOUring bool    `json:"io_uring,omitempty"`
 	UID     *uint32 `json:"uid,omitempty"`
+	*Process
 	Place
+}
+
+// Process is what is known of a process besides its name, in JSON. ArgsUnread: the command line
+// could not be read.
+type Process struct {
+	Exe        string            `json:"exe,omitempty"`
+	Args       []string          `json:"args,omitempty"`
+	ArgsCut    bool              `json:"args_cut,omitempty"`
+	ArgsUnread bool              `json:"args_unread,omitempty"`
+	Started    Stamp             `json:"started,omitzero"`
+	PPID       uint32            `json:"ppid,omitempty"`
+	Parents    []identity.Parent `json:"parents,omitempty"`
 }
 
 // Owner is the process that bound, connected or accepted a socket, in JSON. Status is
@@ -81,6 +94,8 @@ type Socket struct {
 	V6Only      bool       `json:"v6_only,omitempty"`
 	ReuseAddr   bool       `json:"reuse_addr,omitempty"`
 	ReusePort   bool       `json:"reuse_port,omitempty"`
+	Backlog     *uint32    `json:"backlog,omitempty"` // of a listener
+	BacklogMax  *uint32    `json:"backlog_max,omitempty"`
 	Holders     []Holder   `json:"holders"`
 	HoldersMore int        `json:"holders_more,omitempty"`
 	NoHolder    string     `json:"no_holder,omitempty"`
@@ -91,6 +106,8 @@ type Socket struct {
 	Place
 	RangeLow  uint16 `json:"range_low,omitempty"` // where the socket is of a Port, and of another namespace
 	RangeHigh uint16 `json:"range_high,omitempty"`
+	// ForwardsTo is there where the socket is of a Port, and held for another.
+	ForwardsTo []Forward `json:"forwards_to,omitempty"`
 }
 
 func (s *Socket) netNS() identity.NetNS { return identity.NetNS{Inode: s.NetNS, Cookie: s.Cookie} }
@@ -219,6 +236,9 @@ func (n Renderer) fill(row *Socket, s *tracer.Socket, holders []Holder) {
 	if s.Role != tracer.RoleTimeWait { // nobody owns these
 		row.UID = &s.UID
 	}
+	if s.Backlog.Known {
+		row.Backlog, row.BacklogMax = &s.Backlog.Waiting, &s.Backlog.Max
+	}
 	for i := range s.Holders {
 		h := &s.Holders[i]
 		row.Holders = append(row.Holders, Holder{PID: h.PID, Comm: h.Comm, FD: h.FD, IOUring: h.Ring})
@@ -247,19 +267,17 @@ func (n Renderer) placeOf(s *tracer.Socket) Place {
 	return n.place(s.Holders[0].Cgroup)
 }
 
-// socketInFull makes the row of a socket of a Port.
-func (n Renderer) socketInFull(s *tracer.Socket) Socket {
-	var row Socket
-	n.fillInFull(&row, s, []Holder{})
-	return row
-}
-
 // fillInFull is fill, with what only a Port tells.
-func (n Renderer) fillInFull(row *Socket, s *tracer.Socket, holders []Holder) {
+func (n Renderer) fillInFull(row *Socket, s *tracer.Socket, holders []Holder, seen *lookups) {
 	n.fill(row, s, holders)
 	for i := range s.Holders {
-		row.Holders[i].UID = &s.Holders[i].UID
-		row.Holders[i].Place = n.place(s.Holders[i].Cgroup)
+		h := &row.Holders[i]
+		h.UID = &s.Holders[i].UID
+		h.Place = n.place(s.Holders[i].Cgroup)
+		h.Process = seen.process(&s.Holders[i].Process)
+		if s.Role == tracer.RoleListener || s.Role == tracer.RoleBound {
+			n.addForward(row, s, h)
+		}
 	}
 	if n.Range != nil {
 		if r := n.Range(tracer.NetNS{Inode: s.NetNS, Cookie: s.NetNSCookie}); r != nil {

@@ -91,55 +91,101 @@ func (a *localSockets) Text(w io.Writer, style render.Style) error {
 }
 
 // Port implements Source.
-func (l *Local) Port(_ context.Context, q query.Port) (PortAnswer, error) {
-	pool, err := identity.ReadPool()
-	if err != nil {
-		return nil, err
+func (l *Local) Port(ctx context.Context, q query.Port) (PortAnswer, error) {
+	names := identity.Load(livingNow)
+	a := &localPort{q: q, names: names}
+	if err := a.read(ctx); err != nil {
+		return nil, errors.Join(err, a.Close())
 	}
+	return a, nil
+}
+
+// read asks the kernel.
+func (a *localPort) read(ctx context.Context) error {
 	own, err := identity.NetNSOfThread()
 	if err != nil {
-		return nil, err
+		return err
+	}
+	if err := a.q.Locate(a.names.NetNS); err != nil {
+		return err
+	}
+	place := identity.NetNS{Inode: own}
+	if wanted, ok := a.q.Place(); ok {
+		place = wanted
+	}
+	nat := make(chan struct{})
+	var targets []identity.NATTarget
+	var natErr error
+	go func() { // while programs are loaded
+		defer close(nat)
+		targets, natErr = identity.NAT(ctx, place.Inode, a.q.Number, a.q.Protos...)
+	}()
+	defer func() { <-nat }()
+	s, err := tracer.NewSnapshotter(tracer.ReadsSockets)
+	if err != nil {
+		return err
+	}
+	a.snap = s
+	if a.rows, err = s.Rows(a.q.Number); err != nil {
+		return err
 	}
 	var ranges map[tracer.NetNS]*tracer.Range // of other namespaces, where one has the port
-	rows, err := readRows(q.Number, func(s *tracer.Snapshotter, rows *tracer.Rows) (err error) {
-		for i := range rows.Len() {
-			if rows.NetNS(i).Inode != own {
-				ranges, err = s.Ranges()
-				break
-			}
-		}
-		return err
-	})
-	if err != nil {
-		return nil, err
+	elsewhere := place.Inode != own
+	for i := 0; i < a.rows.Len() && !elsewhere; i++ {
+		elsewhere = a.rows.NetNS(i).Inode != own
 	}
-	names := identity.Load(nil)
-	names.Device = rows.Devices.Name
-	names.Range = func(ns tracer.NetNS) *tracer.Range { return render.OtherRange(ranges[ns], pool) }
-	return &localPort{q: q, names: names, pool: pool, rows: rows}, nil
+	if elsewhere {
+		if ranges, err = s.Ranges(); err != nil {
+			return err
+		}
+	}
+	if place.Inode == own {
+		a.at.Pool, err = identity.ReadPool()
+	} else {
+		a.at.Pool, err = identity.PoolIn(ranges, place)
+	}
+	if err != nil {
+		return err
+	}
+	<-nat
+	a.at.NetNS, a.at.NAT, a.at.NATUnread = place, targets, natErr
+	a.names.Device = a.rows.Devices.Name
+	a.names.Range = func(ns tracer.NetNS) *tracer.Range { return render.OtherRange(ranges[ns], a.at.Pool) }
+	a.names.Behind = identity.BehindRows(s.Rows)
+	a.names.Processes = identity.NewProcesses(!a.q.NoArgs)
+	return nil
 }
 
 type localPort struct {
 	held
 	q     query.Port
 	names *identity.Names
-	pool  *identity.Pool
+	snap  *tracer.Snapshotter
 	rows  *tracer.Rows
+	at    render.PortPlace
 }
 
 func (a *localPort) Unfinished() int { return a.rows.Unfinished }
-func (a *localPort) Note() string    { return "" }
-func (a *localPort) Close() error    { return a.names.Cgroups.Close() }
+func (a *localPort) Note() string    { return a.q.Note(a.names.Cgroups) }
+
+func (a *localPort) Close() error {
+	err := a.names.Cgroups.Close()
+	if a.snap != nil {
+		err = errors.Join(err, a.snap.Close())
+	}
+	return err
+}
 
 func (a *localPort) JSON(w io.Writer) error {
 	a.w = w
 	all := render.SocketsOfRows(a.rows, func(*tracer.Socket) bool { return true })
-	return render.New(a.names).PortJSON(a, a.q, a.pool, all, func(func(tracer.Tenancy) bool) {})
+	return render.New(a.names).PortJSON(a, a.q, &a.at, all, func(func(tracer.Tenancy) bool) {})
 }
 
 func (a *localPort) Text(w io.Writer, style render.Style) error {
 	r := render.New(a.names)
-	answer := r.PortInBrief(a.q, a.pool, a.rows)
+	answer := r.PortInBrief(a.q, &a.at, a.rows)
+	answer.Where, answer.OnHost = a.q.Where(), doctor.PIDs() != ""
 	a.is = answer.Held()
 	return r.PortText(w, style, answer)
 }

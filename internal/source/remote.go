@@ -10,6 +10,7 @@ import (
 	"io"
 
 	"github.com/porthole-dev/porthole/internal/api"
+	"github.com/porthole-dev/porthole/internal/doctor"
 	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/internal/query"
 	"github.com/porthole-dev/porthole/internal/render"
@@ -79,12 +80,13 @@ func (r *Remote) Port(ctx context.Context, q query.Port) (PortAnswer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &remotePort{response: a}, nil
+	return &remotePort{response: a, q: q}, nil
 }
 
 type remotePort struct {
 	*response
 	held
+	q query.Port
 }
 
 func (a *remotePort) JSON(w io.Writer) error {
@@ -98,10 +100,29 @@ func (a *remotePort) Text(w io.Writer, style render.Style) error {
 	if err := json.NewDecoder(a.response).Decode(&answer); err != nil {
 		return badAnswer(err)
 	}
+	answer.Where, answer.OnHost = a.q.Where(), doctor.PIDs() != ""
+	a.readNAT(&answer)
 	a.is = answer.Held()
 	names := identity.Load(nil)
 	defer names.Cgroups.Close()
 	return render.New(names).PortText(w, style, &answer)
+}
+
+// readNAT reads the rules of NAT where the agent, which keeps few privileges, could not: in the
+// same namespace.
+func (a *remotePort) readNAT(answer *render.Port) {
+	own, err := identity.NetNSOfThread()
+	if answer.NATUnread == "" || err != nil || own != answer.NetNS {
+		return
+	}
+	targets, err := identity.NAT(context.Background(), 0, a.q.Number, a.q.Protos...)
+	if err != nil {
+		return // as the agent has said
+	}
+	answer.NATUnread = ""
+	for i := range targets {
+		answer.ForwardsTo = append(answer.ForwardsTo, render.NATForward(&targets[i]))
+	}
 }
 
 // Headroom implements Source.
