@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 
@@ -49,13 +50,13 @@ func listenTCP(t *testing.T, addr string) (*net.TCPListener, int) {
 // Which of many programs of a name it is, its command line says, and how to stop it the last
 // line: through an agent, too.
 func TestKernelWhoCommandLine(t *testing.T) {
-	testutil.NewNetNS(t)
+	ns := fmt.Sprint(testutil.NewNetNS(t)) // others may have the port elsewhere
 	socket, _ := startAgent(t)
 	l, port := listenTCP(t, "127.0.0.1:0")
 	pid := holder(t, l, "shop-frontend.js", "a b\x1b[2J")
 	l.Close()
 	for _, from := range [][]string{nil, {"--agent", "--socket", socket}} {
-		text, errs, code := command(t, append([]string{"who", fmt.Sprint(port)}, from...)...)
+		text, errs, code := command(t, append([]string{"who", fmt.Sprint(port), "--netns", ns}, from...)...)
 		for _, want := range []string{
 			fmt.Sprintf("%d/tcp  sh (pid %d, user root) listens on 127.0.0.1:%d", port, pid, port),
 			"\n  sh -c 'read wait' sh shop-frontend.js $'a b\\x1b[2J'\n", "  started ", fmt.Sprintf("(pid %d)", os.Getpid()), fmt.Sprintf("kill %d\n", pid),
@@ -65,25 +66,25 @@ func TestKernelWhoCommandLine(t *testing.T) {
 			}
 		}
 		for line := range strings.Lines(text) {
-			if len(line) > 81 {
+			if utf8.RuneCountInString(line) > 81 {
 				t.Errorf("who %q: a line of %d columns: %s", from, len(line)-1, line)
 			}
 		}
 		var answer render.Port
-		text, _, _ = command(t, append([]string{"who", fmt.Sprint(port), "--json"}, from...)...)
+		text, _, _ = command(t, append([]string{"who", fmt.Sprint(port), "--netns", ns, "--json"}, from...)...)
 		if err := json.Unmarshal([]byte(text), &answer); err != nil || len(answer.Sockets) != 1 || len(answer.Sockets[0].Holders) != 1 {
 			t.Fatalf("who --json %q: %v, %s", from, err, text)
 		}
 		if h := answer.Sockets[0].Holders[0]; h.Process == nil || len(h.Args) != 6 || h.Args[4] != "shop-frontend.js" || int(h.PPID) != os.Getpid() || h.Started.IsZero() {
 			t.Errorf("who --json %q: holder %+v", from, h.Process)
 		}
-		text, _, _ = command(t, append([]string{"who", fmt.Sprint(port), "--json", "--no-args"}, from...)...)
+		text, _, _ = command(t, append([]string{"who", fmt.Sprint(port), "--netns", ns, "--json", "--no-args"}, from...)...)
 		if strings.Contains(text, "shop-frontend") || !strings.Contains(text, `"started":"`) {
 			t.Errorf("who --no-args %q: %s", from, text)
 		}
 	}
 	secret, _ := startAgent(t, "--no-args")
-	if text, _, _ := command(t, "who", fmt.Sprint(port), "--json", "--agent", "--socket", secret); strings.Contains(text, "shop-frontend") {
+	if text, _, _ := command(t, "who", fmt.Sprint(port), "--netns", ns, "--json", "--agent", "--socket", secret); strings.Contains(text, "shop-frontend") {
 		t.Errorf("an agent with --no-args tells %s", text)
 	}
 }
