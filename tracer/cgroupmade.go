@@ -44,11 +44,19 @@ func (t *Tracer) Cgroups(f func(id uint64)) {
 }
 
 func (t *Table) cgroups(f func(id uint64)) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for i := range t.procs.list {
-		if p := &t.procs.list[i]; p.uses > 0 {
-			f(p.Cgroup)
+	ids := make([]uint64, 0, readAtOnce)
+	for from, more := 0, true; more; from += readAtOnce {
+		t.mu.Lock()
+		to := min(from+readAtOnce, len(t.procs.list))
+		more, ids = to < len(t.procs.list), ids[:0]
+		for i := from; i < to; i++ {
+			if p := &t.procs.list[i]; p.uses > 0 {
+				ids = append(ids, p.Cgroup)
+			}
+		}
+		t.mu.Unlock()
+		for _, id := range ids {
+			f(id)
 		}
 	}
 }

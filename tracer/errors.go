@@ -77,8 +77,8 @@ func checkCaps(need []capability) error {
 	return nil
 }
 
-// Capabilities tells for each capability porthole can use whether the process
-// has it in effect. Those of a user namespace do not count.
+// Capabilities reports, for each capability that porthole can use, whether the process has it
+// in effect. Those of a user namespace do not count.
 func Capabilities() map[string]bool {
 	out := make(map[string]bool)
 	counts := !InOtherNamespace("user")
@@ -89,12 +89,12 @@ func Capabilities() map[string]bool {
 	return out
 }
 
-// CheckSnapshot tells whether NewSnapshotter may work for this process. The
-// error wraps ErrNotPermitted and names the missing capabilities.
+// CheckSnapshot returns an error if this process lacks a capability that NewSnapshotter needs.
+// The error wraps ErrNotPermitted and names the missing capabilities.
 func CheckSnapshot() error { return checkCaps(capsSnapshot) }
 
-// CheckTrace tells the same of Open with this Config.Tier. Where the kernel refuses
-// the hooks of the fentry tier, Open needs more, and says so.
+// CheckTrace is CheckSnapshot for Open with this Config.Tier. Where the kernel refuses the
+// hooks of the fentry tier Open needs more capabilities, and its error names them.
 func CheckTrace(tier Tier) error {
 	if tier == TierTracepoint {
 		return checkCaps(capsTracepoint)

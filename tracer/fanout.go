@@ -8,8 +8,8 @@ import (
 	"unsafe"
 )
 
-// Subscription is a queue of events, bounded by the memory it takes. A subscriber that
-// does not read loses events, and is told how many; it never makes the tracer wait.
+// Subscription is a queue of events, bounded by the memory it takes. A subscriber that does
+// not keep up loses events (Lost); it never makes the tracer wait.
 type Subscription struct {
 	out *fanout
 	max int // bytes

@@ -95,7 +95,7 @@ type NetNS struct {
 	Cookie uint64
 }
 
-// ErrNoNetNS tells that there is no network namespace with this inode number.
+// ErrNoNetNS reports that there is no network namespace with this inode number.
 var ErrNoNetNS = errors.New("no such network namespace")
 
 // Ports is every use of an ephemeral port of the machine at one moment, and the

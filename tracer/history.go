@@ -77,14 +77,15 @@ func (h *History) add(ev *Event) {
 // at is the place of a tenancy, by how many there were before it.
 func (h *History) at(i uint64) *tenancy { return h.ring.at(uint32(i % uint64(h.max))) }
 
-// Port returns the tenancies of a local port, the latest first; port 0 means all.
+// Port returns what Latest ranges over.
 func (h *History) Port(port uint16) []Tenancy { return slices.Collect(h.Latest(port)) }
 
 // historyBatch is how many tenancies are looked at before the reader of events, which
 // adds to them, gets its turn.
 const historyBatch = 1024
 
-// Latest is Port without a list: those that are forgotten while it is read are left out.
+// Latest ranges over the tenancies of a local port, the latest first; port 0 means all. Those
+// that are forgotten meanwhile are left out. It does not hold up the tracer.
 func (h *History) Latest(port uint16) iter.Seq[Tenancy] {
 	return func(yield func(Tenancy) bool) {
 		h.mu.Lock()

@@ -12,7 +12,7 @@ var initialNamespaces = map[string]string{
 	"pid": initialPIDNS, "user": "user:[4026531837]", "cgroup": "cgroup:[4026531835]",
 }
 
-// InOtherNamespace tells whether this process is in another namespace of a kind ("pid",
+// InOtherNamespace reports whether this process is in another namespace of a kind ("pid",
 // "user", "cgroup") than the one the kernel starts with.
 func InOtherNamespace(kind string) bool {
 	is, err := os.Readlink("/proc/self/ns/" + kind)

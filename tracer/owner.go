@@ -25,8 +25,8 @@ var ownerStatusNames = [...]string{OwnerHolder: "holder", OwnerAlive: "alive", O
 // String returns the name the JSON contract gives the status.
 func (s OwnerStatus) String() string { return nameOf(ownerStatusNames[:], int(s)) }
 
-// OwnerLookup tells what has become of the owners of sockets, asking for each once. It is
-// not safe for concurrent use.
+// OwnerLookup finds out what has become of the owners of sockets, and asks for each once. It
+// is not safe for concurrent use.
 type OwnerLookup struct {
 	seesAll bool
 	found   map[Process]OwnerStatus

@@ -6,10 +6,10 @@ type Range struct {
 	reserved  [1024]uint64
 }
 
-// Has tells whether a port is in the range.
+// Has reports whether a port is in the range.
 func (r *Range) Has(port uint16) bool { return port >= r.Low && port <= r.High }
 
-// Reserved tells whether a port is in ip_local_reserved_ports.
+// Reserved reports whether a port is in ip_local_reserved_ports.
 func (r *Range) Reserved(port uint16) bool { return r.reserved[port/64]&(1<<(port%64)) != 0 }
 
 // Ranges reads the range of every network namespace.

@@ -111,8 +111,8 @@ func (t *Tracer) quiet() time.Time {
 	return until
 }
 
-// SinceRound is how long ago Run last handed on events, or found that there are none: some
-// seconds at most, unless it is stuck. It is very long before the first time.
+// SinceRound is how long ago Run last handed on events, or found that there are none. It is
+// five seconds at most, unless Run is stuck or has not begun.
 func (t *Tracer) SinceRound() time.Duration { return time.Duration(boottime() - t.round.Load()) }
 
 // take decodes one record, puts it into the table and keeps it for handOn.

@@ -61,8 +61,9 @@ func (r *Rows) Read(i int, so *Socket) {
 	}
 }
 
-// Cut leaves no more holders of a socket than are listed where all sockets together have
-// very many: a server's children may have inherited all of its connections.
+// Cut drops the holders of a socket that are too many to list, and counts them in HoldersMore.
+// It drops any only where all sockets together have very many, as where the children of a
+// server inherited all of its connections.
 func (r *Rows) Cut(so *Socket) {
 	if n := len(so.Holders) - r.most; n > 0 {
 		so.Holders, so.HoldersMore = so.Holders[:r.most], so.HoldersMore+n

@@ -191,7 +191,8 @@ func (s *Snapshotter) Take(port uint16) (*Snapshot, error) {
 	return rows.Snapshot(), nil
 }
 
-// Rows is Take, but for making the sockets.
+// Rows is like Take, but makes each socket when it is read: for callers that do not want a
+// list of 100,000 sockets in memory.
 func (s *Snapshotter) Rows(port uint16) (*Rows, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

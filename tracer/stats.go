@@ -33,10 +33,10 @@ type Stats struct {
 // Lost is the number of events the kernel could not hand over.
 func (s Stats) Lost() uint64 { return s.LostRing + s.LostState + s.LostNested }
 
-// Counts are what the events told, added up.
+// Counts counts the published events by kind.
 type Counts struct {
 	Events   map[EventKey]uint64
-	Failures map[Failure]uint64 // refused for want of a port or for another's sake
+	Failures map[Failure]uint64 // calls that got no port: there was none, or another socket was in the way
 	// Searches is how long the kernel looked for the port of a connect(), in the
 	// buckets of a Prometheus native histogram of schema 2 (index: count), in
 	// seconds. Only where hooks of TierFentry see connects.

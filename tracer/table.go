@@ -8,10 +8,10 @@ import (
 	"time"
 )
 
-// Table is the live port-to-process map. One goroutine writes it (Apply,
-// Reconcile); any number may read, and get copies. It knows no kernel and no
-// clock. It keeps the memory of the most sockets there ever were for others to come:
-// some 160 bytes each.
+// Table is the live map of every socket that has a port, to be read by any number of
+// goroutines, which get copies; the one that runs Run writes it. It knows no kernel and no
+// clock. Its memory does not shrink: some 160 bytes for each of the most sockets there ever
+// were.
 type Table struct {
 	mu        sync.Mutex          // not RWMutex, which takes the writer twice as long
 	entries   slab[entry]         // the first is none: its index means that there is no entry

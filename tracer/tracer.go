@@ -36,8 +36,9 @@ type Config struct {
 	Reconcile time.Duration
 }
 
-// Tracer follows every TCP and UDP socket of the machine. Open it, Run it in one
-// goroutine, read from Subscribe and Table in others, Close it.
+// Tracer follows every TCP and UDP socket of the machine. Open it, Run it in one goroutine,
+// use Events, Subscribe and Table in others, and Close it once Run has returned. All methods
+// but Run and Close are safe for concurrent use.
 type Tracer struct {
 	maps  map[string]*ebpf.Map
 	links []link.Link
@@ -174,10 +175,10 @@ func (t *Tracer) Tier() Tier {
 	return TierTracepoint
 }
 
-// Hooks tells of every hook that was tried what became of it.
+// Hooks returns the status of every hook that was tried.
 func (t *Tracer) Hooks() []HookStatus { return t.hooks }
 
-// NotSeen tells what the hooks in use cannot see, one sentence each.
+// NotSeen returns what the hooks in use cannot see, a sentence each.
 func (t *Tracer) NotSeen() []string {
 	var out []string
 	for _, h := range t.hooks {
@@ -196,9 +197,9 @@ func (t *Tracer) NotSeen() []string {
 	return out
 }
 
-// PartOfCgroups tells whether hooks could only be attached below the root of the cgroup
-// hierarchy, as from within a cgroup namespace: what they see of processes that are not
-// below is missing.
+// PartOfCgroups reports whether hooks could only be attached below the root of the cgroup
+// hierarchy, as from within a cgroup namespace: then they do not see what processes elsewhere
+// in the hierarchy do.
 func (t *Tracer) PartOfCgroups() bool { return t.cgroupPart }
 
 // Table is the live map. It is empty until Run has taken the first snapshot.
@@ -218,7 +219,7 @@ func (t *Tracer) Snapshot(port uint16) (*Snapshot, error) {
 	return rows.Snapshot(), nil
 }
 
-// Rows is Snapshot, but for making the sockets.
+// Rows is like Snapshot, but makes each socket when it is read.
 func (t *Tracer) Rows(port uint16) (*Rows, error) {
 	rows, err := t.snap.Rows(port)
 	if err != nil {
@@ -237,8 +238,8 @@ func (t *Tracer) Ports(holders bool) (*Ports, error) { return t.snap.ports(t.tab
 // NetNamespaces is Snapshotter.NetNamespaces.
 func (t *Tracer) NetNamespaces() ([]NetNS, error) { return t.snap.NetNamespaces() }
 
-// Programs tells what each attached BPF program has cost since Open, as far as the
-// kernel counts: only while kernel.bpf_stats_enabled is 1.
+// Programs returns what each attached BPF program has cost since Open. The kernel counts that
+// only while kernel.bpf_stats_enabled is 1.
 func (t *Tracer) Programs() ([]ProgramStats, error) {
 	out := make([]ProgramStats, 0, len(t.progs))
 	for _, a := range t.progs {
