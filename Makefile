@@ -19,10 +19,12 @@ GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 # What is needed besides Go: command or file = Debian package.
 TEST_NEEDS := gcc=gcc ss=iproute2 lsof=lsof qemu-system-x86_64=qemu-system-x86 qemu-system-aarch64=qemu-system-arm xz=xz-utils \
-	prometheus=prometheus promtool=prometheus nft=nftables iptables-legacy=iptables
-# Its package starts a server and lets it start at boot; the tests start their own.
-STOP_PROMETHEUS := if [ -d /run/systemd/system ]; then systemctl disable --now prometheus; \
-	elif [ -x /etc/init.d/prometheus ]; then /etc/init.d/prometheus stop; fi
+	prometheus=prometheus promtool=prometheus nft=nftables iptables-legacy=iptables \
+	dockerd=docker.io ctr=containerd runc=runc podman=podman /usr/lib/podman/netavark=netavark \
+	/usr/libexec/podman/catatonit=catatonit /bin/busybox=busybox-static
+# Their packages start servers and let them start at boot; the tests start their own.
+stop = for server in $(1); do if [ -d /run/systemd/system ]; then systemctl disable --now $$server || :; \
+	elif [ -x /etc/init.d/$$server ]; then /etc/init.d/$$server stop; fi; done
 GENERATE_NEEDS := $(CLANG)=clang-19 $(CLANG_FORMAT)=clang-format-19 llvm-strip-19=llvm-19 \
 	/usr/include/bpf/bpf_helpers.h=libbpf-dev /usr/include/linux/bpf.h=linux-libc-dev
 
@@ -54,7 +56,10 @@ deps:
 	if [ -z "$$all" ]; then exit 0; fi; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $$all && \
-		case "$$all" in *prometheus*) $(STOP_PROMETHEUS);; esac; \
+		case "$$all" in *prometheus*) $(call stop,prometheus);; esac; \
+		case "$$all" in *docker.io*) $(call stop,docker.socket docker);; esac; \
+		case "$$all" in *containerd*) $(call stop,containerd);; esac; \
+		case "$$all" in *podman*) $(call stop,podman.socket podman podman-auto-update.timer);; esac; \
 	else \
 		echo "missing, by the names of Debian's packages:" $$all >&2; [ -z "$$required" ]; \
 	fi
