@@ -56,7 +56,7 @@ func startAgent(t *testing.T, args ...string) (socket string, stop func() int) {
 	code := make(chan int, 1)
 	args = append([]string{"agent", "--socket", socket, "--web.listen-address=", "--tier", testTier()}, args...)
 	go func() {
-		code <- run(ctx, &env{stdout: io.Discard, stderr: errs}, args)
+		code <- run(ctx, &env{unasked: true, stdout: io.Discard, stderr: errs}, args)
 		errs.Write([]byte("ended\n"))
 	}()
 	ended := false
@@ -277,7 +277,7 @@ func TestKernelAgentTail(t *testing.T) {
 	for _, c := range tails {
 		c.out, c.errs, c.code = new(bytes.Buffer), make(lineWriter, 16), make(chan int, 1)
 		args := append([]string{"tail", "--agent", "--socket", socket, "--netns", ns}, c.args...)
-		go func() { c.code <- run(context.Background(), &env{stdout: c.out, stderr: c.errs}, args) }()
+		go func() { c.code <- run(context.Background(), &env{unasked: true, stdout: c.out, stderr: c.errs}, args) }()
 		if got := waitLine(t, c.errs, "attached: "); !strings.HasSuffix(got, " hooks") {
 			t.Errorf("stderr begins with %q", got)
 		}
@@ -511,7 +511,7 @@ func TestAgentTerminal(t *testing.T) {
 	defer cancel()
 	code := make(chan int, 1)
 	go func() {
-		code <- run(ctx, &env{stdout: out, stderr: errs}, []string{"agent", "--socket", socket, "--web.listen-address", "127.0.0.1:0", "--tail"})
+		code <- run(ctx, &env{unasked: true, stdout: out, stderr: errs}, []string{"agent", "--socket", socket, "--web.listen-address", "127.0.0.1:0", "--tail"})
 	}()
 	waitLine(t, errs, "attached: ")
 	url := strings.TrimPrefix(waitLine(t, errs, "metrics: http://127.0.0.1:"), "metrics: ")

@@ -34,7 +34,7 @@ func TestMain(m *testing.M) {
 		if err := json.Unmarshal([]byte(text), &args); err != nil {
 			panic(err)
 		}
-		os.Exit(runAlone(args))
+		os.Exit(runAlone(&env{unasked: true}, args))
 	}
 	if name := os.Getenv(hostileEnv); name != "" {
 		if err := hostileMain(name); err != nil {

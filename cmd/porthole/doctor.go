@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 
 	"github.com/spf13/cobra"
 
@@ -34,13 +35,22 @@ func newDoctor(e *env) *cobra.Command {
 
 // examine writes a report also where there is an error, which it then tells.
 func examine(ctx context.Context, e *env, o *doctorOptions) error {
-	remote, err := o.hooks.useAgent(&o.agent, tracer.CheckTrace(o.hooks.tier))
-	var src source.Source = remote
-	if remote == nil {
-		if o.agent.ask {
+	if err := o.hooks.check(&o.agent); err != nil {
+		return err
+	}
+	kernel := &source.Local{Hooks: o.hooks.config(), Cannot: tracer.CheckTrace(o.hooks.tier)}
+	var src source.Source = kernel
+	// It is about this machine: an agent has only what can be seen of that without privileges.
+	if o.agent.ask || !o.agent.local && errors.Is(kernel.Cannot, tracer.ErrNotPermitted) {
+		open, err := o.agent.open(e, kernel, kernel.Cannot)
+		switch {
+		case err == nil:
+			src = open
+		case o.agent.ask:
 			return err
+		default:
+			kernel.Cannot = err
 		}
-		src = &source.Local{Hooks: o.hooks.config(), Cannot: err}
 	}
 	report, err := src.Report(ctx)
 	if report == nil {

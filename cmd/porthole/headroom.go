@@ -63,7 +63,7 @@ func runHeadroom(cmd *cobra.Command, e *env, o *headroomOptions) error {
 	if err != nil {
 		return err
 	}
-	src, err := openSource(&o.agent)
+	src, err := openSource(e, &o.agent)
 	if err != nil {
 		return err
 	}

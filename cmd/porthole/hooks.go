@@ -3,7 +3,6 @@ package main
 import (
 	"github.com/spf13/cobra"
 
-	"github.com/porthole-dev/porthole/internal/source"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
@@ -24,16 +23,17 @@ func (o *hookOptions) config() tracer.Config {
 	return tracer.Config{Tier: o.tier, NoSyscallHooks: o.noSyscallHooks}
 }
 
-// useAgent is useAgent for a command with these options, which an agent cannot
-// follow: it has its hooks.
-func (o *hookOptions) useAgent(a *agentOptions, own error) (*source.Remote, error) {
+// check refuses these options for an agent, which cannot follow them: it has its hooks. Where
+// they are given no agent is asked.
+func (o *hookOptions) check(a *agentOptions) error {
 	if *o == (hookOptions{}) {
-		return useAgent(a, own)
+		return nil
 	}
 	if a.ask {
-		return nil, usagef("--tier, --no-syscall-hooks: not with --agent, whose hooks are attached already")
+		return usagef("--tier, --no-syscall-hooks: not with --agent, whose hooks are attached already")
 	}
-	return nil, own
+	a.local = true
+	return nil
 }
 
 // tierFlag is the value of --tier. It keeps "" for auto, as tracer.Config does.

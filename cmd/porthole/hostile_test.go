@@ -174,7 +174,7 @@ func tailWhile(t *testing.T, h *hostile, flags []string) string {
 	errs := make(lineWriter, 16)
 	code := make(chan int, 1)
 	args := append([]string{"tail", "--tier", testTier(), "--count", "3"}, flags...)
-	go func() { code <- run(t.Context(), &env{stdout: &out, stderr: errs}, args) }()
+	go func() { code <- run(t.Context(), &env{unasked: true, stdout: &out, stderr: errs}, args) }()
 	waitLine(t, errs, "attached: ")
 	h.act(t)
 	select {

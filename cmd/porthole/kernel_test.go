@@ -30,7 +30,7 @@ import (
 func command(t *testing.T, args ...string) (stdout, stderr string, code int) {
 	t.Helper()
 	var out, errs bytes.Buffer
-	code = run(t.Context(), &env{stdout: &out, stderr: &errs}, args)
+	code = run(t.Context(), &env{unasked: true, stdout: &out, stderr: &errs}, args)
 	return out.String(), errs.String(), code
 }
 
@@ -163,7 +163,7 @@ func TestKernelTail(t *testing.T) {
 	defer cancel()
 	code := make(chan int, 1)
 	go func() {
-		code <- run(ctx, &env{stdout: &out, stderr: errs},
+		code <- run(ctx, &env{unasked: true, stdout: &out, stderr: errs},
 			[]string{"tail", "--tier", testTier(), "--json", "--sockets", "--event", "connect,bind,listen", "--count", "3", "--netns", fmt.Sprint(ns)})
 	}()
 	if got := <-errs; !strings.HasPrefix(got, "attached: ") || !strings.HasSuffix(got, " hooks\n") {

@@ -43,7 +43,7 @@ func ls(cmd *cobra.Command, e *env, o *lsOptions) error {
 	if err != nil {
 		return err
 	}
-	src, err := openSource(&o.agent)
+	src, err := openSource(e, &o.agent)
 	if err != nil {
 		return err
 	}

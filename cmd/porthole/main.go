@@ -42,6 +42,7 @@ type env struct {
 	style          render.Style
 	alone          bool         // the process is for this one command: it may give up what the command has no use for
 	gentle         *atomic.Bool // see untilSignal; nil: no signal is waited for
+	unasked        bool         // an agent whose socket is not named is asked only where the kernel may not be: a test is of its own agents
 }
 
 // errNo ends a command whose answer is no: it has been printed already.
@@ -56,14 +57,14 @@ func (e usageError) Unwrap() error { return e.err }
 func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
 func main() {
-	os.Exit(runAlone(os.Args[1:]))
+	os.Exit(runAlone(&env{}, os.Args[1:]))
 }
 
 // runAlone is run in a process of its own.
-func runAlone(args []string) int {
+func runAlone(e *env, args []string) int {
 	// A reader that goes away is seen as an error of the write, not a signal.
 	signal.Ignore(syscall.SIGPIPE)
-	e := &env{stdout: os.Stdout, stderr: os.Stderr, alone: true, gentle: new(atomic.Bool)}
+	e.stdout, e.stderr, e.alone, e.gentle = os.Stdout, os.Stderr, true, new(atomic.Bool)
 	e.style.Color = os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" && term.IsTerminal(int(os.Stdout.Fd()))
 	return run(untilSignal(e.gentle), e, args)
 }
@@ -121,7 +122,7 @@ func hints(err error) []string {
 	case errors.Is(err, source.ErrSilent):
 		return []string{
 			"see whether it is stopped (STAT T): ps -C porthole -o pid,stat,args; then kill -CONT its pid, or restart it",
-			"as root the kernel can be asked instead: leave out --agent",
+			"as root the kernel can be asked instead: --local",
 		}
 	case errors.Is(err, tracer.ErrNotSupported):
 		return []string{"porthole doctor tells what this machine lacks"}

@@ -22,7 +22,7 @@ func invoke(t *testing.T, args ...string) (stdout, stderr string, code int) {
 	t.Helper()
 	var out, errs bytes.Buffer
 	args = append([]string{}, args...) // with nil cobra would take the arguments of the test
-	code = run(t.Context(), &env{stdout: &out, stderr: &errs}, args)
+	code = run(t.Context(), &env{unasked: true, stdout: &out, stderr: &errs}, args)
 	return out.String(), errs.String(), code
 }
 
@@ -55,7 +55,7 @@ func TestHelp(t *testing.T) {
 	if bare, _, code := invoke(t); bare != stdout || code != exitDone {
 		t.Errorf("without arguments: exit %d, want 0 and the text of --help:\n%s", code, bare)
 	}
-	for _, cmd := range newRoot(&env{}).Commands() {
+	for _, cmd := range newRoot(&env{unasked: true}).Commands() {
 		name := cmd.Name()
 		files = append(files, name+".txt")
 		stdout, stderr, code := invoke(t, name, "--help")

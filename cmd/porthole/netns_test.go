@@ -51,7 +51,7 @@ func tailing(t *testing.T, args ...string) (out lineWriter) {
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	t.Cleanup(func() { cancel(); <-ended })
 	go func() {
-		ended <- run(ctx, &env{stdout: out, stderr: errs}, append([]string{"tail", "--event", "listen"}, args...))
+		ended <- run(ctx, &env{unasked: true, stdout: out, stderr: errs}, append([]string{"tail", "--event", "listen"}, args...))
 	}()
 	waitLine(t, errs, "attached: ")
 	return out

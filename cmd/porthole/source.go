@@ -18,47 +18,58 @@ import (
 
 // agentOptions say whether a command asks the agent.
 type agentOptions struct {
-	ask    bool
-	socket string
+	ask, local bool
+	socket     string
+	named      bool // the user has named the socket
 }
 
 func (o *agentOptions) add(cmd *cobra.Command) {
-	cmd.Flags().BoolVar(&o.ask, "agent", false, "ask the agent; without, that is done where the kernel may not be asked")
+	cmd.Flags().BoolVar(&o.ask, "agent", false, "query the running agent, and fail if there is none; without, it is queried if it answers")
+	cmd.Flags().BoolVar(&o.local, "local", false, "query the kernel, even if an agent is running")
 	addSocketFlag(cmd, &o.socket)
+	preRun(cmd, func() error {
+		o.named = cmd.Flags().Changed("socket")
+		if o.ask && o.local {
+			return usagef("--local: not with --agent; see %s --help", cmd.CommandPath())
+		}
+		return nil
+	})
+}
+
+// preRun has a command begin with f.
+func preRun(cmd *cobra.Command, f func() error) {
+	cmd.PreRunE = func(*cobra.Command, []string) error { return f() }
 }
 
 func addSocketFlag(cmd *cobra.Command, socket *string) {
 	cmd.Flags().StringVar(socket, "socket", agent.DefaultSocket, "unix socket of the agent")
 }
 
-// useAgent returns the agent where it is to be asked: with --agent, and where own, which is
-// why the command cannot do it on its own, wraps ErrNotPermitted and an agent answers. Without
-// either it returns own, and no agent.
-func useAgent(o *agentOptions, own error) (*source.Remote, error) {
-	if !o.ask && !errors.Is(own, tracer.ErrNotPermitted) {
-		return nil, own
+// open returns where a command has its answers from. cannot is why the kernel cannot be asked.
+func (o *agentOptions) open(e *env, kernel *source.Local, cannot error) (source.Source, error) {
+	c := source.Choice{Socket: o.socket, Kernel: kernel, Cannot: cannot, Tell: func(note string) { tellView(e, []string{note}) }}
+	switch {
+	case o.ask:
+		c.Ask = source.AskAgent
+	case o.local:
+		c.Ask = source.AskKernel
+	case e.unasked && !o.named && !errors.Is(cannot, tracer.ErrNotPermitted):
+		c.Socket = ""
 	}
-	r, err := source.Dial(o.socket)
-	if err == nil || o.ask {
-		return r, err
-	}
-	return nil, fmt.Errorf("%w; %w", own, err)
+	return source.Open(c)
 }
 
 // openSource returns where a command that asks once has its answer from.
-func openSource(o *agentOptions) (source.Source, error) {
-	r, err := useAgent(o, tracer.CheckSnapshot())
+func openSource(e *env, o *agentOptions) (source.Source, error) {
+	src, err := o.open(e, &source.Local{}, tracer.CheckSnapshot())
 	if err != nil {
 		return nil, err
-	}
-	if r != nil {
-		return r, nil
 	}
 	// A command that ends at once need not collect what it throws away, as long as
 	// it stays small.
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(256 << 20)
-	return &source.Local{}, nil
+	return src, nil
 }
 
 // tellUnfinished says that a snapshot has holes.

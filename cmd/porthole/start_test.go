@@ -40,7 +40,7 @@ func startTail(t *testing.T) {
 	errs := make(lineWriter, 64)
 	code := make(chan int, 1)
 	go func() {
-		code <- run(ctx, &env{stdout: io.Discard, stderr: errs}, []string{"tail", "--tier", testTier()})
+		code <- run(ctx, &env{unasked: true, stdout: io.Discard, stderr: errs}, []string{"tail", "--tier", testTier()})
 	}()
 	waitLine(t, errs, "attached: ")
 	cancel()

@@ -77,25 +77,22 @@ func tail(cmd *cobra.Command, e *env, o *tailOptions) error {
 	if o.agent.ask && o.sockets {
 		return usagef("--sockets: not with --agent, which cannot tell sockets and events without a gap or a double")
 	}
-	return follow(cmd.Context(), e, o, func(ctx context.Context) (source.Events, error) { return o.begin(ctx, q) })
+	return follow(cmd.Context(), e, o, func(ctx context.Context) (source.Events, error) { return o.begin(ctx, e, q) })
 }
 
 // begin begins the stream that there is.
-func (o *tailOptions) begin(ctx context.Context, q *query.Events) (source.Events, error) {
-	var own error
-	if !o.agent.ask {
-		local := &source.Local{Hooks: o.hooks.config()}
-		events, err := local.Events(ctx, q)
-		if err == nil || o.sockets {
-			return events, err
-		}
-		own = err
+func (o *tailOptions) begin(ctx context.Context, e *env, q *query.Events) (source.Events, error) {
+	if err := o.hooks.check(&o.agent); err != nil {
+		return nil, err
 	}
-	remote, err := o.hooks.useAgent(&o.agent, own)
+	if o.sockets {
+		o.agent.local = true
+	}
+	src, err := o.agent.open(e, &source.Local{Hooks: o.hooks.config()}, tracer.CheckTrace(o.hooks.tier))
 	if err != nil {
 		return nil, err
 	}
-	return remote.Events(ctx, q)
+	return src.Events(ctx, q)
 }
 
 // follow writes the events of a stream until ctx ends or there are enough.

@@ -52,7 +52,7 @@ func newWho(e *env) *cobra.Command {
 }
 
 func who(ctx context.Context, e *env, o *agentOptions, q query.Port, asJSON bool) error {
-	src, err := openSource(o)
+	src, err := openSource(e, o)
 	if err != nil {
 		return err
 	}

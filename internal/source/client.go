@@ -45,13 +45,16 @@ var ErrSilent = errors.New("it does not answer")
 
 // Dial returns the source that is the agent which answers on the socket. The error wraps
 // ErrSilent where there is one that does not within 5 s.
-func Dial(socket string) (*Remote, error) {
+func Dial(socket string) (*Remote, error) { return dial(socket, aliveWithin) }
+
+// dial is Dial of an agent that has some other time to answer.
+func dial(socket string, within time.Duration) (*Remote, error) {
 	c := newClient(socket)
-	ctx, cancel := context.WithTimeout(context.Background(), aliveWithin)
+	ctx, cancel := context.WithTimeout(context.Background(), within)
 	defer cancel()
 	resp, err := c.do(ctx, "/v1/status")
 	if err != nil && ctx.Err() != nil {
-		return nil, fmt.Errorf("ask the agent on %s: %w within %v", socket, ErrSilent, aliveWithin)
+		return nil, fmt.Errorf("ask the agent on %s: %w within %v", socket, ErrSilent, within)
 	} else if err != nil {
 		return nil, err
 	}
