@@ -99,6 +99,9 @@ type portTextTest struct {
 	want     string
 }
 
+// whenT is the time of day when something was started, or the day.
+var whenT = regexp.MustCompile(`started [0-9: -]+ \(`)
+
 // daysAgo depends on when the test runs.
 var daysAgo = regexp.MustCompile(`\(-?[0-9]+ (days|h|min|s) ago\)`)
 

@@ -32,10 +32,8 @@ func (n Renderer) PortText(out io.Writer, style Style, p *Port) error {
 			free = append(free, fmt.Sprintf("%d/%s", p.Port, proto))
 		}
 	}
-	if len(free) == len(protos) {
-		if free = slices.DeleteFunc(free, w.isForwarded); len(free) > 0 {
-			w.nothing(free)
-		}
+	if len(free) == len(protos) && len(p.ForwardsTo) == 0 {
+		w.nothing(free)
 	}
 	w.nat(p)
 	w.about(p, protos)
@@ -118,6 +116,22 @@ func (w *portWriter) phrase(first, rest string, parts ...string) {
 			line += " "
 		}
 		line += part + comma
+	}
+	w.printf("%s\n", line)
+}
+
+// words writes a text over as many lines as it takes, the others after two spaces.
+func (w *portWriter) words(text string) {
+	line := ""
+	for word := range strings.SplitSeq(text, " ") {
+		if line != "" && columnsOf([]byte(line+" "+word)) > lineWidth {
+			w.printf("%s\n", line)
+			line = " "
+		}
+		if line != "" {
+			line += " "
+		}
+		line += word
 	}
 	w.printf("%s\n", line)
 }
@@ -351,7 +365,7 @@ func (w *portWriter) backlog(group []Socket) {
 		}
 		text := fmt.Sprintf("%s for accept(), %d may", count(int(*s.Backlog), "connection waits", "connections wait"), *s.BacklogMax+1)
 		if *s.Backlog > *s.BacklogMax {
-			text = fmt.Sprintf("%s for accept(): the backlog (%d) is full, more are refused or dropped",
+			text = fmt.Sprintf("%s for accept(), the queue (%d) is full: more get no answer",
 				count(int(*s.Backlog), "connection waits", "connections wait"), *s.BacklogMax)
 		}
 		w.printf("  %s\n", text)
@@ -471,32 +485,19 @@ func (w *portWriter) nothing(what []string) {
 	w.printf("%s\n", text)
 }
 
-// isForwarded tells whether NAT leads PORT/PROTO elsewhere: that says who has it.
-func (w *portWriter) isForwarded(port string) bool {
-	return slices.ContainsFunc(w.port.ForwardsTo, func(f Forward) bool { return strings.HasSuffix(port, "/"+f.Proto) })
-}
-
 // nat says where NAT leads the port.
 func (w *portWriter) nat(p *Port) {
 	const most = 5
-	for i := range p.ForwardsTo[:min(len(p.ForwardsTo), most)] {
-		f := &p.ForwardsTo[i]
-		head := fmt.Sprintf("nothing listens on %d/%s here, but ", p.Port, f.Proto)
-		if w.heldHere(f.Proto) {
-			head = fmt.Sprintf("%d/%s  ", p.Port, f.Proto)
+	told := p.ForwardsTo[:min(len(p.ForwardsTo), most)]
+	for i := 0; i < len(told); {
+		n := 1
+		if told[i].byChance() {
+			for i+n < len(told) && told[i+n].byChance() && told[i+n].By == told[i].By && told[i+n].Proto == told[i].Proto && told[i+n].From == told[i].From {
+				n++
+			}
 		}
-		what := map[string]string{"": "it", "outside": "what comes from outside", "here": "what is sent from here"}[f.From]
-		if len(f.LocalIPs) > 0 {
-			what += fmt.Sprintf(" for %s", joinAddrs(f.LocalIPs))
-		}
-		head += fmt.Sprintf("%s sends %s", f.By, what)
-		to := " to " + f.target()
-		if columnsOf([]byte(head+to))+1 > lineWidth {
-			w.printf("%s\n", cut(head, lineWidth))
-			head, to = " ", " to "+f.target()
-		}
-		w.phrase("", "  ", head+to, natWhen(f.When), "chain "+identity.Safe(f.Chain))
-		w.behind(f)
+		w.sends(told[i : i+n])
+		i += n
 	}
 	if more := len(p.ForwardsTo) - most; more > 0 {
 		w.printf("  and to %d more, see --json\n", more)
@@ -504,6 +505,37 @@ func (w *portWriter) nat(p *Port) {
 	if p.NATUnread != "" {
 		w.printf("  %s\n", cut(identity.Safe(p.NATUnread), lineWidth-2))
 	}
+}
+
+// byChance tells whether this is one of several, of which one is taken.
+func (f *Forward) byChance() bool { return slices.Contains(f.When, "random") }
+
+// sends says where rules of NAT lead, to one of several.
+func (w *portWriter) sends(several []Forward) {
+	f := &several[0]
+	head := fmt.Sprintf("nothing listens on %d/%s here, but ", w.port.Port, f.Proto)
+	if w.heldHere(f.Proto) {
+		head = fmt.Sprintf("%d/%s  ", w.port.Port, f.Proto)
+	}
+	what := map[string]string{"": "it", "outside": "what comes from outside", "here": "what is sent from here"}[f.From]
+	if len(f.LocalIPs) > 0 {
+		what += fmt.Sprintf(" for %s", joinAddrs(f.LocalIPs))
+	}
+	head += fmt.Sprintf("%s sends %s", f.By, what)
+	if len(several) > 1 {
+		w.words(fmt.Sprintf("%s to one of %d:", head, len(several)))
+		for i := range several {
+			w.phrase("  ", "    ", several[i].target(), natWhen(several[i].When), "chain "+identity.Safe(several[i].Chain))
+			w.behind(&several[i])
+		}
+		return
+	}
+	text := head + " to " + f.target()
+	if when := natWhen(f.When); when != "" {
+		text += ", " + when
+	}
+	w.words(text + ", chain " + identity.Safe(f.Chain))
+	w.behind(f)
 }
 
 // heldHere tells whether somebody has the port in the namespace that NAT is of.
@@ -521,11 +553,13 @@ func (w *portWriter) heldHere(proto string) bool {
 // natWhen says what else decides.
 func natWhen(when []string) string {
 	words := map[string]string{
-		"source": "from some addresses", "device": "through some devices", "random": "as one of several by chance", "other": "under further conditions",
+		"source": "from some addresses", "device": "through some devices", "random": "", "other": "under further conditions",
 	}
 	var out []string
 	for _, w := range when {
-		out = append(out, words[w])
+		if words[w] != "" {
+			out = append(out, words[w])
+		}
 	}
 	return strings.Join(out, ", ")
 }
