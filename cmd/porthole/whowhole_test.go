@@ -95,18 +95,13 @@ func TestKernelWhoPlace(t *testing.T) {
 	socket, _ := startAgent(t)
 	_, port := listenTCP(t, "127.0.0.1:0")
 	name := fmt.Sprintf("porthole-who-%d", os.Getpid())
-	var other string
-	made, done := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(made)
-		other = fmt.Sprint(testutil.NewNetNS(t))
-		testutil.WriteSysctl(t, "ipv4/ip_local_port_range", "20000 20009")
-		testutil.NameNetNS(t, name)
-		go func() { <-done }()
-	}()
-	<-made
-	defer close(done)
-	defer testutil.UnnameNetNS(t, name)
+	shell(t, fmt.Sprintf("ip netns add %s && ip netns exec %s sh -c 'echo 20000 20009 > /proc/sys/net/ipv4/ip_local_port_range'", name, name))
+	t.Cleanup(func() { shell(t, "ip netns del "+name) })
+	var st unix.Stat_t
+	if err := unix.Stat("/run/netns/"+name, &st); err != nil {
+		t.Fatal(err)
+	}
+	other := fmt.Sprint(st.Ino)
 	for _, from := range [][]string{nil, {"--agent", "--socket", socket}} {
 		for _, c := range []struct {
 			netns string

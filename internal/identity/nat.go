@@ -19,7 +19,7 @@ import (
 	"github.com/porthole-dev/porthole/tracer"
 )
 
-// ErrNATUnread: NAT rules could not be read, or not all. The error that wraps it says why.
+// ErrNATUnread tells that NAT rules could not be read, or not all. The error that wraps it says why.
 var ErrNATUnread = errors.New("NAT was not looked at")
 
 // natWithin bounds reading the rules: a node may have very many.

@@ -199,8 +199,8 @@ type xtLayout struct {
 	proto, invflags, flags, // in struct ipt_ip
 	target, next, // in struct ipt_entry
 	elems int
-	level, names int
-	file         string
+	level int
+	file  string
 }
 
 var xtLayouts = []xtLayout{

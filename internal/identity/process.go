@@ -33,7 +33,7 @@ type Parent struct {
 	Comm string `json:"comm"`
 }
 
-// ErrProcessGone: the process has ended, whoever has its pid now. Any other error means that
+// ErrProcessGone tells that a process has ended, whoever has its pid now. Any other error means that
 // another look may find more.
 var ErrProcessGone = errors.New("the process has ended")
 
