@@ -80,6 +80,15 @@ extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym;
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
+/* Before 5.15: a pointer, whose lowest bits are flags, or with the first of them what net_cls and net_prio say. */
+struct sock_cgroup_data___val {
+	__u64 val;
+};
+
+struct sock___val {
+	struct sock_cgroup_data___val sk_cgrp_data;
+};
+
 struct netns_ipv4___ptr {
 	struct inet_timewait_death_row *tcp_death_row;
 };
@@ -248,6 +257,22 @@ static __always_inline bool timewait_aged(const struct tcp_timewait_sock *tw, __
 	if (!bpf_core_field_exists(tw->tw_sk.tw_entry_stamp))
 		return (__s32)(stamp - (__u32)(now / 1000000000)) < 0;
 	return (__s32)(READ(tw, tw_sk.tw_entry_stamp) + delay_ms - (__u32)(now / 1000000)) < 0;
+}
+
+/* The id of the cgroup that a socket was made in, 0: not known. */
+static __always_inline __u64 sock_cgroup(const struct sock *sk)
+{
+	const struct sock___val *old = (const void *)sk;
+	const struct cgroup *cgroup = NULL;
+	__u64 val;
+
+	if (bpf_core_field_exists(sk->sk_cgrp_data.cgroup)) {
+		cgroup = READ(sk, sk_cgrp_data.cgroup);
+	} else if (bpf_core_field_exists(old->sk_cgrp_data.val)) {
+		val = READ(old, sk_cgrp_data.val);
+		cgroup = val & 1 ? NULL : (const void *)(val & ~3ULL);
+	}
+	return cgroup ? READ(READ(cgroup, kn), id) : 0;
 }
 
 /* Since 6.18 sk_userlocks tells that connect() chose the port. */

@@ -22,10 +22,11 @@ enum row_flag {
 	ROW_NO_FILE = 1 << 10,	/* WALK_SOCK: its struct socket has no file: the kernel made it for itself */
 };
 
-/* The accept queue of a TCP listener. It is full once waiting is greater than max. */
+/* What only a TCP listener has. Its accept queue is full once waiting is greater than max. */
 struct backlog {
 	__u32 waiting; /* connections that no accept() has taken */
 	__u32 max;     /* of listen(), and net.core.somaxconn */
+	__u64 cgroup;  /* id of the cgroup that it was made in, 0: not known */
 };
 
 /* One kernel socket that holds a port, as the walk found it. */
@@ -34,7 +35,7 @@ struct row {
 	__u64 sock;	  /* address of the struct sock (or timewait, request sock) */
 	__u64 socket;	  /* address of its struct socket; with inode what a descriptor refers to */
 	__u64 inode;	  /* inode number of that, as in /proc/PID/fd: given anew to each socket */
-	struct flow flow; /* of a TCP listener in ph_walk, remote_ip begins with a struct backlog */
+	struct flow flow; /* of a TCP listener in ph_walk, remote_ip is a struct backlog */
 	__u32 uid;	  /* owner of the socket, 0 for timewait and request socks */
 	__u8 proto;	  /* IPPROTO_TCP or IPPROTO_UDP */
 	__u8 state;	  /* enum tcp_state; of a timewait sock its substate */

@@ -390,6 +390,7 @@ static __always_inline void row_listener(struct row *row, const struct sock *sk)
 		row->flags |= ROW_BACKLOG;
 	backlog->waiting = READ(sk, sk_ack_backlog);
 	backlog->max = READ(sk, sk_max_ack_backlog);
+	backlog->cgroup = sock_cgroup(sk);
 }
 
 /* The rest of a row of ph_walk. */

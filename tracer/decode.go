@@ -175,6 +175,7 @@ func socketOf(raw *bpfRow) Socket {
 		id:        raw.Sock,
 		Inode:     raw.Inode,
 		Backlog:   backlogOf(raw),
+		Cgroup:    cgroupOf(raw),
 		attached:  has(raw, bpfRowFlagROW_SOCKET),
 		stamp:     raw.TimeNs,
 
@@ -207,9 +208,20 @@ func roleOf(raw *bpfRow) Role {
 	return RoleServer
 }
 
-// backlogOf reads the queue of a TCP listener: a struct backlog of bpf/rows.h.
+// isListener tells whether remote_ip of a row is a struct backlog of bpf/rows.h.
+func isListener(raw *bpfRow) bool { return Proto(raw.Proto) == TCP && stateOf(raw) == StateListen }
+
+// cgroupOf reads the cgroup that a TCP listener was made in.
+func cgroupOf(raw *bpfRow) uint64 {
+	if !isListener(raw) {
+		return 0
+	}
+	return binary.NativeEndian.Uint64(raw.Flow.RemoteIp[8:])
+}
+
+// backlogOf reads the queue of a TCP listener.
 func backlogOf(raw *bpfRow) Backlog {
-	if Proto(raw.Proto) != TCP || stateOf(raw) != StateListen {
+	if !isListener(raw) {
 		return Backlog{}
 	}
 	ip := &raw.Flow.RemoteIp

@@ -221,12 +221,15 @@ type Socket struct {
 	Inode       uint64 // as in /proc/PID/fd; 0: no file refers to it, or not known
 	UID         uint32 // owner of the socket
 	MPTCP       bool
-	V6Only      bool     // IPV6_V6ONLY, which bind() to one IPv6 address sets too
-	ReuseAddr   bool     // SO_REUSEADDR
-	ReusePort   bool     // SO_REUSEPORT
-	Backlog     Backlog  // of a listener, at the last snapshot
-	Owner       Process  // who bound, connected or accepted it, where observed
-	Holders     []Holder // every descriptor that refers to it, at the last snapshot; see HoldersMore
+	V6Only      bool    // IPV6_V6ONLY, which bind() to one IPv6 address sets too
+	ReuseAddr   bool    // SO_REUSEADDR
+	ReusePort   bool    // SO_REUSEPORT
+	Backlog     Backlog // of a listener, at the last snapshot
+	// Cgroup is the id of the cgroup that a TCP listener was made in, which need not be that of
+	// who holds it; 0: not known.
+	Cgroup  uint64
+	Owner   Process  // who bound, connected or accepted it, where observed
+	Holders []Holder // every descriptor that refers to it, at the last snapshot; see HoldersMore
 	// HoldersMore is how many more descriptors refer to it. Not 0 only where there are very
 	// many: 16 of each socket have room, and 65,536 besides.
 	HoldersMore int

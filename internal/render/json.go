@@ -176,6 +176,9 @@ func (e *Encoder) AppendSocket(b []byte, s *Socket) []byte {
 	if s.BacklogMax != nil {
 		o.uint(`,"backlog_max":`, uint64(*s.BacklogMax))
 	}
+	if s.SocketUnit != "" {
+		o.str(`,"socket_unit":`, s.SocketUnit)
+	}
 	o.key(`,"holders":[`)
 	for i := range s.Holders {
 		h := &s.Holders[i]

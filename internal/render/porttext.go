@@ -913,19 +913,33 @@ func (w *portWriter) stopGroup(s *Socket, holders []*Holder) {
 			return
 		}
 	}
-	w.stop(holders)
+	w.stop(holders, w.socketUnit(s, holders)...)
 }
 
-// stop says how to stop processes.
-func (w *portWriter) stop(holders []*Holder) {
-	var commands, pids []string
+// socketUnit names the unit for which systemd listens, and returns the command that stops that.
+func (w *portWriter) socketUnit(s *Socket, holders []*Holder) []string {
+	if s.SocketUnit == "" {
+		return nil
+	}
+	w.printf("  of socket unit %s: systemd starts its service when somebody connects\n", identity.Safe(s.SocketUnit))
+	user := ""
+	if len(holders) > 0 && holders[0].UnitUser != nil {
+		user = " --user"
+	}
+	return []string{"systemctl" + user + " stop " + shellWord(s.SocketUnit)}
+}
+
+// stop says how to stop processes, besides what is stopped by commands.
+func (w *portWriter) stop(holders []*Holder, commands ...string) {
+	var pids []string
 	for _, h := range holders {
 		switch command := stopPlace(&h.Place); {
 		case command != "":
 			if !slices.Contains(commands, command) {
 				commands = append(commands, command)
 			}
-		case h.PID == 1: // which listens for others
+		case h.Comm == "systemd" && len(commands) > 0: // which listens for the unit
+		case h.Comm == "systemd" && h.PID == 1:
 			w.printf("  systemd listens for a socket unit; which one: systemctl list-sockets\n")
 		default:
 			pids = append(pids, strconv.Itoa(int(h.PID)))

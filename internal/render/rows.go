@@ -2,6 +2,7 @@ package render
 
 import (
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/porthole-dev/porthole/internal/identity"
@@ -96,6 +97,7 @@ type Socket struct {
 	ReusePort   bool       `json:"reuse_port,omitempty"`
 	Backlog     *uint32    `json:"backlog,omitempty"` // of a listener
 	BacklogMax  *uint32    `json:"backlog_max,omitempty"`
+	SocketUnit  string     `json:"socket_unit,omitempty"` // of systemd, which listens until somebody connects
 	Holders     []Holder   `json:"holders"`
 	HoldersMore int        `json:"holders_more,omitempty"`
 	NoHolder    string     `json:"no_holder,omitempty"`
@@ -239,6 +241,7 @@ func (n Renderer) fill(row *Socket, s *tracer.Socket, holders []Holder) {
 	if s.Backlog.Known {
 		row.Backlog, row.BacklogMax = &s.Backlog.Waiting, &s.Backlog.Max
 	}
+	row.SocketUnit = n.socketUnit(s)
 	for i := range s.Holders {
 		h := &s.Holders[i]
 		row.Holders = append(row.Holders, Holder{PID: h.PID, Comm: h.Comm, FD: h.FD, IOUring: h.Ring})
@@ -247,6 +250,15 @@ func (n Renderer) fill(row *Socket, s *tracer.Socket, holders []Holder) {
 		row.Owner = &Owner{PID: s.Owner.PID, Comm: s.Owner.Comm}
 	}
 	row.Place = n.placeOf(s)
+}
+
+// socketUnit is the unit that a listener is of: systemd makes it in the unit's own cgroup, and
+// no process is there.
+func (n Renderer) socketUnit(s *tracer.Socket) string {
+	if unit := n.Cgroups.Resolve(s.Cgroup).Unit; strings.HasSuffix(unit, ".socket") {
+		return unit
+	}
+	return ""
 }
 
 // service is the name of the port that tells what the socket is for: the other

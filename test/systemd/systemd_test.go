@@ -192,3 +192,24 @@ func TestSystemdUnits(t *testing.T) {
 		}
 	}
 }
+
+// A port that systemd itself listens on, for a service that it starts when somebody connects,
+// belongs to the socket unit; and to the service once that runs.
+func TestSystemdSocketUnit(t *testing.T) {
+	for name, text := range map[string]string{
+		"idle.socket":  "[Socket]\nListenStream=127.0.0.1:8090\n",
+		"idle.service": "[Service]\nExecStart=/usr/bin/sleep infinity\n",
+	} {
+		if err := os.WriteFile("/run/systemd/system/"+name, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	do(t, "systemctl", "daemon-reload")
+	do(t, "systemctl", "start", "idle.socket")
+	t.Cleanup(func() { do(t, "systemctl", "stop", "idle.socket", "idle.service") })
+	text := do(t, "porthole", "who", "8090")
+	t.Log(text)
+	if !strings.Contains(text, "socket unit idle.socket") || !strings.Contains(text, "systemctl stop idle.socket") {
+		t.Errorf("who 8090 does not name idle.socket:\n%s", text)
+	}
+}
