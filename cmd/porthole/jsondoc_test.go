@@ -75,6 +75,7 @@ func TestJSONDocs(t *testing.T) {
 		return out
 	}
 	machine := section("This machine")
+	bindHalf, connectHalf, _ := strings.Cut(section("Would it work"), "With a HOST")
 	_, besides, _ := strings.Cut(machine, "Of an agent")
 	var status []string
 	for _, m := range quoted.FindAllStringSubmatch(besides, -1) {
@@ -91,6 +92,8 @@ func TestJSONDocs(t *testing.T) {
 		{"a port", render.Port{}, bracedKeys(section("A port"), 0)},
 		{"a tenancy", render.Tenancy{}, tableKeys(section("A port"))},
 		{"headroom", render.Headroom{}, tableKeys(section("Ports left"))},
+		{"a bind that is checked", bindAnswer{}, tableKeys(bindHalf)},
+		{"a connection that is checked", connectAnswer{}, tableKeys(connectHalf)},
 		{"the machine", doctor.Report{}, bracedKeys(machine, 0)},
 		{"a hook", doctor.Hook{}, bracedKeys(machine, 1)},
 		{"an agent", api.Status{}, status},

@@ -149,3 +149,28 @@ func nameOfIANA(port uint16, udp bool) string {
 	}
 	return ""
 }
+
+// Number returns the port of a service by its name, of TCP or of UDP; ok is false where it has
+// none. The machine's own names win over IANA's.
+func (n Services) Number(name string, udp bool) (port uint16, ok bool) {
+	for k, local := range n.local {
+		if strings.EqualFold(local, name) && k == serviceKeyOf(uint16(k), udp) && (!ok || uint16(k) < port) {
+			port, ok = uint16(k), true
+		}
+	}
+	if ok || name == "-" {
+		return port, ok
+	}
+	for line := range strings.Lines(iana) {
+		number, names, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
+		own, other, differ := strings.Cut(names, " ")
+		if udp && differ {
+			own = other
+		}
+		if strings.EqualFold(own, name) {
+			is, err := strconv.ParseUint(number, 10, 16)
+			return uint16(is), err == nil
+		}
+	}
+	return 0, false
+}

@@ -1,0 +1,532 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/porthole-dev/porthole/internal/check"
+	"github.com/porthole-dev/porthole/internal/identity"
+	"github.com/porthole-dev/porthole/internal/query"
+	"github.com/porthole-dev/porthole/internal/render"
+	"github.com/porthole-dev/porthole/internal/source"
+	"github.com/porthole-dev/porthole/tracer"
+)
+
+type checkOptions struct {
+	agent       agentOptions
+	addr, netns string
+	reuseAddr   bool
+	timeout     time.Duration
+	jsonRows    bool
+}
+
+func newCheck(e *env) *cobra.Command {
+	var o checkOptions
+	cmd := &cobra.Command{
+		Use:   "check PORT[/tcp|/udp] | HOST PORT",
+		Short: "Say whether a bind() or a connection would succeed, and why not",
+		Long: "With a PORT, say whether bind() would get it, by the kernel's own rules and without\n" +
+			"calling bind(), and which sockets are in the way. TCP alone unless /udp is given.\n" +
+			"With a HOST and a PORT, connect to each address of the host, and say from which\n" +
+			"local address and port, how long it took, and what went wrong.\n" +
+			"Exits with 1 when it would fail, or no address could be connected to.",
+		Example: "  porthole check 8080                      can a server start here?\n" +
+			"  porthole check 127.0.0.1:8080 --reuseaddr\n" +
+			"  porthole check 53/udp --netns blue\n" +
+			"  porthole check db.example.com 5432       is it reachable, and from which port?",
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) != 1 && len(args) != 2 {
+				return usagef("want a port, as 8080 or 53/udp, or a host and a port; see %s --help", cmd.CommandPath())
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 2 {
+				for _, name := range []string{"addr", "reuseaddr"} {
+					if cmd.Flags().Changed(name) {
+						return usagef("--%s: not with a host: it is about bind()", name)
+					}
+				}
+				return checkConnect(cmd.Context(), e, &o, args[0], args[1])
+			}
+			if cmd.Flags().Changed("timeout") {
+				return usagef("--timeout: only with a host: nothing is waited for without one")
+			}
+			return checkBind(cmd.Context(), e, &o, args[0])
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&o.addr, "addr", "", "bind to this local address, as 127.0.0.1 or ::1; without, to all, IPv4 and IPv6")
+	flags.BoolVar(&o.reuseAddr, "reuseaddr", false, "the socket has SO_REUSEADDR, as most servers set it")
+	flags.StringVar(&o.netns, "netns", "", "network namespace: host, a name of /run/netns, or an inode number; without, this one")
+	flags.DurationVar(&o.timeout, "timeout", 5*time.Second, "with a host: how long to wait for each address")
+	flags.BoolVar(&o.jsonRows, "json", false, "one JSON object, or with a host one a line for each address")
+	o.agent.add(cmd)
+	return cmd
+}
+
+// space is a network namespace that a command is about.
+type space struct {
+	inode uint32
+	file  *os.File // nil: that of this thread
+}
+
+// openSpace opens the namespace of a word, as of --netns; "": that of this thread. The caller
+// closes the file.
+func openSpace(word string) (s space, err error) {
+	if word == "" {
+		s.inode, err = identity.NetNSOfThread()
+		return s, err
+	}
+	wanted, err := identity.NewNetNSNames(nil).Want(word)
+	if err == nil {
+		var id identity.NetNS
+		id, err = wanted.ID()
+		s.inode = id.Inode
+	}
+	if errors.Is(err, identity.ErrNoNetNS) || errors.Is(err, identity.ErrNotPermitted) || err != nil && s.inode == 0 {
+		return s, &query.Wrong{Err: fmt.Errorf("netns: %w", err), Param: true}
+	}
+	s.file, err = identity.OpenNetNS(s.inode)
+	return s, err
+}
+
+func (s space) in(f func() error) error { return identity.InNetNS(s.file, f) }
+
+func (s space) close() {
+	if s.file != nil {
+		s.file.Close()
+	}
+}
+
+// socketRows are the sockets that filters let pass.
+func socketRows(ctx context.Context, e *env, src source.Source, values query.Values) ([]render.Socket, error) {
+	q, err := query.ParseSockets(values)
+	if err != nil {
+		return nil, err
+	}
+	answer, err := src.Sockets(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	defer answer.Close()
+	tellUnfinished(e, answer.Unfinished())
+	var text bytes.Buffer
+	if err := answer.JSON(&text); err != nil {
+		return nil, err
+	}
+	rows := []render.Socket{}
+	for dec := json.NewDecoder(&text); ; {
+		var row render.Socket
+		if err := dec.Decode(&row); errors.Is(err, io.EOF) {
+			return rows, nil
+		} else if err != nil {
+			return nil, fmt.Errorf("read sockets: %w", err)
+		}
+		rows = append(rows, row)
+	}
+}
+
+// bindAnswer is what check says of a bind(), in JSON.
+type bindAnswer struct {
+	OK               bool             `json:"ok"`
+	Error            string           `json:"error,omitempty"`
+	Proto            string           `json:"proto"`
+	LocalIP          netip.Addr       `json:"local_ip"`
+	LocalPort        uint16           `json:"local_port"`
+	NetNS            uint32           `json:"netns"`
+	ReuseAddr        bool             `json:"reuse_addr,omitempty"`
+	V6Only           bool             `json:"v6_only,omitempty"`
+	InTheWay         []render.Socket  `json:"in_the_way"`
+	Privileged       bool             `json:"privileged"`
+	InEphemeralRange bool             `json:"in_ephemeral_range"`
+	RangeLow         uint16           `json:"range_low"`
+	RangeHigh        uint16           `json:"range_high"`
+	Reserved         bool             `json:"reserved"`
+	ForwardsTo       []render.Forward `json:"forwards_to,omitempty"`
+	NATUnread        string           `json:"nat_unread,omitempty"`
+
+	settings check.Settings
+}
+
+// checkBind says whether bind() would succeed.
+func checkBind(ctx context.Context, e *env, o *checkOptions, word string) error {
+	end, err := query.ParseEndWord(word)
+	if err != nil {
+		return err
+	}
+	if o.addr != "" {
+		addr, device, err := query.ParseAddr(o.addr)
+		if err != nil {
+			return err
+		}
+		if end.Addr.IsValid() && end.Addr != addr {
+			return usagef("--addr: %q: %s has another address", o.addr, word)
+		}
+		end.Addr, end.Device = addr, device
+	}
+	if tracer.IsScoped(end.Addr) && end.Device == "" {
+		return usagef("%s: want the device of a link-local address too, as fe80::1%%eth0", end.Addr)
+	}
+	where, err := openSpace(o.netns)
+	if err != nil {
+		return err
+	}
+	defer where.close()
+	src, err := openSource(e, &o.agent)
+	if err != nil {
+		return err
+	}
+	a, err := answerBind(ctx, e, o, src, where, end)
+	if err != nil {
+		return err
+	}
+	tellView(e, src.PartialView())
+	tellPIDs(e.stderr)
+	if o.jsonRows {
+		err = render.WriteJSON(e.stdout, a)
+	} else {
+		err = a.text(e)
+	}
+	if err == nil && !a.OK {
+		return errNo
+	}
+	return err
+}
+
+// answerBind asks the kernel's settings first, then for the sockets.
+func answerBind(ctx context.Context, e *env, o *checkOptions, src source.Source, where space, end query.End) (*bindAnswer, error) {
+	call := check.Bind{Proto: end.Protos[0], Local: netip.AddrPortFrom(end.Addr, end.Port), Device: end.Device, ReuseAddr: o.reuseAddr}
+	any := !end.Addr.IsValid()
+	if any {
+		call.Local = netip.AddrPortFrom(netip.IPv6Unspecified(), end.Port)
+	}
+	var settings check.Settings
+	err := where.in(func() (err error) {
+		settings, err = check.ReadSettings(call.Local.Addr(), call.Device)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if any && settings.NoIPv6 {
+		call.Local = netip.AddrPortFrom(netip.IPv4Unspecified(), end.Port)
+	}
+	call.V6Only = call.Local.Addr().Is6() && settings.V6Only && !any
+	capable, err := check.Capable()
+	if err != nil {
+		return nil, err
+	}
+	a := &bindAnswer{
+		Proto: call.Proto.String(), LocalIP: call.Local.Addr(), LocalPort: end.Port, NetNS: where.inode, ReuseAddr: o.reuseAddr, V6Only: call.V6Only,
+		Privileged: end.Port < settings.Privileged, InEphemeralRange: settings.Pool.Has(end.Port), RangeLow: settings.Pool.Low,
+		RangeHigh: settings.Pool.High, Reserved: settings.Pool.Reserved(end.Port), settings: settings,
+	}
+	rows, err := socketRows(ctx, e, src, query.Values{
+		"netns": {strconv.FormatUint(uint64(where.inode), 10)}, "lport": {strconv.Itoa(int(end.Port))}, "proto": {a.Proto},
+	})
+	if err != nil {
+		return nil, err
+	}
+	a.InTheWay = call.InTheWay(rows)
+	errno := call.Errno(settings, capable)
+	if errno == 0 && len(a.InTheWay) > 0 {
+		errno = unix.EADDRINUSE
+	}
+	if a.OK = errno == 0; !a.OK {
+		a.Error = unix.ErrnoName(errno)
+	}
+	targets, err := identity.NAT(ctx, where.inode, end.Port, call.Proto)
+	if err != nil {
+		a.NATUnread = err.Error()
+	}
+	for i := range targets {
+		a.ForwardsTo = append(a.ForwardsTo, render.NATForward(&targets[i]))
+	}
+	return a, nil
+}
+
+// maxInTheWay is how many sockets in the way are shown.
+const maxInTheWay = 10
+
+func (a *bindAnswer) text(e *env) error {
+	out := new(bytes.Buffer)
+	host := "all addresses"
+	if !a.LocalIP.IsUnspecified() || a.V6Only {
+		host = a.LocalIP.String()
+	} else if a.LocalIP.Is4() {
+		host = "all IPv4 addresses"
+	}
+	head := fmt.Sprintf("%d/%s: bind() to %s ", a.LocalPort, a.Proto, host)
+	if a.OK {
+		fmt.Fprintf(out, "%swould succeed\n", head)
+	} else {
+		fmt.Fprintf(out, "%swould fail: %s\n", head, e.style.Red(a.why()))
+	}
+	if n := len(a.InTheWay); n > 0 && a.Error == "EADDRINUSE" {
+		names := identity.Load(nil)
+		defer names.Cgroups.Close()
+		fmt.Fprintln(out, "in the way:")
+		if err := render.New(names).RowsText(out, e.style, a.InTheWay[:min(n, maxInTheWay)]); err != nil {
+			return err
+		}
+		if n > maxInTheWay {
+			fmt.Fprintf(out, "and %d more, see --json\n", n-maxInTheWay)
+		}
+		if advice := a.advice(); advice != "" {
+			fmt.Fprintln(out, advice)
+		}
+	}
+	if a.Privileged && a.Error != "EACCES" {
+		fmt.Fprintf(out, "privileged port (below %d): it takes CAP_NET_BIND_SERVICE\n", a.settings.Privileged)
+	}
+	if a.InEphemeralRange && !a.Reserved {
+		fmt.Fprintf(out, "inside the ephemeral range %d-%d: any connection may take it while it is free\n", a.RangeLow, a.RangeHigh)
+	}
+	for i := range a.ForwardsTo {
+		f := &a.ForwardsTo[i]
+		to := fmt.Sprintf("port %d here", f.Port)
+		if f.IP.IsValid() {
+			to = netip.AddrPortFrom(f.IP, f.Port).String()
+		}
+		fmt.Fprintf(out, "NAT in front: %s sends connections to %s (%s)\n", f.By, to, f.Chain)
+	}
+	if a.NATUnread != "" {
+		fmt.Fprintf(e.stderr, "porthole: %s\n", a.NATUnread)
+	}
+	_, err := out.WriteTo(e.stdout)
+	return err
+}
+
+// why says what an error means here.
+func (a *bindAnswer) why() string {
+	switch a.Error {
+	case "EADDRINUSE":
+		return "address already in use (EADDRINUSE)"
+	case "EACCES":
+		return fmt.Sprintf("permission denied (EACCES): ports below %d take CAP_NET_BIND_SERVICE", a.settings.Privileged)
+	case "EADDRNOTAVAIL":
+		return fmt.Sprintf("%s is not an address of this network namespace (EADDRNOTAVAIL)", a.LocalIP)
+	case "EAFNOSUPPORT":
+		return "this kernel has no IPv6 (EAFNOSUPPORT)"
+	}
+	return a.Error
+}
+
+// advice says what would help where only the past is in the way.
+func (a *bindAnswer) advice() string {
+	past, reuse := 0, 0
+	for i := range a.InTheWay {
+		if a.InTheWay[i].Role == tracer.RoleTimeWait.String() {
+			past++
+			if a.InTheWay[i].ReuseAddr {
+				reuse++
+			}
+		}
+	}
+	switch {
+	case past < len(a.InTheWay) || past == 0:
+		return ""
+	case reuse == past && !a.ReuseAddr:
+		return "only TIME-WAIT is in the way: SO_REUSEADDR gets past it (--reuseaddr); it ends within a minute"
+	}
+	return "only TIME-WAIT is in the way, of sockets without SO_REUSEADDR: it ends within a minute"
+}
+
+// connectAnswer is what check says of a connection, in JSON.
+type connectAnswer struct {
+	OK         bool             `json:"ok"`
+	Error      string           `json:"error,omitempty"`
+	Host       string           `json:"host"`
+	RemoteIP   netip.Addr       `json:"remote_ip"`
+	RemotePort uint16           `json:"remote_port"`
+	LocalIP    netip.Addr       `json:"local_ip,omitzero"`
+	LocalPort  uint16           `json:"local_port,omitempty"`
+	DurationNS int64            `json:"duration_ns"`
+	ToHere     bool             `json:"to_here,omitempty"`
+	Listeners  []render.Socket  `json:"listeners,omitempty"`
+	Headroom   *render.Headroom `json:"headroom,omitempty"`
+}
+
+// checkConnect connects to every address of a host.
+func checkConnect(ctx context.Context, e *env, o *checkOptions, host, word string) error {
+	end, err := query.ParseEndWord(word)
+	if err != nil {
+		return err
+	}
+	if end.Addr.IsValid() {
+		return usagef("%q: want a port, for %s is the host", word, host)
+	}
+	if end.Protos[0] != tracer.TCP {
+		return usagef("%q: want a TCP port: a UDP socket is connected without asking the other side", word)
+	}
+	if o.timeout <= 0 {
+		return usagef("--timeout: %v: want a positive time", o.timeout)
+	}
+	where, err := openSpace(o.netns)
+	if err != nil {
+		return err
+	}
+	defer where.close()
+	addrs, err := addressesOf(ctx, o, host)
+	if err != nil {
+		return err
+	}
+	connected := false
+	for _, addr := range addrs {
+		a := &connectAnswer{Host: host, RemoteIP: addr, RemotePort: end.Port}
+		if err := where.in(func() error { return a.connect(ctx, o.timeout) }); err != nil {
+			return err
+		}
+		if !a.OK {
+			a.explain(ctx, e, o, where)
+		}
+		connected = connected || a.OK
+		if o.jsonRows {
+			err = render.WriteJSON(e.stdout, a)
+		} else {
+			err = a.text(e, o.timeout)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if !connected {
+		return errNo
+	}
+	return nil
+}
+
+// addressesOf looks a host up.
+func addressesOf(ctx context.Context, o *checkOptions, host string) ([]netip.Addr, error) {
+	if addr, err := netip.ParseAddr(strings.Trim(host, "[]")); err == nil {
+		return []netip.Addr{addr.Unmap()}, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, o.timeout)
+	defer cancel()
+	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+	if err != nil {
+		return nil, fmt.Errorf("look up %s: %w", identity.Safe(host), err)
+	}
+	for i := range addrs {
+		addrs[i] = addrs[i].Unmap()
+	}
+	return addrs, nil
+}
+
+// connect connects in the network namespace of the calling thread.
+func (a *connectAnswer) connect(ctx context.Context, timeout time.Duration) error {
+	local, err := identity.IsLocal(a.RemoteIP.WithZone(""), a.RemoteIP.Zone())
+	if err != nil {
+		return err
+	}
+	a.ToHere = local
+	d := net.Dialer{Timeout: timeout}
+	d.SetMultipathTCP(false)
+	begin := time.Now()
+	conn, err := d.DialContext(ctx, "tcp", netip.AddrPortFrom(a.RemoteIP, a.RemotePort).String())
+	a.DurationNS = time.Since(begin).Nanoseconds()
+	if err == nil {
+		defer conn.Close()
+		if at, ok := conn.LocalAddr().(*net.TCPAddr); ok {
+			end := at.AddrPort()
+			a.OK, a.LocalIP, a.LocalPort = true, end.Addr().Unmap(), end.Port()
+		}
+		return nil
+	}
+	var errno unix.Errno
+	var late net.Error
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.As(err, &errno):
+		a.Error = unix.ErrnoName(errno)
+	case errors.As(err, &late) && late.Timeout():
+		a.Error = "ETIMEDOUT"
+	default:
+		return err
+	}
+	return nil
+}
+
+// explain looks for what is behind a failure: who listens, or who has the ports. Where that may not
+// be asked, it stays unknown.
+func (a *connectAnswer) explain(ctx context.Context, e *env, o *checkOptions, where space) {
+	if a.Error != "EADDRNOTAVAIL" && !a.ToHere {
+		return
+	}
+	src, err := openSource(e, &o.agent)
+	if err != nil {
+		fmt.Fprintf(e.stderr, "porthole: not looked for the cause: %v\n", err)
+		return
+	}
+	netns := []string{strconv.FormatUint(uint64(where.inode), 10)}
+	if a.Error == "EADDRNOTAVAIL" {
+		var q *query.Headroom
+		q, err = query.ParseHeadroom(query.Values{"netns": netns, "to": {netip.AddrPortFrom(a.RemoteIP, a.RemotePort).String()}})
+		if err == nil {
+			var rows []render.Headroom
+			if rows, err = src.Headroom(ctx, q); len(rows) > 0 {
+				a.Headroom = &rows[0]
+			}
+		}
+	} else {
+		a.Listeners, err = socketRows(ctx, e, src, query.Values{
+			"netns": netns, "lport": {strconv.Itoa(int(a.RemotePort))}, "proto": {"tcp"}, "state": {tracer.StateListen.String()},
+		})
+	}
+	if err != nil {
+		fmt.Fprintf(e.stderr, "porthole: not looked for the cause: %v\n", err)
+	}
+}
+
+func (a *connectAnswer) text(e *env, timeout time.Duration) error {
+	to := netip.AddrPortFrom(a.RemoteIP, a.RemotePort)
+	took := time.Duration(a.DurationNS).Round(10 * time.Microsecond)
+	if a.OK {
+		_, err := fmt.Fprintf(e.stdout, "%s: connected from %s in %v\n", to, netip.AddrPortFrom(a.LocalIP, a.LocalPort), took)
+		return err
+	}
+	why := map[string]string{
+		"ECONNREFUSED":  "connection refused",
+		"ETIMEDOUT":     fmt.Sprintf("no answer within %v", timeout),
+		"ENETUNREACH":   "no route",
+		"EHOSTUNREACH":  "no route to the host, or it does not answer",
+		"EADDRNOTAVAIL": "no ephemeral port left, or no local address",
+		"EACCES":        "not permitted, by a firewall or a broadcast address",
+		"EPERM":         "not permitted, by a firewall",
+	}[a.Error]
+	out := new(bytes.Buffer)
+	fmt.Fprintf(out, "%s: %s (%s) after %v\n", to, e.style.Red(why), a.Error, took)
+	names := identity.Load(nil)
+	defer names.Cgroups.Close()
+	r := render.New(names)
+	switch {
+	case a.Headroom != nil:
+		if err := r.HeadroomText(out, e.style, []render.Headroom{*a.Headroom}, 1); err != nil {
+			return err
+		}
+	case a.ToHere && len(a.Listeners) > 0:
+		fmt.Fprintf(out, "it is an address of this machine; on port %d listens\n", a.RemotePort)
+		if err := r.RowsText(out, e.style, a.Listeners[:min(len(a.Listeners), maxInTheWay)]); err != nil {
+			return err
+		}
+	case a.ToHere && a.Listeners != nil:
+		fmt.Fprintf(out, "it is an address of this machine, and nothing listens on port %d\n", a.RemotePort)
+	}
+	_, err := out.WriteTo(e.stdout)
+	return err
+}
