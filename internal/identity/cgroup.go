@@ -66,12 +66,24 @@ type known struct {
 // answer is what came of looking a cgroup up.
 type answer struct {
 	Cgroup
-	again time.Duration // when to look again, since Cgroups.start
-	owner owner         // of files
-	files []file        // that the names are from
+	again atomic.Int64 // when to look again, nanoseconds since Cgroups.start
+	owner owner        // of files
+	files []file       // that the names are from
 }
 
 const never = time.Duration(math.MaxInt64)
+
+// lookAt sets when to look again.
+func (a *answer) lookAt(t time.Duration) *answer {
+	a.again.Store(int64(t))
+	return a
+}
+
+// isOld tells whether it is time to look again.
+func (r *Cgroups) isOld(a *answer) bool {
+	again := time.Duration(a.again.Load())
+	return again != never && time.Since(r.start) >= again
+}
 
 // where is a place in the hierarchy.
 type where struct {
@@ -190,6 +202,22 @@ func (r *Cgroups) Running() []Cgroup {
 	return all
 }
 
+// Known is what is known already, also of cgroups that are gone.
+func (r *Cgroups) Known() []Cgroup {
+	if r == nil {
+		return nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := make([]Cgroup, 0, len(r.all))
+	for _, k := range r.all {
+		if a := k.now.Load(); a != nil && a.Path != "" {
+			all = append(all, a.Cgroup)
+		}
+	}
+	return all
+}
+
 // each calls f for every cgroup there is, as far as they are kept.
 func (r *Cgroups) each(ctx context.Context, f func(Cgroup)) {
 	if r == nil || r.fd < 0 {
@@ -230,7 +258,7 @@ func (r *Cgroups) resolve(k *known) Cgroup {
 		k.used.Store(true)
 	}
 	a := k.now.Load()
-	if a != nil && (a.again == never || time.Since(r.start) < a.again) {
+	if a != nil && !r.isOld(a) {
 		return a.Cgroup
 	}
 	r.makeRoom()
@@ -240,7 +268,7 @@ func (r *Cgroups) resolve(k *known) Cgroup {
 		return a.Cgroup
 	}
 	defer k.mu.Unlock()
-	if a = k.now.Load(); a == nil || time.Since(r.start) >= a.again {
+	if a = k.now.Load(); a == nil || r.isOld(a) {
 		a = r.look(k, a)
 		k.now.Store(a)
 	}
@@ -307,21 +335,22 @@ func (r *Cgroups) look(k *known, before *answer) *answer {
 	now := time.Since(r.start)
 	if before != nil && len(before.files) > 0 {
 		if changed, err := before.changed(); err == nil && !changed {
-			return &answer{before.Cgroup, now + lookFresh, before.owner, before.files}
+			return before.lookAt(now + lookFresh)
 		}
 	}
 	if k.where == nil {
 		w, err := r.find(k)
 		switch {
 		case err != nil:
-			return &answer{again: now + lookAgain}
+			return new(answer).lookAt(now + lookAgain)
 		case w == nil:
-			return &answer{again: never}
+			return new(answer).lookAt(never)
 		}
 		k.where = w
 	}
 	if len(k.where.parts) == 0 {
-		return &answer{Cgroup: Cgroup{Path: "/"}, again: never}
+		a := &answer{Cgroup: Cgroup{Path: "/"}}
+		return a.lookAt(never)
 	}
 	a, err := r.describe(k.where)
 	switch {
@@ -329,26 +358,39 @@ func (r *Cgroups) look(k *known, before *answer) *answer {
 		if before != nil && before.Path != "" {
 			a.Cgroup = before.Cgroup // it had more
 		}
-		a.again = now + lookAgain
+		a.lookAt(now + lookAgain)
 	case a.Container == nil && !r.claimed(k.where):
-		a.again = never
+		a.lookAt(never)
 	case len(a.files) == 0:
-		a.again = now + min(lookFresh<<min(k.tries, 16), lookLate)
+		a.lookAt(now + min(lookFresh<<min(k.tries, 16), lookLate))
 		k.tries++
 	default:
-		a.again, k.tries = now+lookFresh, 0
+		a.lookAt(now + lookFresh)
+		k.tries = 0
 	}
 	return a
 }
 
 // changed tells whether files are others than when they were read.
 func (a *answer) changed() (bool, error) {
-	for i := range a.files {
-		if changed, err := a.owner.changed(&a.files[i]); changed || err != nil {
-			return changed, err
+	look := func() (changed bool, err error) {
+		for i := range a.files {
+			if changed, err = a.owner.changed(&a.files[i]); changed || err != nil {
+				break
+			}
 		}
+		return changed, err
 	}
-	return false, nil
+	if a.owner.user == nil {
+		return look()
+	}
+	other, err := a.owner.files.within(*a.owner.user, func() (*record, error) {
+		if changed, err := look(); !changed {
+			return nil, err
+		}
+		return &record{}, nil
+	})
+	return other != nil, err
 }
 
 // find tells where a cgroup is: that is read from the cgroup itself, and once it is gone from what was

@@ -304,8 +304,8 @@ func TestContainerRenamed(t *testing.T) {
 	}
 	removeCgroup(t, filepath.Join(r.root, "docker"))
 	k, _ := r.fast.Get(cgroup)
-	seen := k.now.Load()
-	waitFor(t, "another look", func() bool { r.Resolve(cgroup); return k.now.Load() != seen })
+	seen := k.now.Load().again.Load()
+	waitFor(t, "another look", func() bool { r.Resolve(cgroup); return k.now.Load().again.Load() != seen })
 	if got := r.Resolve(cgroup).Container; got == nil || got.Name != "web" {
 		t.Errorf("container %+v once it is removed, want web", got)
 	}

@@ -178,13 +178,12 @@ func (o owner) parse(dir, name string, v any) (file, error) {
 // has not changed: the last name stays.
 func (o owner) changed(f *file) (bool, error) {
 	var st unix.Stat_t
-	fd, err := o.open(f.dir, f.name, &st)
-	if errors.Is(err, errNone) {
+	err := unix.Fstatat(unix.AT_FDCWD, filepath.Join(o.files.root, f.dir, f.name), &st, unix.AT_SYMLINK_NOFOLLOW)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
 		return false, nil
 	} else if err != nil {
-		return false, err
+		return false, fmt.Errorf("stat %s: %w", filepath.Join(f.dir, f.name), err)
 	}
-	unix.Close(fd)
 	return st.Ino != f.ino || st.Size != f.size || st.Mtim != f.changed, nil
 }
 

@@ -69,12 +69,25 @@ func matches(pattern, name string) bool {
 	return name != "" && (ok && err == nil || pattern == name)
 }
 
+// matchAll tells whether each pattern matches any of these.
+func (p *Places) matchAll(all []identity.Cgroup) bool {
+	each := func(patterns []string, is func(string, identity.Cgroup) bool) bool {
+		return !slices.ContainsFunc(patterns, func(pattern string) bool {
+			return !slices.ContainsFunc(all, func(c identity.Cgroup) bool { return is(pattern, c) })
+		})
+	}
+	return each(p.unit, isUnit) && each(p.container, isContainer) && each(p.pod, isPod)
+}
+
 // maxListed is how many names are listed where none matches.
 const maxListed = 8
 
 // Note says which of the names match nothing that runs, and what does; "" where all do.
 func (p *Places) Note(cgroups *identity.Cgroups) string {
 	if !p.Any() {
+		return ""
+	}
+	if p.matchAll(cgroups.Known()) { // to look for all that runs takes its time
 		return ""
 	}
 	running := cgroups.Running()
