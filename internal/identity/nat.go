@@ -97,6 +97,9 @@ func natHere(ctx context.Context, port uint16, protos []tracer.Proto) (targets [
 		some, err = nft.bases()
 		bases = append(bases, some...)
 	}
+	if errors.Is(err, unix.EPERM) {
+		return nil, err // that goes for the legacy tables, too
+	}
 	legacy, legacyErr := legacyBases()
 	err = errors.Join(err, legacyErr)
 	bases = append(bases, legacy...)

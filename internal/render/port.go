@@ -8,6 +8,7 @@ import (
 	"io"
 	"iter"
 	"net/netip"
+	"strings"
 
 	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/internal/query"
@@ -274,7 +275,7 @@ func (n Renderer) about(q query.Port, at *PortPlace) about {
 		a.ForwardsTo = append(a.ForwardsTo, n.natForward(&at.NAT[i], at.NetNS))
 	}
 	if at.NATUnread != nil {
-		a.NATUnread = at.NATUnread.Error()
+		a.NATUnread = strings.ReplaceAll(at.NATUnread.Error(), "\n", "; ")
 	}
 	return a
 }
