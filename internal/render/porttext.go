@@ -722,11 +722,21 @@ const maxList = 8
 
 // list tells of several processes, a line each.
 func (w *portWriter) list(holders []*Holder, indent string) {
+	shared := ""
+	if len(holders) > 0 {
+		shared = w.args(holders[0], len(indent))
+		if slices.ContainsFunc(holders, func(h *Holder) bool { return w.args(h, len(indent)) != shared }) {
+			shared = ""
+		}
+	}
+	if shared != "" {
+		w.printf("%s%s\n", indent, shared)
+	}
 	for _, h := range holders[:min(len(holders), maxList)] {
 		line := indent + w.process(h)
-		if args := w.args(h, 0); args != "" {
+		if args := w.args(h, 0); args != "" && shared == "" {
 			line += "  " + args
-		} else if label := h.Label(); label != "" {
+		} else if label := h.Label(); label != "" && args == "" {
 			line += "  " + identity.Safe(label)
 		}
 		w.printf("%s\n", cut(line, lineWidth))

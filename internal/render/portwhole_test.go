@@ -73,6 +73,8 @@ func TestPortTextWhole(t *testing.T) {
 		{"a master and its worker", listener(node(10, Place{Unit: "x.scope"}, web...), worker),
 			"8080/tcp  2 processes listen on 0.0.0.0:8080\n  node (pid 10, user 4000000001)  /usr/bin/node /srv/shop/server.js --port 8080\n" +
 				"  node (pid 11, user 4000000001)  node: worker\n  unit x.scope\n  stop it: kill 10\n"},
+		{"two of a command line", listener(node(10, Place{}, web...), node(12, Place{}, web...)),
+			"8080/tcp  2 processes listen on 0.0.0.0:8080\n" + line + "  node (pid 10, user 4000000001)\n  node (pid 12, user 4000000001)\n  stop it: kill 10 12\n"},
 		{"a full queue", full, head + "  4 connections wait for accept(), the queue (3) is full: more get no answer\n" + line + "  started T (3 h ago) by systemd (pid 1)\n  stop it: kill 10\n"},
 		{"a forwarder", proxy, head + "  docker-proxy\n  started T (3 h ago) by systemd (pid 1)\n  docker-proxy leads to 172.17.0.2:80\n  stop it: stop its container, see docker ps --filter publish=8080\n"},
 		{"a forwarder to a container", known, head + "  docker-proxy\n  started T (3 h ago) by systemd (pid 1)\n  docker-proxy leads to 172.17.0.2:80\n" +
