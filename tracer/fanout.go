@@ -93,22 +93,20 @@ func (f *fanout) close() {
 	}
 }
 
-// push queues events, and returns how much memory those take that wait now and how many
-// were lost for want of it.
-func (s *Subscription) push(events []Event) (waiting, lost int) {
+// push queues events, and returns how much memory all take that wait.
+func (s *Subscription) push(events []Event) (waiting int) {
 	s.mu.Lock()
 	for i := range events {
 		if size := s.sizeOf(&events[i]); s.bytes+size <= s.max {
 			s.add(&events[i], size)
 		} else {
-			lost++
+			s.lost++
 		}
 	}
-	s.lost += uint64(lost)
 	waiting = s.bytes
 	s.mu.Unlock()
 	s.wake()
-	return waiting, lost
+	return waiting
 }
 
 // sizeOf is the memory that one more event takes. Those that follow each other may have

@@ -1,6 +1,7 @@
 package tracer
 
 import (
+	"math"
 	"net/netip"
 	"slices"
 	"sync"
@@ -24,9 +25,9 @@ const (
 	answerWithin = 200 * time.Millisecond
 	// askRest is how long the kernel is not asked, as a multiple of what it took last time.
 	askRest = 2
-	// maxWaiting is how much memory events may take that wait for answers; from half of it on
-	// they do not wait for any more.
-	maxWaiting = 4 << 20
+	// maxWaiting is how much memory events may take that wait for answers, but for those that
+	// the reader hands on at once; all that would take more is published as it is.
+	maxWaiting = 2 << 20
 	// maxPorts is how many ports the kernel is asked about at once.
 	maxPorts = 16
 	// maxAnswers is how many answers are kept for others who ask the same.
@@ -85,10 +86,13 @@ type completer struct {
 
 	running atomic.Bool   // run is; until then, and afterwards, nothing is asked
 	busy    atomic.Bool   // something waits
-	hurry   chan struct{} // too much waits
+	hurry   chan struct{} // what waited was flushed
 
 	mu      sync.Mutex
 	waiting *Subscription // of run
+	part    []Event       // of waiting, that run has taken
+	from    int           // events of part that are published
+	flushed uint64        // times that all was published as it is
 	ports   []uint16      // to be asked about
 
 	// Used by run alone.
@@ -121,7 +125,7 @@ type answer struct {
 func newCompleter(out *fanout, table *Table, rows func(...uint16) (*Rows, error)) *completer {
 	return &completer{
 		out: out, table: table, rows: rows, hurry: make(chan struct{}, 1),
-		waiting: newSubscription(nil, maxWaiting), answers: make(map[refusal]answer),
+		waiting: newSubscription(nil, math.MaxInt), answers: make(map[refusal]answer),
 	}
 }
 
@@ -133,20 +137,27 @@ func (c *completer) publish(events []Event, asks bool) {
 		return
 	}
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.busy.Store(true)
 	for i := range events {
 		if port := events[i].Local.Port(); events[i].asks && len(c.ports) < maxPorts && !slices.Contains(c.ports, port) {
 			c.ports = append(c.ports, port)
 		}
 	}
-	waiting, lost := c.waiting.push(events)
-	c.mu.Unlock()
-	if lost > 0 { // run gets no processor
-		c.out.lose(lost)
+	if c.waiting.push(events) > maxWaiting {
+		c.flush()
 	}
-	if waiting > maxWaiting/2 {
-		signal(c.hurry)
+}
+
+// flush publishes all that waits as it is. The caller has locked the completer.
+func (c *completer) flush() {
+	c.out.publish(c.part[c.from:])
+	c.part, c.from = nil, 0
+	c.flushed++
+	for events, _ := c.waiting.take(nil); len(events) > 0; events, _ = c.waiting.take(events) {
+		c.out.publish(events)
 	}
+	signal(c.hurry) // what run waits for is of no use any more
 }
 
 // signal leaves a token, if there is none.
@@ -179,6 +190,8 @@ func (c *completer) run(end <-chan struct{}) {
 func (c *completer) round(events []Event, end <-chan struct{}) ([]Event, bool) {
 	c.mu.Lock()
 	events, _ = c.waiting.take(events)
+	c.part, c.from = events, 0
+	flushed := c.flushed
 	if len(events) == 0 {
 		c.busy.Store(false)
 		c.mu.Unlock()
@@ -187,18 +200,39 @@ func (c *completer) round(events []Event, end <-chan struct{}) ([]Event, bool) {
 		return nil, false
 	}
 	c.mu.Unlock()
-	from := 0
 	for i := range events {
 		if !events[i].asks {
 			continue
 		}
-		c.out.publish(events[from:i])
-		from = i
-		c.complete(&events[i], end)
-		events[i].asks = false
+		if !c.publishTo(i, flushed) {
+			return events, true
+		}
+		ev := events[i]
+		c.complete(&ev, end)
+		ev.asks = false
+		c.mu.Lock()
+		if c.flushed == flushed {
+			events[i] = ev
+		}
+		c.mu.Unlock()
 	}
-	c.out.publish(events[from:])
+	c.publishTo(len(events), flushed)
 	return events, true
+}
+
+// publishTo publishes the part that run has taken up to an event. False: that was flushed
+// meanwhile.
+func (c *completer) publishTo(to int, flushed uint64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.flushed != flushed {
+		return false
+	}
+	c.out.publish(c.part[c.from:to])
+	if c.from = to; to == len(c.part) {
+		c.part, c.from = nil, 0
+	}
+	return true
 }
 
 // complete adds what the kernel knows, if that can be told in time.
@@ -330,18 +364,6 @@ func join(by []Socket, more int, known []Socket) ([]Socket, int) {
 // sameEnds tells whether two sockets are the ends of one connection on the same side.
 func (s *Socket) sameEnds(o Socket) bool {
 	return s.Proto == o.Proto && s.NetNS == o.NetNS && s.Local == o.Local && s.Remote == o.Remote
-}
-
-// lose is for events that nobody gets.
-func (f *fanout) lose(n int) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for _, s := range f.subs {
-		s.mu.Lock()
-		s.lost += uint64(n)
-		s.mu.Unlock()
-		s.wake()
-	}
 }
 
 // complete starts the completer, and returns what ends it.

@@ -147,33 +147,61 @@ func TestCompleterBounded(t *testing.T) {
 		batch[i] = tcp(i, EventListen, sockC, "10.0.0.1:81", "")
 	}
 	n := 1
-	for ; n <= maxWaiting/2/eventBytes+maxBatch; n += maxBatch {
+	for ; n <= maxWaiting/eventBytes+maxBatch; n += maxBatch {
 		c.publish(batch, false)
 	}
 	await(t, sub, n)
 }
 
 // What waits is bounded by the memory it takes, and what is in the way of a call takes much.
+// No event is lost for that, and none overtakes another.
 func TestCompleterMemory(t *testing.T) {
 	out := &fanout{}
 	c := newCompleter(out, newTable(), nil)
 	c.running.Store(true) // but run is not: it gets no processor
-	sub := out.subscribe(1 << 16)
+	sub := out.subscribe(1 << 20)
 	const n = 10_000
-	for range n {
-		c.publish([]Event{refused(make([]Socket, maxHeldBy)...)}, true)
+	most := 0
+	for i := range n {
+		ev := refused(make([]Socket, maxHeldBy)...)
+		ev.RequestedPort = uint16(i)
+		c.publish([]Event{ev}, true)
+		most = max(most, c.waiting.bytes)
 	}
-	waiting := 0
-	for events, _ := c.waiting.take(nil); len(events) > 0; events, _ = c.waiting.take(nil) {
-		for i := range events {
-			waiting += sizeOf(&events[i])
+	if size := sizeOf(&Event{HeldBy: make([]Socket, maxHeldBy)}); most > maxWaiting || most < maxWaiting-size {
+		t.Errorf("%d bytes wait, want up to %d", most, maxWaiting)
+	}
+	c.flush()
+	for i, ev := range await(t, sub, n) {
+		if int(ev.RequestedPort) != i {
+			t.Fatalf("event %d comes after %d", ev.RequestedPort, i-1)
 		}
 	}
-	if waiting > maxWaiting || waiting < maxWaiting*9/10 {
-		t.Errorf("%d bytes wait, want at most %d", waiting, maxWaiting)
+}
+
+// What is flushed while an answer is awaited is published once.
+func TestCompleterFlushed(t *testing.T) {
+	asked, release := make(chan struct{}, 1), make(chan struct{})
+	c, sub := completerTest(t, func(...uint16) (*Rows, error) {
+		asked <- struct{}{}
+		<-release
+		return rowsOf(StateListen), nil
+	})
+	for i := range 3 {
+		ev := refused()
+		ev.RequestedPort = uint16(i)
+		c.publish([]Event{ev}, true)
 	}
-	if want := n - waiting/sizeOf(&Event{HeldBy: make([]Socket, maxHeldBy)}); int(sub.Lost()) != want {
-		t.Errorf("a subscription is told of %d lost events, want %d", sub.Lost(), want)
+	<-asked
+	c.mu.Lock()
+	c.flush()
+	c.mu.Unlock()
+	c.publish([]Event{tcp(3, EventListen, sockB, "10.0.0.1:81", "")}, false)
+	close(release)
+	for i, ev := range await(t, sub, 4) {
+		if i < 3 && int(ev.RequestedPort) != i || (i == 3) != (ev.Type == EventListen) {
+			t.Errorf("event %d is %s of %d", i, ev.Type, ev.RequestedPort)
+		}
 	}
 }
 
