@@ -29,6 +29,34 @@ func (t *Table) reconcile(snap *Snapshot) {
 	t.finish(snap.start)
 }
 
+// mergeRows takes what a snapshot tells of some sockets, and has their holders looked for.
+func (t *Table) mergeRows(rows []bpfRow, held *matcher) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for i := range rows {
+		so := socketOf(&rows[i])
+		t.merge(&so)
+		if rows[i].Socket != 0 {
+			held.want(&rows[i])
+		}
+	}
+}
+
+// mergeAgain takes what is told of a socket that was looked at again.
+func (t *Table) mergeAgain(row *bpfRow) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	so := socketOf(row)
+	t.merge(&so)
+}
+
+// endMerge ends a snapshot that was merged by mergeRows.
+func (t *Table) endMerge(start uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.finish(start)
+}
+
 // merge takes what a snapshot tells of one socket, but not who holds it. As for hold and
 // finish, which go on from there, the caller has locked the table.
 func (t *Table) merge(s *Socket) {

@@ -110,9 +110,7 @@ func (t *Tracer) resync() error {
 	if err := t.hold(held); err != nil {
 		return err
 	}
-	t.table.mu.Lock()
-	defer t.table.mu.Unlock()
-	t.table.finish(start)
+	t.table.endMerge(start)
 	t.settleSoon()
 	return nil
 }
@@ -125,25 +123,13 @@ func (t *Tracer) mergeRows(rows []bpfRow, held *matcher) error {
 		return err
 	}
 	for some := range slices.Chunk(rows, mergeAtOnce) {
-		t.mergeSome(some, held)
+		t.table.mergeRows(some, held)
 		t.handOnUnseen()
 		if err := t.breathe(); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-func (t *Tracer) mergeSome(rows []bpfRow, held *matcher) {
-	t.table.mu.Lock()
-	defer t.table.mu.Unlock()
-	for i := range rows {
-		so := socketOf(&rows[i])
-		t.table.merge(&so)
-		if rows[i].Socket != 0 {
-			held.want(&rows[i])
-		}
-	}
 }
 
 // readHolders looks for the holders of sockets in all tables of descriptors.
@@ -193,13 +179,10 @@ func (t *Tracer) lookAgain(w *bpfWalk, held *matcher) error {
 			continue
 		}
 		moved = moved || now.Socket != 0 && !has(&now, bpfRowFlagROW_NO_FILE)
-		so := socketOf(&now)
 		if err := t.catchUp(boottime()); err != nil {
 			return err
 		}
-		t.table.mu.Lock()
-		t.table.merge(&so)
-		t.table.mu.Unlock()
+		t.table.mergeAgain(&now)
 		t.handOnUnseen()
 	}
 	if !moved {
