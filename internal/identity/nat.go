@@ -96,6 +96,8 @@ func natHere(ctx context.Context, port uint16, protos []tracer.Proto) (targets [
 		var some []baseChain
 		some, err = nft.bases()
 		bases = append(bases, some...)
+	} else if errors.Is(err, unix.EPROTONOSUPPORT) {
+		err = nil // the kernel has no nfnetlink, and so no rules
 	}
 	if errors.Is(err, unix.EPERM) {
 		return nil, err // that goes for the legacy tables, too

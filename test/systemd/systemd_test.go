@@ -212,4 +212,7 @@ func TestSystemdSocketUnit(t *testing.T) {
 	if !strings.Contains(text, "socket unit idle.socket") || !strings.Contains(text, "systemctl stop idle.socket") {
 		t.Errorf("who 8090 does not name idle.socket:\n%s", text)
 	}
+	if strings.Contains(text, "NAT") { // this kernel has none
+		t.Errorf("who 8090 speaks of NAT:\n%s", text)
+	}
 }
