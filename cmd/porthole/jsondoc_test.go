@@ -94,6 +94,7 @@ func TestJSONDocs(t *testing.T) {
 		{"headroom", render.Headroom{}, tableKeys(section("Ports left"))},
 		{"a bind that is checked", bindAnswer{}, tableKeys(bindHalf)},
 		{"a connection that is checked", connectAnswer{}, tableKeys(connectHalf)},
+		{"a free port", freePort{}, bracedKeys(section("A free port"), 0)},
 		{"the machine", doctor.Report{}, bracedKeys(machine, 0)},
 		{"a hook", doctor.Hook{}, bracedKeys(machine, 1)},
 		{"an agent", api.Status{}, status},

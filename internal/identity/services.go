@@ -174,3 +174,10 @@ func (n Services) Number(name string, udp bool) (port uint16, ok bool) {
 	}
 	return 0, false
 }
+
+// Names tells whether the machine's own services file names a port, of TCP or of UDP.
+func (n Services) Names(port uint16) bool {
+	_, tcp := n.local[serviceKeyOf(port, false)]
+	_, udp := n.local[serviceKeyOf(port, true)]
+	return tcp || udp
+}
