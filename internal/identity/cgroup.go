@@ -34,6 +34,9 @@ type Cgroups struct {
 	mu    sync.Mutex
 	all   map[uint64]*known // by cgroup id, which the kernel never gives again
 	fresh chan *known       // made since, to be looked up
+
+	procs *Processes // nil: there is no cgroup v1
+	byPID cache.Cache[*ofProcess]
 }
 
 const (
@@ -89,6 +92,7 @@ func (r *Cgroups) isOld(a *answer) bool {
 type where struct {
 	parts []string
 	dirs  []dir // from the root to the cgroup itself
+	old   bool  // of cgroup v1: only what the files of a runtime confirm is true of it
 }
 
 // dir is who may make cgroups in one.
@@ -101,6 +105,9 @@ type dir struct {
 // it knows nothing.
 func NewCgroups(root string) *Cgroups {
 	r := &Cgroups{root: root, fd: -1, start: time.Now(), all: make(map[uint64]*known), fresh: make(chan *known, maxFresh)}
+	if hasCgroup1() {
+		r.procs = NewProcesses(false)
+	}
 	if root == "" {
 		return r
 	}
@@ -518,7 +525,9 @@ func (r *Cgroups) container(w *where, a *answer) error {
 		// Who may write in every directory above it could have made it.
 		if ownedBy(w.dirs[:c.part+1], 0) {
 			rec, err = r.files.find(c)
-			if rec == nil && c.namespace == "" { // its runtime's files are elsewhere
+			if w.old && (rec == nil || rec.place == "") {
+				rec = nil
+			} else if rec == nil && c.namespace == "" { // its runtime's files are elsewhere
 				rec = &record{container: Container{ID: c.id, Runtime: c.runtime}}
 				if c.named {
 					rec.container.Name = c.id

@@ -297,7 +297,7 @@ func (f *Filter) Event(cgroups *identity.Cgroups, ev *tracer.Event) bool {
 		(len(f.pid) == 0 || has(f.pid, p.PID)) &&
 		(len(f.uid) == 0 || p.PID != 0 && has(f.uid, p.UID)) &&
 		(len(f.comm) == 0 || has(f.comm, p.Comm)) &&
-		f.match(cgroups, p.Cgroup)
+		f.match(cgroups, p)
 }
 
 // Socket tells whether a socket passes. Filters of processes pass when any holder
@@ -314,7 +314,7 @@ func (f *Filter) Socket(cgroups *identity.Cgroups, s *tracer.Socket) bool {
 		return true
 	}
 	return slices.ContainsFunc(s.Holders, func(h tracer.Holder) bool {
-		return pass(f.pid, h.PID) && pass(f.comm, h.Comm) && f.match(cgroups, h.Cgroup)
+		return pass(f.pid, h.PID) && pass(f.comm, h.Comm) && f.match(cgroups, &h.Process)
 	})
 }
 
@@ -339,7 +339,7 @@ func (f *Filter) Headroom(cgroups *identity.Cgroups, h *tracer.Headroom) bool {
 		return true
 	}
 	uses := func(u tracer.PortUser) bool {
-		return u.PID != 0 && pass(f.pid, u.PID) && pass(f.comm, u.Comm) && f.match(cgroups, u.Cgroup)
+		return u.PID != 0 && pass(f.pid, u.PID) && pass(f.comm, u.Comm) && f.match(cgroups, &u.Process)
 	}
 	return slices.ContainsFunc(h.Holders, uses) || slices.ContainsFunc(h.BlockedBy, uses)
 }

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/porthole-dev/porthole/internal/identity"
+	"github.com/porthole-dev/porthole/tracer"
 )
 
 // Places lets pass what runs in one of some units, in one of some containers and in one of some
@@ -34,9 +35,9 @@ func (p *Places) Match(c identity.Cgroup) bool {
 		(len(p.pod) == 0 || matchAny(p.pod, c, isPod))
 }
 
-// match is Match of the cgroup with an id. What it takes is only looked up where anything is asked for.
-func (p *Places) match(cgroups *identity.Cgroups, cgroup uint64) bool {
-	return !p.Any() || p.Match(cgroups.Resolve(cgroup))
+// match is Match of where a process runs. What it takes is only looked up where anything is asked for.
+func (p *Places) match(cgroups *identity.Cgroups, process *tracer.Process) bool {
+	return !p.Any() || p.Match(cgroups.Of(process))
 }
 
 func matchAny(patterns []string, c identity.Cgroup, is func(pattern string, c identity.Cgroup) bool) bool {

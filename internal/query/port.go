@@ -117,7 +117,7 @@ func (q *Port) Had(cgroups *identity.Cgroups, t *tracer.Tenancy) bool {
 	if !q.About(t.Proto) || q.where == nil {
 		return q.About(t.Proto)
 	}
-	return q.where.inNetNS(identity.NetNS{Inode: t.NetNS, Cookie: t.NetNSCookie}, t.Until) && q.where.match(cgroups, t.Owner.Cgroup)
+	return q.where.inNetNS(identity.NetNS{Inode: t.NetNS, Cookie: t.NetNSCookie}, t.Until) && q.where.match(cgroups, &t.Owner)
 }
 
 // Where says in words what is asked about, "" for everything.

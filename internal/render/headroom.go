@@ -74,8 +74,9 @@ func (n Renderer) Headrooms(all []tracer.Headroom) []Headroom {
 
 func (n Renderer) portUsers(users []tracer.PortUser) []PortUser {
 	out := make([]PortUser, len(users))
-	for i, u := range users {
-		out[i] = PortUser{u.Comm, u.PID, u.Ports, n.place(u.Cgroup)}
+	for i := range users {
+		u := &users[i]
+		out[i] = PortUser{u.Comm, u.PID, u.Ports, n.place(&u.Process)}
 	}
 	return out
 }

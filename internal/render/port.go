@@ -292,7 +292,7 @@ func (n Renderer) Tenancy(t *tracer.Tenancy) Tenancy {
 	}
 	if t.Owner.PID != 0 {
 		row.PID, row.Comm, row.UID = t.Owner.PID, t.Owner.Comm, &t.Owner.UID
-		row.Place = n.place(t.Owner.Cgroup)
+		row.Place = n.place(&t.Owner)
 	}
 	return row
 }

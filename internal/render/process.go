@@ -101,7 +101,7 @@ func (n Renderer) behind(f *Forward, proto tracer.Proto, to netip.AddrPort, from
 		for i := range so.Holders {
 			h := &so.Holders[i]
 			f.Holders = append(f.Holders, Holder{
-				PID: h.PID, Comm: h.Comm, FD: h.FD, IOUring: h.Ring, UID: &h.UID, Process: seen.process(&h.Process), Place: n.place(h.Cgroup),
+				PID: h.PID, Comm: h.Comm, FD: h.FD, IOUring: h.Ring, UID: &h.UID, Process: seen.process(&h.Process), Place: n.place(&h.Process),
 			})
 		}
 		if f.Container == nil && f.Pod == nil && f.Unit == "" && len(so.Holders) > 0 {

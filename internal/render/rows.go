@@ -38,8 +38,8 @@ func (n Renderer) spaceName(id identity.NetNS, at time.Time, p *Place) string {
 	return n.NetNSName(id, at)
 }
 
-// place is where a process is, by its cgroup.
-func (n Renderer) place(cgroup uint64) Place { return placeOf(n.Cgroups.Resolve(cgroup)) }
+// place is where a process is.
+func (n Renderer) place(p *tracer.Process) Place { return placeOf(n.Cgroups.Of(p)) }
 
 func placeOf(c identity.Cgroup) Place { return Place{c.Unit, c.UnitUser, c.Container, c.Pod} }
 
@@ -276,7 +276,7 @@ func (n Renderer) placeOf(s *tracer.Socket) Place {
 	if len(s.Holders) == 0 {
 		return Place{}
 	}
-	return n.place(s.Holders[0].Cgroup)
+	return n.place(&s.Holders[0].Process)
 }
 
 // fillInFull is fill, with what only a Port tells.
@@ -285,7 +285,7 @@ func (n Renderer) fillInFull(row *Socket, s *tracer.Socket, holders []Holder, se
 	for i := range s.Holders {
 		h := &row.Holders[i]
 		h.UID = &s.Holders[i].UID
-		h.Place = n.place(s.Holders[i].Cgroup)
+		h.Place = n.place(&s.Holders[i].Process)
 		h.Process = seen.process(&s.Holders[i].Process)
 		if s.Role == tracer.RoleListener || s.Role == tracer.RoleBound {
 			n.addForward(row, s, h)
@@ -330,7 +330,7 @@ func (n Renderer) Event(ev *tracer.Event) Event {
 	}
 	row.HeldByMore = ev.HeldByMore
 	if ev.Process.PID != 0 {
-		info := n.Cgroups.Resolve(ev.Process.Cgroup)
+		info := n.Cgroups.Of(&ev.Process)
 		row.PID, row.Comm, row.UID = ev.Process.PID, ev.Process.Comm, &ev.Process.UID
 		row.Cgroup, row.Place = info.Path, placeOf(info)
 	}
