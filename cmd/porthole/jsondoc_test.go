@@ -94,6 +94,8 @@ func TestJSONDocs(t *testing.T) {
 		{"headroom", render.Headroom{}, tableKeys(section("Ports left"))},
 		{"a bind that is checked", bindAnswer{}, tableKeys(bindHalf)},
 		{"a connection that is checked", connectAnswer{}, tableKeys(connectHalf)},
+		{"a wait", waitAnswer{}, bracedKeys(section("A wait"), 0)},
+		{"a difference", diffRow{}, bracedKeys(section("Differences"), 0)},
 		{"a free port", freePort{}, bracedKeys(section("A free port"), 0)},
 		{"the machine", doctor.Report{}, bracedKeys(machine, 0)},
 		{"a hook", doctor.Hook{}, bracedKeys(machine, 1)},

@@ -1,0 +1,208 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/porthole-dev/porthole/internal/identity"
+	"github.com/porthole-dev/porthole/internal/query"
+	"github.com/porthole-dev/porthole/internal/render"
+	"github.com/porthole-dev/porthole/tracer"
+)
+
+type diffOptions struct {
+	agent    agentOptions
+	jsonRows bool
+}
+
+func newDiff(e *env) *cobra.Command {
+	var o diffOptions
+	cmd := &cobra.Command{
+		Use:   "diff BEFORE [AFTER]",
+		Short: "Say what listens that did not, and what does not any more",
+		Long: "Compare two files that ls --json has written; without the second one, compare with\n" +
+			"what is now; - is the standard input. Compared are sockets that wait for others to\n" +
+			"begin (TCP listeners, and UDP sockets without a peer), by protocol, address, port,\n" +
+			"device, program and unit, container or pod, never by pid: a service that was\n" +
+			"restarted is the same. Exits with 1 where they differ.",
+		Example: "  porthole ls --json > before\n" +
+			"  porthole diff before\n" +
+			"  ssh web1 porthole ls --json | porthole diff before -",
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) != 1 && len(args) != 2 {
+				return usagef("want one or two files of ls --json; see %s --help", cmd.CommandPath())
+			}
+			if len(args) == 2 && args[0] == "-" && args[1] == "-" {
+				return usagef("%q: want the standard input once", "-")
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error { return runDiff(cmd.Context(), e, &o, args) },
+	}
+	cmd.Flags().BoolVar(&o.jsonRows, "json", false, "one JSON object a line")
+	o.agent.add(cmd)
+	return cmd
+}
+
+// diffRow is a difference, in JSON.
+type diffRow struct {
+	Change string `json:"change"` // added or removed
+	listening
+}
+
+// listening is what listens, without what differs each time it is started.
+type listening struct {
+	Proto     string     `json:"proto"`
+	LocalIP   netip.Addr `json:"local_ip"`
+	LocalPort uint16     `json:"local_port"`
+	V6Only    bool       `json:"v6_only,omitempty"`
+	Device    string     `json:"device,omitempty"`
+	Comm      string     `json:"comm,omitempty"`
+	Unit      string     `json:"unit,omitempty"`
+	Container string     `json:"container,omitempty"`
+	Pod       string     `json:"pod,omitempty"`
+}
+
+func runDiff(ctx context.Context, e *env, o *diffOptions, files []string) error {
+	before, err := listeningIn(files[0])
+	if err != nil {
+		return err
+	}
+	var after map[listening]bool
+	if len(files) == 2 {
+		after, err = listeningIn(files[1])
+	} else {
+		after, err = listeningNow(ctx, e, o)
+	}
+	if err != nil {
+		return err
+	}
+	rows := differences(before, after)
+	for i := range rows {
+		if o.jsonRows {
+			err = render.WriteJSON(e.stdout, &rows[i])
+		} else {
+			_, err = fmt.Fprintln(e.stdout, rows[i].text(e.style))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if len(rows) > 0 {
+		return errNo
+	}
+	return nil
+}
+
+// listeningIn reads a file of ls --json.
+func listeningIn(name string) (map[listening]bool, error) {
+	in := io.Reader(os.Stdin)
+	if name != "-" {
+		f, err := os.Open(name)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		in = f
+	}
+	var rows []render.Socket
+	for dec := json.NewDecoder(in); ; {
+		var row render.Socket
+		err := dec.Decode(&row)
+		if errors.Is(err, io.EOF) {
+			return listeningOf(rows), nil
+		}
+		if err == nil && (row.Proto == "" || row.LocalPort == 0) {
+			err = errors.New("no socket")
+		}
+		if err != nil {
+			return nil, usagef("%s: line %d: want what ls --json writes: %w", identity.Safe(name), len(rows)+1, err)
+		}
+		rows = append(rows, row)
+	}
+}
+
+func listeningNow(ctx context.Context, e *env, o *diffOptions) (map[listening]bool, error) {
+	src, err := openSource(e, &o.agent)
+	if err != nil {
+		return nil, err
+	}
+	tellView(e, src.PartialView())
+	rows, err := socketRows(ctx, e, src, query.Values{"listening": {"true"}})
+	return listeningOf(rows), err
+}
+
+func listeningOf(rows []render.Socket) map[listening]bool {
+	out := make(map[listening]bool)
+	for i := range rows {
+		s := &rows[i]
+		udp := s.Proto == tracer.UDP.String() && s.State == tracer.StateUnconn.String()
+		if s.State != tracer.StateListen.String() && !udp {
+			continue
+		}
+		l := listening{Proto: s.Proto, LocalIP: s.LocalIP, LocalPort: s.LocalPort, V6Only: s.V6Only, Device: s.Device}
+		if len(s.Holders) > 0 {
+			l.Comm = s.Holders[0].Comm
+		}
+		switch {
+		case s.Pod != nil:
+			l.Pod, l.Container = s.Pod.Namespace+"/"+s.Pod.Name, s.Pod.Container
+		case s.Container != nil:
+			l.Container = cmp.Or(s.Container.Name, s.Container.ID)
+		case !strings.HasSuffix(s.Unit, ".scope"): // one is made each time
+			l.Unit = s.Unit
+		}
+		out[l] = true
+	}
+	return out
+}
+
+// differences are ordered by port, then by what was before what is.
+func differences(before, after map[listening]bool) []diffRow {
+	var rows []diffRow
+	for l := range maps.Keys(before) {
+		if !after[l] {
+			rows = append(rows, diffRow{"removed", l})
+		}
+	}
+	for l := range maps.Keys(after) {
+		if !before[l] {
+			rows = append(rows, diffRow{"added", l})
+		}
+	}
+	slices.SortFunc(rows, func(a, b diffRow) int {
+		return cmp.Or(cmp.Compare(a.LocalPort, b.LocalPort), cmp.Compare(a.Proto, b.Proto), a.LocalIP.Compare(b.LocalIP),
+			-cmp.Compare(a.Change, b.Change), cmp.Compare(fmt.Sprint(a.listening), fmt.Sprint(b.listening)))
+	})
+	return rows
+}
+
+func (r *diffRow) text(style render.Style) string {
+	sign := map[string]string{"added": "+", "removed": "-"}[r.Change]
+	at := netip.AddrPortFrom(r.LocalIP, r.LocalPort).String()
+	if r.LocalIP == netip.IPv6Unspecified() && !r.V6Only {
+		at = fmt.Sprintf("*:%d", r.LocalPort)
+	}
+	if r.Device != "" {
+		at += "%" + r.Device
+	}
+	line := fmt.Sprintf("%s %s %s  %s", sign, r.Proto, at, identity.Safe(cmp.Or(r.Comm, "-")))
+	if where := cmp.Or(r.Pod, r.Container, r.Unit); where != "" {
+		line += " (" + identity.Safe(where) + ")"
+	}
+	if r.Change == "added" {
+		return style.Bold(line)
+	}
+	return line
+}

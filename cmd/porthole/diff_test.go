@@ -1,0 +1,71 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/porthole-dev/porthole/internal/testutil"
+)
+
+// socketLine is a socket of ls --json.
+func socketLine(proto, state, ip string, port, pid int, more string) string {
+	return fmt.Sprintf(`{"proto":%q,"state":%q,"role":"listener","local_ip":%q,"local_port":%d,"netns":1,"holders":[{"pid":%d,"comm":"app","fd":3}],"origin":"snapshot"%s}`+"\n",
+		proto, state, ip, port, pid, more)
+}
+
+// A difference is what listens elsewhere, for another place or as another program; not a restart,
+// a connection or another login.
+func TestDiff(t *testing.T) {
+	dir := t.TempDir()
+	file := func(name string, lines ...string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(strings.Join(lines, "")), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	before := file("before",
+		socketLine("tcp", "LISTEN", "127.0.0.1", 80, 1, `,"unit":"a.service"`), socketLine("tcp", "LISTEN", "::", 81, 1, `,"unit":"session-1.scope"`),
+		socketLine("udp", "UNCONN", "0.0.0.0", 53, 1, ""), socketLine("tcp", "ESTAB", "127.0.0.1", 5000, 1, ""))
+	same := file("same",
+		socketLine("tcp", "LISTEN", "127.0.0.1", 80, 2, `,"unit":"a.service"`), socketLine("tcp", "LISTEN", "::", 81, 9, `,"unit":"session-2.scope"`),
+		socketLine("udp", "UNCONN", "0.0.0.0", 53, 1, ""), socketLine("udp", "ESTAB", "127.0.0.1", 5001, 1, ""))
+	if out, errs, code := command(t, "diff", before, same); out != "" || errs != "" || code != exitDone {
+		t.Errorf("exit code %d, %q, stderr %q", code, out, errs)
+	}
+	after := file("after",
+		socketLine("tcp", "LISTEN", "127.0.0.1", 80, 2, `,"unit":"b.service"`), socketLine("tcp", "LISTEN", "::", 81, 1, `,"v6_only":true`),
+		socketLine("udp", "UNCONN", "0.0.0.0", 53, 1, `,"container":{"id":"c0ffee","name":"dns"}`))
+	const want = "- udp 0.0.0.0:53  app\n+ udp 0.0.0.0:53  app (dns)\n- tcp 127.0.0.1:80  app (a.service)\n+ tcp 127.0.0.1:80  app (b.service)\n" +
+		"- tcp *:81  app\n+ tcp [::]:81  app\n"
+	if out, errs, code := command(t, "diff", before, after); out != want || errs != "" || code != exitNo {
+		t.Errorf("exit code %d, stderr %q, %q, want %q", code, errs, out, want)
+	}
+	const row = `{"change":"removed","proto":"udp","local_ip":"0.0.0.0","local_port":53,"comm":"app"}` + "\n"
+	if out, _, code := command(t, "diff", before, after, "--json"); !strings.HasPrefix(out, row) || strings.Count(out, "\n") != 6 || code != exitNo {
+		t.Errorf("--json: exit code %d, %s", code, out)
+	}
+	for _, bad := range []string{"{}\n", "nonsense", `{"proto":"tcp"`} {
+		if _, errs, code := command(t, "diff", before, file("bad", bad)); code != exitUsage || !strings.Contains(errs, "line 1: want what ls --json writes") {
+			t.Errorf("%q: exit code %d, stderr %q", bad, code, errs)
+		}
+	}
+}
+
+// Without a second file it is compared with what is now.
+func TestKernelDiffNow(t *testing.T) {
+	testutil.NewNetNS(t)
+	out, _, _ := command(t, "ls", "--json")
+	before := filepath.Join(t.TempDir(), "before")
+	if err := os.WriteFile(before, []byte(out), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	port := listen(t, "127.0.0.1:0").Port
+	want := fmt.Sprintf("+ tcp 127.0.0.1:%d  ", port)
+	if out, _, code := command(t, "diff", before); code != exitNo || !strings.Contains(out, want) {
+		t.Errorf("exit code %d, %q, want %q in it", code, out, want)
+	}
+}

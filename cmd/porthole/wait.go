@@ -1,0 +1,314 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/porthole-dev/porthole/internal/identity"
+	"github.com/porthole-dev/porthole/internal/query"
+	"github.com/porthole-dev/porthole/internal/render"
+	"github.com/porthole-dev/porthole/internal/source"
+	"github.com/porthole-dev/porthole/tracer"
+)
+
+type waitOptions struct {
+	agent         agentOptions
+	free          bool
+	addr, netns   string
+	timeout       time.Duration
+	quiet, asJSON bool
+}
+
+// waitFilters are the filters of wait: who is waited for.
+func waitFilters() []string { return []string{"comm", "pid", "unit", "container", "pod"} }
+
+func newWait(e *env) *cobra.Command {
+	var o waitOptions
+	cmd := &cobra.Command{
+		Use:   "wait PORT[/tcp|/udp]",
+		Short: "Wait until somebody listens on a port, or nobody does",
+		Long: "Wait until a process listens on a port, TCP unless /udp is given, or with --free until\n" +
+			"none does. It is told by the kernel or the agent as it happens; it makes no\n" +
+			"connection, so the server sees nothing of it, and returns at once where it is so\n" +
+			"already. With --comm, --pid, --unit, --container and --pod only that process counts.\n" +
+			"Exits with 1 when the time is over, and says who has the port instead.",
+		Example: "  porthole wait 5432                        before the tests begin\n" +
+			"  porthole wait 8080 --comm nginx --timeout 10s\n" +
+			"  porthole wait 8080 --free -q && ./server",
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return usagef("want one port, as 8080 or 53/udp; see %s --help", cmd.CommandPath())
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error { return runWait(cmd, e, &o, args[0]) },
+	}
+	flags := cmd.Flags()
+	flags.BoolVar(&o.free, "free", false, "wait until nobody listens")
+	flags.StringVar(&o.addr, "addr", "", "only what takes connections to this local address, as 127.0.0.1 or ::1")
+	flags.StringVar(&o.netns, "netns", "", "network namespace: host, a name of /run/netns, or an inode number; without, this one")
+	flags.DurationVar(&o.timeout, "timeout", 30*time.Second, "how long to wait, as 90s or 5m; 0: look once")
+	flags.BoolVarP(&o.quiet, "quiet", "q", false, "write nothing")
+	flags.BoolVar(&o.asJSON, "json", false, "one JSON object")
+	for _, p := range query.Params(query.OfSockets) {
+		for _, name := range waitFilters() {
+			if p.Name == name {
+				flags.StringSlice(name, nil, p.Usage)
+				if running := nameOf(name); running != nil {
+					_ = cmd.RegisterFlagCompletionFunc(name, completeNames(running))
+				}
+			}
+		}
+	}
+	o.agent.add(cmd)
+	return cmd
+}
+
+// waitAnswer is how a wait ended, in JSON.
+type waitAnswer struct {
+	OK        bool            `json:"ok"`
+	Free      bool            `json:"free"`
+	Proto     string          `json:"proto"`
+	LocalPort uint16          `json:"local_port"`
+	NetNS     uint32          `json:"netns"`
+	WaitedNS  int64           `json:"waited_ns"`
+	Sockets   []render.Socket `json:"sockets"`
+}
+
+// waiter waits for a port.
+type waiter struct {
+	e     *env
+	o     *waitOptions
+	src   source.Source
+	addr  netip.Addr   // not valid: any
+	port  query.Values // sockets on the port, whoever has them
+	whose query.Values // those that are waited for
+	begin time.Time
+}
+
+func runWait(cmd *cobra.Command, e *env, o *waitOptions, word string) error {
+	end, err := query.ParseEndWord(word)
+	if err != nil {
+		return err
+	}
+	if o.timeout < 0 {
+		return usagef("--timeout: %v: want a positive time, or 0", o.timeout)
+	}
+	if o.addr != "" {
+		if end.Addr, _, err = query.ParseAddr(o.addr); err != nil {
+			return err
+		}
+	}
+	where, err := openSpace(o.netns)
+	if err != nil {
+		return err
+	}
+	defer where.close()
+	w := &waiter{e: e, o: o, addr: end.Addr, begin: time.Now()}
+	proto := end.Protos[0].String()
+	w.port = query.Values{"netns": {strconv.FormatUint(uint64(where.inode), 10)}, "lport": {strconv.Itoa(int(end.Port))}, "proto": {proto}}
+	w.whose = query.Values{"listening": {"true"}}
+	for name, given := range w.port {
+		w.whose[name] = given
+	}
+	for _, name := range waitFilters() {
+		if cmd.Flags().Changed(name) {
+			if w.whose[name], err = cmd.Flags().GetStringSlice(name); err != nil {
+				return err
+			}
+		}
+	}
+	if _, err := query.ParseSockets(w.whose); err != nil {
+		return err
+	}
+	if w.src, err = openSource(e, &o.agent); err != nil {
+		return err
+	}
+	a := &waitAnswer{Free: o.free, Proto: proto, LocalPort: end.Port, NetNS: where.inode}
+	if a.OK, a.Sockets, err = w.wait(cmd.Context()); err != nil {
+		return err
+	}
+	a.WaitedNS = time.Since(w.begin).Nanoseconds()
+	if err := w.tell(a); err != nil {
+		return err
+	}
+	if !a.OK {
+		return errNo
+	}
+	return nil
+}
+
+// look tells whether it is so, and who listens.
+func (w *waiter) look(ctx context.Context) (bool, []render.Socket, error) {
+	rows, err := socketRows(ctx, w.e, w.src, w.whose)
+	if err != nil {
+		return false, nil, err
+	}
+	listeners := []render.Socket{}
+	for _, row := range rows {
+		if w.takes(&row) {
+			listeners = append(listeners, row)
+		}
+	}
+	return (len(listeners) > 0) != w.o.free, listeners, nil
+}
+
+// takes tells whether a listener takes what is sent to the address.
+func (w *waiter) takes(row *render.Socket) bool {
+	its := row.LocalIP.WithZone("")
+	switch {
+	case !w.addr.IsValid() || w.addr.IsUnspecified() && its.IsUnspecified():
+		return true
+	case its.IsUnspecified():
+		return its.Is4() == w.addr.Is4() || w.addr.Is4() && !row.V6Only
+	}
+	return its == w.addr
+}
+
+// lookAgain is when it is looked again after an event: one may be told just before the kernel acts
+// on it.
+func lookAgain() []time.Duration {
+	return []time.Duration{0, 5 * time.Millisecond, 50 * time.Millisecond, 500 * time.Millisecond}
+}
+
+// wait looks, and then looks whenever something has happened on the port, until it is so or the
+// time is over. The sockets are then those that listen, or that have the port instead.
+func (w *waiter) wait(ctx context.Context) (ok bool, sockets []render.Socket, err error) {
+	if ok, sockets, err = w.look(ctx); ok || err != nil {
+		return ok, sockets, err
+	}
+	if w.o.timeout > 0 {
+		bounded, cancel := context.WithDeadline(ctx, w.begin.Add(w.o.timeout))
+		ok, sockets, err = w.follow(bounded)
+		cancel()
+		if ok || err != nil && ctx.Err() == nil && !errors.Is(err, context.DeadlineExceeded) {
+			return ok, sockets, err
+		}
+		// Over. An answer may have come late: it is looked once more.
+		if ok, sockets, err = w.look(ctx); ok || err != nil {
+			return ok, sockets, err
+		}
+	}
+	if !w.o.free {
+		sockets, err = socketRows(ctx, w.e, w.src, w.port)
+	}
+	return false, sockets, err
+}
+
+// follow waits for events; the error wraps that of ctx once it has ended.
+func (w *waiter) follow(ctx context.Context) (ok bool, sockets []render.Socket, err error) {
+	values := query.Values{"event": {tracer.EventBind.String(), tracer.EventListen.String(), tracer.EventClose.String()}}
+	for name, given := range w.port {
+		values[name] = given
+	}
+	q, err := query.ParseEvents(values)
+	if err != nil {
+		return false, nil, err
+	}
+	streaming, stop := context.WithCancel(ctx)
+	events, err := w.src.Events(streaming, q)
+	if err != nil {
+		stop()
+		return false, nil, err
+	}
+	happened, ended := make(chan struct{}, 1), make(chan error, 1)
+	happened <- struct{}{} // look once now that nothing is missed
+	go func() { ended <- forward(events, happened) }()
+	defer func() {
+		stop()
+		<-ended // events are for one goroutine
+		_, endErr := events.End()
+		err = errors.Join(err, endErr, events.Close())
+	}()
+	for {
+		select {
+		case <-happened:
+		case <-ctx.Done():
+			return false, nil, nil
+		case readErr := <-ended:
+			ended <- nil
+			if errors.Is(readErr, io.EOF) { // as ctx has
+				readErr = nil
+			}
+			return false, nil, readErr
+		}
+		for _, pause := range lookAgain() {
+			select {
+			case <-time.After(pause):
+			case <-ctx.Done():
+				return false, nil, nil
+			}
+			if ok, sockets, err = w.look(ctx); ok || err != nil {
+				return ok, sockets, err
+			}
+		}
+	}
+}
+
+// forward says that something happened, or may have, until the events end.
+func forward(events source.Events, happened chan<- struct{}) error {
+	for {
+		what, err := events.Next()
+		if err != nil {
+			return err
+		}
+		if what == source.Pause {
+			continue
+		}
+		select {
+		case happened <- struct{}{}:
+		default: // it will be looked anyway
+		}
+	}
+}
+
+// tell writes how it ended.
+func (w *waiter) tell(a *waitAnswer) error {
+	switch {
+	case w.o.quiet:
+		return nil
+	case w.o.asJSON:
+		return render.WriteJSON(w.e.stdout, a)
+	}
+	out := new(bytes.Buffer)
+	what := "somebody listens"
+	if w.o.free {
+		what = "nobody listens"
+	}
+	waited := time.Duration(a.WaitedNS).Round(time.Millisecond)
+	if a.OK {
+		fmt.Fprintf(out, "%d/%s: %s, after %v\n", a.LocalPort, a.Proto, what, waited)
+	} else {
+		if w.o.free {
+			what = "nobody stopped listening"
+		} else if len(w.whose) > len(w.port)+1 {
+			what = "nobody of those waited for listens"
+		} else {
+			what = "nobody listens"
+		}
+		fmt.Fprintf(out, "%d/%s: %s within %v\n", a.LocalPort, a.Proto, w.e.style.Red(what), w.o.timeout)
+		if len(a.Sockets) > 0 {
+			fmt.Fprintln(out, "the port has:")
+		}
+	}
+	if n := len(a.Sockets); n > 0 {
+		names := identity.Load(nil)
+		defer names.Cgroups.Close()
+		if err := render.New(names).RowsText(out, w.e.style, a.Sockets[:min(n, maxInTheWay)]); err != nil {
+			return err
+		}
+		if n > maxInTheWay {
+			fmt.Fprintf(out, "and %d more, see --json\n", n-maxInTheWay)
+		}
+	}
+	_, err := out.WriteTo(w.e.stdout)
+	return err
+}
