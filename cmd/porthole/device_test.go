@@ -127,8 +127,8 @@ func conflictFacts(t *testing.T, ns string, from ...string) {
 		t.Errorf("ls --json, -want +got:\n%s", d)
 	}
 	for port, want := range map[string][]string{
-		"7001": {"listens on [fe80::1%left]:7001,", "listens on [fe80::1%right]:7001,"}, "7002": {"is bound to 0.0.0.0%left:7002,", "is bound to 0.0.0.0%right:7002,"},
-		"7003": {"listens on *:7003 (IPv4 and IPv6),"}, "7004": {"listens on [::]:7004 (IPv6 only),"},
+		"7001": {"listens on [fe80::1%left]:7001", "listens on [fe80::1%right]:7001"}, "7002": {"is bound to 0.0.0.0%left:7002", "is bound to 0.0.0.0%right:7002"},
+		"7003": {"listens on *:7003 (IPv4 and IPv6)"}, "7004": {"listens on [::]:7004 (IPv6 only)"},
 	} {
 		out, errs, code := command(t, append([]string{"who", port}, from...)...)
 		for _, part := range want {
