@@ -17,6 +17,7 @@ type Forward struct {
 	NetNSFile   string // of the network namespace where To is
 	ContainerID string
 	Container   string // its name
+	Runtime     string // podman or cri-o
 }
 
 // ForwardOf tells where a process leads connections to a port of an address; ok is false where it
@@ -96,7 +97,16 @@ func conmon(args []string) Forward {
 		}
 		return ""
 	}
-	return Forward{By: "conmon", ContainerID: first("c", "cid"), Container: first("n", "name")}
+	f := Forward{By: "conmon", ContainerID: first("c", "cid"), Container: first("n", "name")}
+	for _, a := range args { // what it calls at the end
+		switch path.Base(a) {
+		case "podman":
+			f.Runtime = runtimePodman
+		case "crio":
+			f.Runtime = runtimeCRIO
+		}
+	}
+	return f
 }
 
 // pasta reads -t ADDRESS%DEVICE/PORTS:PORTS,... of TCP, -u of UDP, and the namespace it serves:

@@ -153,7 +153,7 @@ func TestForwardOf(t *testing.T) {
 		{"/usr/bin/docker-proxy -proto tcp -host-ip 0.0.0.0 -host-port 8080 -container-ip 172.17.0.2 -container-port 80", tracer.TCP, 8080, Forward{By: "docker-proxy", To: addrPort("172.17.0.2:80")}},
 		{"docker-proxy --container-ip=fd00::2 --container-port=80", tracer.TCP, 8080, Forward{By: "docker-proxy", To: addrPort("[fd00::2]:80")}},
 		{"docker-proxy -container-ip bad", tracer.TCP, 8080, Forward{By: "docker-proxy"}},
-		{"/usr/bin/conmon --api-version 1 -c 8d2f -u 8d2f -r /usr/bin/crun -n shop-api --exit-dir /run", tracer.TCP, 8080, Forward{By: "conmon", ContainerID: "8d2f", Container: "shop-api"}},
+		{"/usr/bin/conmon --api-version 1 -c 8d2f -u 8d2f -r /usr/bin/crun -n shop-api --exit-dir /run --exit-command /usr/bin/podman", tracer.TCP, 8080, Forward{By: "conmon", ContainerID: "8d2f", Container: "shop-api", Runtime: "podman"}},
 		{"/usr/bin/pasta --config-net -t 8080-8081:80-81 -t 127.0.0.1/9000:90 -u none --netns /run/user/1000/netns/x", tracer.TCP, 8081, Forward{By: "pasta", To: addrPort(":81"), NetNSFile: "/run/user/1000/netns/x"}},
 		{"pasta -t 8080-8081:80-81 -t 127.0.0.1/9000:90 --netns /x", tracer.TCP, 9000, Forward{By: "pasta", To: addrPort(":90"), NetNSFile: "/x"}},
 		{"pasta -t 8080 -u 53:5353 --netns /x", tracer.UDP, 53, Forward{By: "pasta", To: addrPort(":5353"), NetNSFile: "/x"}},

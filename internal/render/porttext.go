@@ -1,7 +1,6 @@
 package render
 
 import (
-	"cmp"
 	"fmt"
 	"io"
 	"net/netip"
@@ -325,7 +324,9 @@ func (w *portWriter) group(group []Socket, rest []string) {
 	if s.MPTCP {
 		parts[0] += " (MPTCP)"
 	}
-	parts = append(parts, w.where(s.netNS(), w.now))
+	if s.Container == nil && s.Pod == nil { // else those name it
+		parts = append(parts, w.where(s.netNS(), w.now))
+	}
 	if !s.Since.IsZero() {
 		parts = append(parts, "since "+w.when(s.Since.Time))
 	}
@@ -536,6 +537,9 @@ func (w *portWriter) sends(several []Forward) {
 	}
 	w.words(text + ", chain " + identity.Safe(f.Chain))
 	w.behind(f)
+	if command := stopPlace(&f.Place); command != "" && !w.heldHere(f.Proto) {
+		w.advise(command)
+	}
 }
 
 // heldHere tells whether somebody has the port in the namespace that NAT is of.
@@ -601,7 +605,7 @@ func (w *portWriter) forward(f *Forward) {
 	text := fmt.Sprintf("%s leads to %s", f.By, f.target())
 	switch {
 	case f.By == "conmon" && f.Container != nil:
-		text = "conmon keeps it for the container, to which NAT leads"
+		text = "conmon only keeps the port for its container, NAT leads there"
 	case !f.IP.IsValid() && f.Port == 0 && f.By != "docker-proxy":
 		text = f.By + " leads to a container"
 	case !f.IP.IsValid() && f.NetNS != 0:
@@ -1001,7 +1005,7 @@ func stopPlace(p *Place) string {
 	case p.Pod != nil:
 		return fmt.Sprintf("kubectl -n %s delete pod %s", shellWord(p.Pod.Namespace), shellWord(p.Pod.Name))
 	case p.Container != nil:
-		name := shellWord(cmp.Or(p.Container.Name, p.Container.ID))
+		name := shellWord(p.Container.Label())
 		switch p.Container.Runtime {
 		case "docker", "podman":
 			return p.Container.Runtime + " stop " + name
@@ -1010,7 +1014,7 @@ func stopPlace(p *Place) string {
 		case "nspawn", "machined":
 			return "machinectl stop " + name
 		case "cri-o":
-			return "crictl stop " + shellWord(p.Container.ID)
+			return "crictl stop " + shellWord(p.Container.ID[:min(13, len(p.Container.ID))])
 		}
 		return ""
 	case !isService(p.Unit):

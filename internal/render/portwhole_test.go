@@ -43,6 +43,11 @@ func TestPortTextWhole(t *testing.T) {
 	known := proxy
 	known.ForwardsTo = []Forward{{By: "docker-proxy", Proto: "tcp", IP: netip.MustParseAddr("172.17.0.2"), Port: 80,
 		Place: Place{Container: &identity.Container{ID: "8d2f", Name: "web", Runtime: "docker"}}, Holders: []Holder{node(20, Place{}, "nginx: master")}}}
+	conmon := listener(node(10, Place{}, web...))
+	conmon.ForwardsTo = []Forward{{By: "conmon", Proto: "tcp", Place: Place{Container: &identity.Container{ID: strings.Repeat("0123456789abcdef", 4), Runtime: "podman"}}}}
+	docker := Place{Container: &identity.Container{ID: "8d2f", Name: "web", Runtime: "docker"}}
+	elsewhere := listener(node(10, docker, web...))
+	elsewhere.Place, elsewhere.NetNS = docker, otherNS
 	stuck := node(10, Place{})
 	stuck.ArgsUnread = true
 	for _, c := range []struct {
@@ -76,6 +81,10 @@ func TestPortTextWhole(t *testing.T) {
 		{"two of a command line", listener(node(10, Place{}, web...), node(12, Place{}, web...)),
 			"8080/tcp  2 processes listen on 0.0.0.0:8080\n" + line + "  node (pid 10, user 4000000001)\n  node (pid 12, user 4000000001)\n  stop it: kill 10 12\n"},
 		{"a full queue", full, head + "  4 connections wait for accept(), the queue (3) is full: more get no answer\n" + line + "  started T (3 h ago) by systemd (pid 1)\n  stop it: kill 10\n"},
+		{"a container in a namespace of its own", elsewhere,
+			head + line + "  container web (docker)" + started + "  stop it: docker stop web\n"},
+		{"conmon", conmon, head + line + "  started T (3 h ago) by systemd (pid 1)\n  conmon only keeps the port for its container, NAT leads there\n" +
+			"  container 0123456789ab (podman)\n  stop it: podman stop 0123456789ab\n"},
 		{"a forwarder", proxy, head + "  docker-proxy\n  started T (3 h ago) by systemd (pid 1)\n  docker-proxy leads to 172.17.0.2:80\n  stop it: stop its container, see docker ps --filter publish=8080\n"},
 		{"a forwarder to a container", known, head + "  docker-proxy\n  started T (3 h ago) by systemd (pid 1)\n  docker-proxy leads to 172.17.0.2:80\n" +
 			"  there: node (pid 20, user 4000000001), container web (docker)\n    nginx: master\n  stop it: docker stop web\n"},
@@ -115,7 +124,7 @@ func TestPortTextNAT(t *testing.T) {
 		want    string
 	}{
 		{"to a container", nil, []Forward{behind}, "nothing listens on 8080/tcp here, but nftables sends it to 10.88.0.5:80, chain\n  pre\n" +
-			"  there: node (pid 20, user 4000000001), container shop-api (podman)\n    nginx\n"},
+			"  there: node (pid 20, user 4000000001), container shop-api (podman)\n    nginx\n  stop it: podman stop shop-api\n"},
 		{"to one of two", nil, []Forward{to("10.0.0.1:80", "random"), to("10.0.0.2:80", "random")},
 			"nothing listens on 8080/tcp here, but nftables sends it to one of 2:\n  10.0.0.1:80, chain pre\n  10.0.0.2:80, chain pre\n"},
 		{"from some", nil, []Forward{outside}, "nothing listens on 8080/tcp here, but nftables sends what comes from outside for\n  192.0.2.1 to 10.88.0.5:80, from some addresses, under further conditions,\n  chain pre\n"},

@@ -132,7 +132,7 @@ func (n Renderer) addForward(row *Socket, s *tracer.Socket, h *Holder) {
 	}
 	n.behind(&f, s.Proto, to.To, identity.NetNS{Inode: s.NetNS, Cookie: s.NetNSCookie}, netns)
 	if to.ContainerID != "" && f.Container == nil {
-		f.Container = &identity.Container{ID: to.ContainerID, Name: to.Container}
+		f.Container = &identity.Container{ID: to.ContainerID, Name: to.Container, Runtime: to.Runtime}
 	}
 	row.ForwardsTo = append(row.ForwardsTo, f)
 }
