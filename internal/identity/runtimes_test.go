@@ -4,8 +4,10 @@ import (
 	"encoding/json"
 	"errors"
 	"os"
+	"os/user"
 	"path/filepath"
 	"reflect"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -254,5 +256,61 @@ func TestUnitIsTrue(t *testing.T) {
 		if a, err := r.describe(w); err != nil || a.Unit != test.want {
 			t.Errorf("%s: unit %q, error %v, want %q", test.path, a.Unit, err, test.want)
 		}
+	}
+}
+
+// The containers of a user are known by the files in his home, if those are his.
+func TestRuntimesOfUser(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Fatal("needs root")
+	}
+	const uid = 1 // daemon, whose home everybody's /etc/passwd knows
+	u, err := user.LookupId(strconv.Itoa(uid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	index := []byte(`[{"id": "` + testID + `", "names": ["web"], "metadata": "{\"image-name\": \"shop/web:1\"}"}]`)
+	const storage = ".local/share/containers/storage/overlay-containers"
+	for _, test := range []struct {
+		name, dir, link string
+		owner           int
+		want            string
+	}{
+		{name: "his", dir: storage, owner: uid, want: "web"},
+		{name: "another's", dir: storage, owner: uid + 1},
+		{name: "behind a link within his home", dir: "data", link: "../../../../data", owner: uid, want: "web"},
+		{name: "behind a link out of his home", dir: "../elsewhere", link: "../../../../../elsewhere", owner: uid},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			f := &runtimeFiles{root: t.TempDir()}
+			home := filepath.Join(f.root, u.HomeDir)
+			dir := filepath.Join(home, test.dir)
+			if err := os.MkdirAll(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if test.link != "" {
+				if err := os.MkdirAll(filepath.Dir(filepath.Join(home, storage)), 0o755); err != nil {
+					t.Fatal(err)
+				}
+				if err := os.Symlink(test.link, filepath.Join(home, storage)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			name := filepath.Join(dir, "containers.json")
+			if err := errors.Join(os.WriteFile(name, index, 0o600), os.Chown(name, test.owner, test.owner)); err != nil {
+				t.Fatal(err)
+			}
+			r, err := f.findOf(uid, claim{id: testID, runtime: runtimePodman})
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := ""
+			if r != nil {
+				got = r.container.Name
+			}
+			if got != test.want {
+				t.Errorf("name %q, want %q", got, test.want)
+			}
+		})
 	}
 }

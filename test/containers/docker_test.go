@@ -1,7 +1,6 @@
 package containers
 
 import (
-	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -81,9 +80,7 @@ func TestDocker(t *testing.T) {
 			t.Errorf("-want +got:\n%s", d)
 		}
 	})
-	const n = 20
-	for i := range n {
-		_, _ = try(t, docker, "run", "--rm", "--name", fmt.Sprint("brief", i), "--network", "host", image, "/bin/nc", "127.0.0.1", "19099") // refused
-	}
-	v.shortLived(n, 19099, func(i int) string { return fmt.Sprint("brief", i) })
+	v.shortLived(20, 19099, func(name string) {
+		_, _ = try(t, docker, "run", "--rm", "--name", name, "--network", "host", image, "/bin/nc", "127.0.0.1", "19099") // refused
+	})
 }
