@@ -96,6 +96,7 @@ func TestJSONDocs(t *testing.T) {
 		{"a connection that is checked", connectAnswer{}, tableKeys(connectHalf)},
 		{"a wait", waitAnswer{}, bracedKeys(section("A wait"), 0)},
 		{"a difference", diffRow{}, bracedKeys(section("Differences"), 0)},
+		{"a port that a command used", usedPort{}, bracedKeys(section("Ports of a command"), 0)},
 		{"a free port", freePort{}, bracedKeys(section("A free port"), 0)},
 		{"the machine", doctor.Report{}, bracedKeys(machine, 0)},
 		{"a hook", doctor.Hook{}, bracedKeys(machine, 1)},

@@ -76,7 +76,10 @@ func run(ctx context.Context, e *env, args []string) int {
 	err := root.ExecuteContext(ctx)
 	var usage usageError
 	var wrong *query.Wrong
+	var exit exitError
 	switch {
+	case errors.As(err, &exit):
+		return int(exit)
 	case err == nil, errors.Is(err, syscall.EPIPE):
 		return exitDone
 	case errors.Is(err, errNo):
@@ -151,7 +154,7 @@ func newRoot(e *env) *cobra.Command {
 	root.SetOut(e.stdout)
 	root.SetErr(e.stderr)
 	root.SetFlagErrorFunc(flagError)
-	root.AddCommand(newTail(e), newLs(e), newWho(e), newHeadroom(e), newCheck(e), newWait(e), newFree(e), newDiff(e), newAgent(e), newDoctor(e), newVersion(e))
+	root.AddCommand(newTail(e), newLs(e), newWho(e), newHeadroom(e), newCheck(e), newWait(e), newRun(e), newFree(e), newDiff(e), newAgent(e), newDoctor(e), newVersion(e))
 	refuseUnknown(root)
 	return root
 }

@@ -126,6 +126,7 @@ func TestWrongUsage(t *testing.T) {
 		{"wait 80 --addr x", []string{"--addr", `"x"`, "192.0.2.1"}},
 		{"diff", []string{"one or two files", "porthole diff --help"}},
 		{"diff - -", []string{"standard input once"}},
+		{"run", []string{"a command after --", "porthole run --help"}},
 		{"bogus", []string{`"bogus"`, "porthole --help"}},
 		{"ls extra", []string{`"extra"`, "porthole ls --help"}},
 		{"ls --nope", []string{"--nope", "porthole ls --help"}},

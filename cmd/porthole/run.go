@@ -1,0 +1,480 @@
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/porthole-dev/porthole/internal/identity"
+	"github.com/porthole-dev/porthole/internal/query"
+	"github.com/porthole-dev/porthole/internal/render"
+	"github.com/porthole-dev/porthole/internal/source"
+	"github.com/porthole-dev/porthole/tracer"
+)
+
+type runOptions struct {
+	agent      agentOptions
+	file       string
+	failOnLeak bool
+	verbose    bool
+	jsonRows   bool
+}
+
+func newRun(e *env) *cobra.Command {
+	var o runOptions
+	cmd := &cobra.Command{
+		Use:   "run [flags] -- COMMAND...",
+		Short: "Run a command, and say which ports it and its children used and left open",
+		Long: "Run a command and write, once it has ended, which ports it and all its descendants\n" +
+			"bound, listened on and connected to, and what of that still listens (a leak). They\n" +
+			"are followed by a cgroup of their own, daemons included; where none can be made, by\n" +
+			"their parents, which misses children that end at once. The table goes to standard\n" +
+			"error, or to a file; the terminal, standard input and output are the command's.\n" +
+			"Exits with the code of the command, 128 and its number if a signal ended it.",
+		Example: "  porthole run -- make test\n" +
+			"  porthole run --fail-on-leak -- go test ./...\n" +
+			"  porthole run -v --json -o ports.json -- ./server",
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return usagef("want a command after --, as porthole run -- make test; see %s --help", cmd.CommandPath())
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error { return runCommand(cmd.Context(), e, &o, args) },
+	}
+	flags := cmd.Flags()
+	flags.SetInterspersed(false) // the rest is the command's
+	flags.StringVarP(&o.file, "output", "o", "", "write to this file, not to standard error")
+	flags.BoolVar(&o.failOnLeak, "fail-on-leak", false, "exit with 1 if the command succeeds and something still listens")
+	flags.BoolVarP(&o.verbose, "verbose", "v", false, "also every event as it happens, as tail")
+	flags.BoolVar(&o.jsonRows, "json", false, "one JSON object a line")
+	o.agent.add(cmd)
+	return cmd
+}
+
+// exitError ends porthole with the exit code of a command that it ran.
+type exitError int
+
+func (e exitError) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
+
+// usedPort is what a command did on a port, in JSON.
+type usedPort struct {
+	Event      string     `json:"event"` // bind, listen, connect or accept; leak: it still listens
+	Proto      string     `json:"proto"`
+	LocalIP    netip.Addr `json:"local_ip,omitzero"`
+	LocalPort  uint16     `json:"local_port,omitempty"` // absent: the kernel picked it
+	RemoteIP   netip.Addr `json:"remote_ip,omitzero"`
+	RemotePort uint16     `json:"remote_port,omitempty"`
+	Comm       string     `json:"comm,omitempty"`
+	Error      string     `json:"error,omitempty"`
+	Times      int        `json:"times"`
+}
+
+// family is a command and its descendants.
+type family struct {
+	dir  string // of the cgroup that they are in; "": none could be made
+	name string // of the cgroup, which no other has
+	fd   *os.File
+	seen map[uint32]bool // without a cgroup: whether a process is a descendant of this one
+}
+
+// newFamily makes a cgroup below that of this process, or has descendants whose parents end
+// become children of this process.
+func newFamily() (*family, error) {
+	f := &family{name: fmt.Sprintf("porthole-run-%d-%d", os.Getpid(), time.Now().UnixNano()), seen: make(map[uint32]bool)}
+	if f.makeCgroup() == nil {
+		return f, nil
+	}
+	f.dir = ""
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return nil, fmt.Errorf("become the parent of orphans: %w", err)
+	}
+	return f, nil
+}
+
+// ownCgroup is the directory of the cgroup that this process is in.
+func ownCgroup() (string, error) {
+	root, err := tracer.CgroupRoot()
+	if err != nil {
+		return "", err
+	}
+	text, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(string(text)) {
+		if path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok {
+			return filepath.Join(root, path), nil
+		}
+	}
+	return "", errors.New("no cgroup v2")
+}
+
+func (f *family) makeCgroup() error {
+	own, err := ownCgroup()
+	if err != nil {
+		return err
+	}
+	f.dir = filepath.Join(own, f.name)
+	if err := os.Mkdir(f.dir, 0o755); err != nil {
+		return err
+	}
+	if f.fd, err = os.Open(f.dir); err != nil {
+		return errors.Join(err, os.Remove(f.dir))
+	}
+	return nil
+}
+
+// close removes the cgroup. Who is still in it goes where it would be without one.
+func (f *family) close() {
+	if f.dir == "" {
+		return
+	}
+	_ = f.fd.Close()
+	parent := filepath.Join(filepath.Dir(f.dir), "cgroup.procs")
+	for range 3 { // some may be started meanwhile
+		text, err := os.ReadFile(filepath.Join(f.dir, "cgroup.procs"))
+		if err != nil {
+			return
+		}
+		for _, pid := range strings.Fields(string(text)) {
+			_ = os.WriteFile(parent, []byte(pid), 0) // it may have ended
+		}
+		if os.Remove(f.dir) == nil {
+			return
+		}
+	}
+}
+
+// did tells whether one of the family acted.
+func (f *family) did(ev *render.Event) bool {
+	if f.dir != "" {
+		return slices.Contains(strings.Split(ev.Cgroup, "/"), f.name)
+	}
+	return ev.PID != 0 && f.descends(ev.PID)
+}
+
+// has tells whether a process is one of the family now.
+func (f *family) has(pid uint32) bool {
+	if f.dir == "" {
+		delete(f.seen, pid)
+		return f.descends(pid)
+	}
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	return err == nil && slices.Contains(strings.FieldsFunc(string(text), func(r rune) bool { return r == '/' || r == '\n' }), f.name)
+}
+
+// descends tells whether a process descends from this one, which orphans do too.
+func (f *family) descends(pid uint32) bool {
+	if known, ok := f.seen[pid]; ok {
+		return known
+	}
+	if int(pid) == os.Getpid() || pid <= 1 {
+		return false
+	}
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return false
+	}
+	// "pid (comm) state ppid ...", where comm may have anything.
+	fields := bytes.Fields(text[bytes.LastIndexByte(text, ')')+1:])
+	if len(fields) < 2 {
+		return false
+	}
+	parent, err := strconv.ParseUint(string(fields[1]), 10, 32)
+	is := err == nil && (int(parent) == os.Getpid() || f.descends(uint32(parent)))
+	f.seen[pid] = is
+	return is
+}
+
+// drainFor is how long events of the end of the command are waited for.
+const drainFor = 250 * time.Millisecond
+
+func runCommand(ctx context.Context, e *env, o *runOptions, args []string) error {
+	path, err := exec.LookPath(args[0])
+	if err != nil {
+		return fmt.Errorf("run %s: %w", identity.Safe(args[0]), err)
+	}
+	out := e.stderr
+	if o.file != "" {
+		f, err := os.Create(o.file)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		out = f
+	}
+	src, err := o.agent.open(e, &source.Local{}, tracer.CheckTrace(""))
+	if err != nil {
+		return err
+	}
+	fam, err := newFamily()
+	if err != nil {
+		return err
+	}
+	defer fam.close()
+	if fam.dir == "" {
+		if tracer.InOtherNamespace("pid") {
+			return errors.New("follow the command: no cgroup can be made for it, and process numbers are those of a pid namespace")
+		}
+		fmt.Fprintln(e.stderr, "porthole: no cgroup can be made for the command: what its children do that end at once is not seen")
+	}
+	r := &recorder{o: o, out: out, style: e.style, family: fam, used: make(map[usedPort]int)}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	q, err := query.ParseEvents(query.Values{})
+	if err != nil {
+		return err
+	}
+	if r.events, err = src.Events(ctx, q); err != nil {
+		return err
+	}
+	recorded := make(chan error, 1)
+	go func() { recorded <- r.record() }()
+	begin := time.Now()
+	code, err := fam.run(path, args)
+	took := time.Since(begin)
+	var leaks []usedPort
+	if err == nil {
+		leaks, err = fam.leaks(ctx, e, src)
+		time.Sleep(drainFor)
+	}
+	cancel()
+	recordErr := <-recorded
+	lost, endErr := r.events.End()
+	if err := errors.Join(err, recordErr, endErr, r.events.Close()); err != nil {
+		return err
+	}
+	if lost > 0 {
+		fmt.Fprintf(e.stderr, "porthole: %d events were lost: ports may be missing\n", lost)
+	}
+	if err := r.write(args[0], code, took, leaks); err != nil {
+		return err
+	}
+	if code == 0 && o.failOnLeak && len(leaks) > 0 {
+		return errNo
+	}
+	return exitError(code)
+}
+
+// run runs the command to its end and returns its exit code. Signals are passed on to it.
+func (f *family) run(path string, args []string) (int, error) {
+	c := &exec.Cmd{Path: path, Args: args, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
+	if f.dir != "" {
+		c.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(f.fd.Fd())}
+	}
+	relayed := []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGCONT, syscall.SIGWINCH}
+	signal.Reset(syscall.SIGINT, syscall.SIGTERM) // they end the command, which ends this
+	signals := make(chan os.Signal, 16)
+	signal.Notify(signals, append(relayed, syscall.SIGPIPE)...) // SIGPIPE would stay ignored in the command
+	defer signal.Stop(signals)
+	if err := c.Start(); err != nil {
+		return 0, fmt.Errorf("run %s: %w", identity.Safe(path), err)
+	}
+	done := make(chan struct{})
+	defer close(done)
+	go func() {
+		for {
+			select {
+			case sig := <-signals:
+				if sig == syscall.SIGPIPE || fromTerminal(sig) {
+					continue
+				}
+				_ = c.Process.Signal(sig)
+			case <-done:
+				return
+			}
+		}
+	}()
+	err := c.Wait()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		return 0, fmt.Errorf("wait for %s: %w", identity.Safe(path), err)
+	}
+	if ws, ok := c.ProcessState.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
+		return 128 + int(ws.Signal()), nil
+	}
+	return c.ProcessState.ExitCode(), nil
+}
+
+// fromTerminal tells whether the terminal sends a signal to the command too: they are in one
+// process group, in the foreground.
+func fromTerminal(sig os.Signal) bool {
+	if sig != syscall.SIGINT && sig != syscall.SIGQUIT && sig != syscall.SIGWINCH {
+		return false
+	}
+	tty, err := os.Open("/dev/tty")
+	if err != nil {
+		return false
+	}
+	defer tty.Close()
+	group, err := unix.IoctlGetInt(int(tty.Fd()), unix.TIOCGPGRP)
+	return err == nil && group == unix.Getpgrp()
+}
+
+// leaks are the sockets that the family still listens on. What ends together with the command has
+// a moment to do so.
+func (f *family) leaks(ctx context.Context, e *env, src source.Source) ([]usedPort, error) {
+	for last := time.Now().Add(drainFor); ; {
+		rows, err := socketRows(ctx, e, src, query.Values{"listening": {"true"}})
+		if err != nil {
+			return nil, err
+		}
+		var left []usedPort
+		for i := range rows {
+			s := &rows[i]
+			at := slices.IndexFunc(s.Holders, func(h render.Holder) bool { return f.has(h.PID) })
+			if at >= 0 {
+				left = append(left, usedPort{Event: "leak", Proto: s.Proto, LocalIP: s.LocalIP, LocalPort: s.LocalPort, Comm: s.Holders[at].Comm, Times: 1})
+			}
+		}
+		if len(left) == 0 || time.Now().After(last) {
+			return left, nil
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// recorder adds up what the family does. It is of one goroutine until record has returned.
+type recorder struct {
+	o      *runOptions
+	out    io.Writer
+	style  render.Style
+	family *family
+	events source.Events
+	used   map[usedPort]int
+	line   []byte
+}
+
+// record reads events until they end.
+func (r *recorder) record() error {
+	var ev render.Event
+	for {
+		happened, err := r.events.Next()
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return err
+		case happened != source.Event:
+			continue
+		}
+		if r.line, err = r.events.AppendJSON(r.line[:0]); err != nil {
+			return err
+		}
+		ev = render.Event{}
+		if err := json.Unmarshal(r.line, &ev); err != nil {
+			return fmt.Errorf("read an event: %w", err)
+		}
+		if !r.family.did(&ev) {
+			continue
+		}
+		r.add(&ev)
+		if !r.o.verbose {
+			continue
+		}
+		if !r.o.jsonRows {
+			if r.line, err = r.events.AppendText(r.line[:0], r.style); err != nil {
+				return err
+			}
+		}
+		if _, err := r.out.Write(r.line); err != nil {
+			return err
+		}
+	}
+}
+
+// add counts an event. Ports that the kernel picked are one row.
+func (r *recorder) add(ev *render.Event) {
+	p := usedPort{Event: ev.Event, Proto: ev.Proto, LocalIP: ev.LocalIP, LocalPort: ev.LocalPort, Comm: ev.Comm, Error: ev.Error}
+	switch ev.Event {
+	case tracer.EventClose.String(), tracer.EventEstablished.String():
+		return
+	case tracer.EventConnect.String():
+		p.LocalIP, p.LocalPort, p.RemoteIP, p.RemotePort = netip.Addr{}, 0, ev.RemoteIP, ev.RemotePort
+	case tracer.EventBind.String():
+		if ev.Implicit || ev.RequestedPort != nil && *ev.RequestedPort == 0 {
+			p.LocalPort = 0
+		}
+	}
+	r.used[p]++
+}
+
+// rows are what was used, listeners first. A bind that became a listener is left out.
+func (r *recorder) rows() []usedPort {
+	order := []string{"listen", "bind", "accept", "connect"}
+	var rows []usedPort
+	for p, times := range r.used {
+		listens := p
+		listens.Event = tracer.EventListen.String()
+		if p.Event == tracer.EventBind.String() && r.used[listens] > 0 {
+			continue
+		}
+		p.Times = times
+		rows = append(rows, p)
+	}
+	slices.SortFunc(rows, func(a, b usedPort) int {
+		return cmp.Or(cmp.Compare(slices.Index(order, a.Event), slices.Index(order, b.Event)), cmp.Compare(a.LocalPort, b.LocalPort),
+			cmp.Compare(a.RemotePort, b.RemotePort), cmp.Compare(fmt.Sprint(a), fmt.Sprint(b)))
+	})
+	return rows
+}
+
+// write writes the table.
+func (r *recorder) write(name string, code int, took time.Duration, leaks []usedPort) error {
+	rows := append(r.rows(), leaks...)
+	if r.o.jsonRows {
+		for i := range rows {
+			if err := render.WriteJSON(r.out, &rows[i]); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	out := new(bytes.Buffer)
+	fmt.Fprintf(out, "porthole: %s ended with exit code %d after %v; ", identity.Safe(filepath.Base(name)), code, took.Round(time.Millisecond))
+	if len(rows) == 0 {
+		fmt.Fprintln(out, "it used no ports")
+	} else {
+		fmt.Fprintf(out, "%d leaks\n", len(leaks))
+		table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+		fmt.Fprintln(table, "EVENT\tPROTO\tADDRESS\tCOMM\tTIMES\tERROR")
+		for i := range rows {
+			p := &rows[i]
+			fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\t%s\n", p.Event, p.Proto, p.address(), identity.Safe(cmp.Or(p.Comm, "-")), p.Times, p.Error)
+		}
+		if err := table.Flush(); err != nil {
+			return err
+		}
+	}
+	_, err := out.WriteTo(r.out)
+	return err
+}
+
+func (p *usedPort) address() string {
+	if p.RemoteIP.IsValid() {
+		return netip.AddrPortFrom(p.RemoteIP, p.RemotePort).String()
+	}
+	if p.LocalPort == 0 {
+		return strings.TrimSuffix(netip.AddrPortFrom(p.LocalIP, 1).String(), "1") + "any"
+	}
+	return netip.AddrPortFrom(p.LocalIP, p.LocalPort).String()
+}

@@ -1,0 +1,142 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/porthole-dev/porthole/internal/testutil"
+)
+
+// server is a daemon that leaves its parent, listens on the port given and writes its pid to a file.
+const server = `import os, socket, sys
+if os.fork(): os._exit(0)
+os.setsid()
+if os.fork(): os._exit(0)
+s = socket.socket(); s.bind(("127.0.0.1", int(sys.argv[1]))); s.listen()
+open(sys.argv[2] + ".new", "w").write(str(os.getpid())); os.rename(sys.argv[2] + ".new", sys.argv[2])
+for n in (0, 1, 2): os.close(n)
+s.accept(); s.accept()
+`
+
+// What a command's descendants do is in the table, a daemon that stays is a leak, and the exit code
+// is the command's.
+func TestKernelRun(t *testing.T) {
+	testutil.NewNetNS(t)
+	root, err := ownCgroup()
+	if err != nil {
+		t.Fatal(err)
+	}
+	pidFile, rows := filepath.Join(t.TempDir(), "pid"), filepath.Join(t.TempDir(), "rows")
+	script := fmt.Sprintf(`python3 -c '%s' 20101 %s; while ! test -e %[2]s; do sleep 0.01; done
+python3 -c 'import socket; socket.create_connection(("127.0.0.1", 20101))'; exit ${CODE:-0}`, server, pidFile)
+	for _, c := range []struct {
+		args []string
+		code int
+		env  string
+	}{{nil, 7, "CODE=7"}, {[]string{"--fail-on-leak"}, exitNo, ""}} {
+		args := append([]string{"run", "--json", "-o", rows}, c.args...)
+		cmd := child(t, append(args, "--", "sh", "-c", script)...)
+		cmd.Env = append(cmd.Env, c.env)
+		out, errs, code := (&isolated{cmd}).output(t)
+		text, err := os.ReadFile(pidFile)
+		if err != nil {
+			t.Fatalf("%v; %q, stderr %q", err, out, errs)
+		}
+		pid, err := strconv.Atoi(string(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		testutil.Await(t, "the daemon is gone", func() bool {
+			out, _, _ := command(t, "ls", "-l", "--lport", "20101", "--json", "--pid", string(text))
+			return out == ""
+		})
+		if err := os.Remove(pidFile); err != nil {
+			t.Fatal(err)
+		}
+		if left, err := filepath.Glob(filepath.Join(root, fmt.Sprintf("porthole-run-%d-*", cmd.ProcessState.Pid()))); err != nil || len(left) > 0 {
+			t.Errorf("cgroups left: %v, %v", left, err)
+		}
+		if code != c.code || out != "" || errs != "" {
+			t.Errorf("%v: exit code %d, %q, stderr %q", c.args, code, out, errs)
+		}
+		var got []string
+		lines, err := os.ReadFile(rows)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(lines)) {
+			var p usedPort
+			if err := json.Unmarshal([]byte(line), &p); err != nil {
+				t.Fatal(err)
+			}
+			got = append(got, p.Event+" "+p.address())
+		}
+		const want = "listen 127.0.0.1:20101, accept 127.0.0.1:20101, connect 127.0.0.1:20101, leak 127.0.0.1:20101"
+		if strings.Join(got, ", ") != want {
+			t.Errorf("%v: %v, want %s", c.args, got, want)
+		}
+	}
+}
+
+// A signal is passed on, and what it does to the command is the exit code; where nothing is used and
+// nothing stays, that is said.
+func TestKernelRunSignal(t *testing.T) {
+	testutil.NewNetNS(t)
+	ready := filepath.Join(t.TempDir(), "ready")
+	cmd := child(t, "run", "--", "sh", "-c", "trap 'exit 9' TERM; touch "+ready+"; while :; do sleep 0.01; done")
+	errs := stderrLines(t, cmd)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	testutil.Await(t, "the command runs", func() bool { _, err := os.Stat(ready); return err == nil })
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	waitLine(t, errs, "porthole: sh ended with exit code 9 after ")
+	if cmd.Wait(); cmd.ProcessState.ExitCode() != 9 {
+		t.Errorf("it ended with %v", cmd.ProcessState)
+	}
+	_, text, code := (&isolated{child(t, "run", "--", "sh", "-c", "kill -KILL $$")}).output(t)
+	if code != 128+9 || !strings.Contains(text, "it used no ports") {
+		t.Errorf("exit code %d, %q", code, text)
+	}
+}
+
+// Where no cgroup can be made descendants are known by their parents, daemons too.
+func TestKernelRunWithoutCgroup(t *testing.T) {
+	testutil.NewNetNS(t)
+	dir, err := os.MkdirTemp("/tmp", "porthole-run-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	pidFile := filepath.Join(dir, "pid")
+	script := fmt.Sprintf(`python3 -c '%s' 20101 %s; while ! test -e %[2]s; do sleep 0.01; done`, server, pidFile)
+	caps := []string{"CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN", "CAP_DAC_READ_SEARCH"}
+	_, errs, code := asNobody(t, caps, "run", "--json", "--", "sh", "-c", script)
+	if text, err := os.ReadFile(pidFile); err != nil {
+		t.Error(err)
+	} else if pid, err := strconv.Atoi(string(text)); err != nil || syscall.Kill(pid, syscall.SIGKILL) != nil {
+		t.Errorf("the daemon %q cannot be ended: %v", text, err)
+	}
+	for _, want := range []string{"no cgroup can be made", `{"event":"listen","proto":"tcp","local_ip":"127.0.0.1","local_port":20101`, `{"event":"leak","proto":"tcp","local_ip":"127.0.0.1","local_port":20101`} {
+		if !strings.Contains(errs, want) {
+			t.Errorf("stderr %q, want %q in it", errs, want)
+		}
+	}
+	if code != exitDone {
+		t.Errorf("exit code %d", code)
+	}
+}
