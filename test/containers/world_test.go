@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -51,8 +52,12 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "file systems of its own:", err)
 		os.Exit(1)
 	}
+	ours := []string{parent()}
+	if len(cgroupsOf(podmans)) == 0 {
+		ours = append(ours, podmans)
+	}
 	code := m.Run()
-	removeCgroups()
+	removeCgroups(ours...)
 	os.Exit(code)
 }
 
@@ -92,19 +97,38 @@ func ownFiles() error {
 // parent is the cgroup that all containers are below.
 func parent() string { return fmt.Sprintf("porthole-test-%d", os.Getpid()) }
 
-// removeCgroups removes the cgroups of containers, of every hierarchy.
-func removeCgroups() {
+// podmans is a cgroup that podman makes besides.
+const podmans = "libpod_parent"
+
+// cgroupsOf are the directories of a cgroup, of every hierarchy, with those in them, the innermost first.
+func cgroupsOf(name string) []string {
 	roots, _ := filepath.Glob("/sys/fs/cgroup/*")
+	var dirs []string
 	for _, root := range append(roots, "/sys/fs/cgroup") {
-		var dirs []string
-		_ = filepath.WalkDir(filepath.Join(root, parent()), func(path string, d fs.DirEntry, err error) error {
+		_ = filepath.WalkDir(filepath.Join(root, name), func(path string, d fs.DirEntry, err error) error {
 			if err == nil && d.IsDir() {
 				dirs = append(dirs, path)
 			}
 			return nil
 		})
-		for i := len(dirs) - 1; i >= 0; i-- {
-			_ = unix.Rmdir(dirs[i])
+	}
+	slices.Reverse(dirs)
+	return dirs
+}
+
+// removeCgroups removes cgroups once the last process in them has ended.
+func removeCgroups(names ...string) {
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		left := 0
+		for _, name := range names {
+			for _, dir := range cgroupsOf(name) {
+				if unix.Rmdir(dir) != nil {
+					left++
+				}
+			}
+		}
+		if left == 0 {
+			return
 		}
 	}
 }
