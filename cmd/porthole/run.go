@@ -237,7 +237,7 @@ func runCommand(ctx context.Context, e *env, o *runOptions, args []string) error
 		}
 		fmt.Fprintln(e.stderr, "porthole: no cgroup can be made for the command: what its children do that end at once is not seen")
 	}
-	r := &recorder{o: o, out: out, style: e.style, family: fam, used: make(map[usedPort]int)}
+	r := &recorder{o: o, out: out, style: e.style, family: fam, used: make(map[usedPort]int), bound: make(map[boundTo]usedPort)}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	q, err := query.ParseEvents(query.Values{})
@@ -361,6 +361,7 @@ type recorder struct {
 	family *family
 	events source.Events
 	used   map[usedPort]int
+	bound  map[boundTo]usedPort // the bind, as it was counted, of what is bound now
 	line   []byte
 }
 
@@ -402,11 +403,19 @@ func (r *recorder) record() error {
 	}
 }
 
-// add counts an event. Ports that the kernel picked are one row.
+// add counts an event. Ports that the kernel picked are one row, and what became a listener is no
+// bind.
 func (r *recorder) add(ev *render.Event) {
 	p := usedPort{Event: ev.Event, Proto: ev.Proto, LocalIP: ev.LocalIP, LocalPort: ev.LocalPort, Comm: ev.Comm, Error: ev.Error}
+	at := boundTo{ev.Proto, netip.AddrPortFrom(ev.LocalIP, ev.LocalPort), ev.NetNS}
+	bind, bound := r.bound[at]
 	switch ev.Event {
-	case tracer.EventClose.String(), tracer.EventEstablished.String():
+	case tracer.EventEstablished.String():
+		return
+	case tracer.EventClose.String():
+		if !ev.RemoteIP.IsValid() { // else it is a connection of the listener
+			delete(r.bound, at)
+		}
 		return
 	case tracer.EventConnect.String():
 		p.LocalIP, p.LocalPort, p.RemoteIP, p.RemotePort = netip.Addr{}, 0, ev.RemoteIP, ev.RemotePort
@@ -414,20 +423,34 @@ func (r *recorder) add(ev *render.Event) {
 		if ev.Implicit || ev.RequestedPort != nil && *ev.RequestedPort == 0 {
 			p.LocalPort = 0
 		}
+		if ev.Error == "" {
+			r.bound[at] = p
+		}
+	case tracer.EventListen.String(), tracer.EventAccept.String():
+		if bound {
+			p.LocalPort = bind.LocalPort
+		}
+		if bound && ev.Event == tracer.EventListen.String() && ev.Error == "" {
+			if r.used[bind]--; r.used[bind] <= 0 {
+				delete(r.used, bind)
+			}
+		}
 	}
 	r.used[p]++
 }
 
-// rows are what was used, listeners first. A bind that became a listener is left out.
+// boundTo is where a socket is bound.
+type boundTo struct {
+	proto string
+	local netip.AddrPort
+	netns uint32
+}
+
+// rows are what was used, listeners first.
 func (r *recorder) rows() []usedPort {
 	order := []string{"listen", "bind", "accept", "connect"}
 	var rows []usedPort
 	for p, times := range r.used {
-		listens := p
-		listens.Event = tracer.EventListen.String()
-		if p.Event == tracer.EventBind.String() && r.used[listens] > 0 {
-			continue
-		}
 		p.Times = times
 		rows = append(rows, p)
 	}
@@ -454,7 +477,14 @@ func (r *recorder) write(name string, code int, took time.Duration, leaks []used
 	if len(rows) == 0 {
 		fmt.Fprintln(out, "it used no ports")
 	} else {
-		fmt.Fprintf(out, "%d leaks\n", len(leaks))
+		switch len(leaks) {
+		case 0:
+			fmt.Fprintln(out, "nothing listens any more")
+		case 1:
+			fmt.Fprintln(out, "a socket still listens (leak)")
+		default:
+			fmt.Fprintf(out, "%d sockets still listen (leak)\n", len(leaks))
+		}
 		table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 		fmt.Fprintln(table, "EVENT\tPROTO\tADDRESS\tCOMM\tTIMES\tERROR")
 		for i := range rows {

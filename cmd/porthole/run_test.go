@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -10,6 +11,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/porthole-dev/porthole/internal/render"
 	"github.com/porthole-dev/porthole/internal/testutil"
 )
 
@@ -138,5 +140,29 @@ func TestKernelRunWithoutCgroup(t *testing.T) {
 	}
 	if code != exitDone {
 		t.Errorf("exit code %d", code)
+	}
+}
+
+// Ports that the kernel picked are one row, whatever they were, and a bind that led to a listener none.
+func TestRunRows(t *testing.T) {
+	zero, asked := uint16(0), uint16(80)
+	ip := netip.MustParseAddr("127.0.0.1")
+	r := &recorder{used: make(map[usedPort]int), bound: make(map[boundTo]usedPort)}
+	for port := range uint16(3) {
+		r.add(&render.Event{Event: "bind", Proto: "tcp", LocalIP: ip, LocalPort: 40000 + port, RequestedPort: &zero})
+		r.add(&render.Event{Event: "listen", Proto: "tcp", LocalIP: ip, LocalPort: 40000 + port})
+		r.add(&render.Event{Event: "accept", Proto: "tcp", LocalIP: ip, LocalPort: 40000 + port, RemoteIP: ip, RemotePort: 5})
+		r.add(&render.Event{Event: "close", Proto: "tcp", LocalIP: ip, LocalPort: 40000 + port, RemoteIP: ip, RemotePort: 5})
+		r.add(&render.Event{Event: "close", Proto: "tcp", LocalIP: ip, LocalPort: 40000 + port})
+	}
+	r.add(&render.Event{Event: "bind", Proto: "udp", LocalIP: ip, LocalPort: 40000, Implicit: true})
+	r.add(&render.Event{Event: "bind", Proto: "tcp", LocalIP: ip, LocalPort: 80, RequestedPort: &asked, Error: "EADDRINUSE"})
+	var got []string
+	for _, p := range r.rows() {
+		got = append(got, fmt.Sprint(p.Event, " ", p.Proto, " ", p.address(), " ", p.Times, p.Error))
+	}
+	const want = "listen tcp 127.0.0.1:any 3, bind udp 127.0.0.1:any 1, bind tcp 127.0.0.1:80 1EADDRINUSE, accept tcp 127.0.0.1:any 3"
+	if strings.Join(got, ", ") != want || len(r.bound) != 1 {
+		t.Errorf("%v, want %s; %d are bound", got, want, len(r.bound))
 	}
 }
