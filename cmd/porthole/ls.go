@@ -19,6 +19,7 @@ func newLs(e *env) *cobra.Command {
 		Long: "List every socket with a port, in every network namespace, and the processes\n" +
 			"that hold it. Filters can be repeated or comma-separated; all must match.",
 		Example: "  porthole ls -tulpn              what listens, as ss -tulpn\n" +
+			"  porthole ls --exposed           what others can reach, but for a firewall\n" +
 			"  porthole ls -t --state TIME-WAIT\n" +
 			"  porthole ls --lport 8080 --json",
 		Args: noArgs,

@@ -56,6 +56,7 @@ func Params(kind Kind) []Param {
 		{Name: "listening", Short: "l", Usage: "only TCP listeners and UDP sockets without a peer", Bool: true, kind: OfSockets},
 		{Name: "ipv4", Short: "4", Usage: "only IPv4 addresses", Bool: true, kind: OfSockets},
 		{Name: "ipv6", Short: "6", Usage: "only IPv6 addresses", Bool: true, kind: OfSockets},
+		{Name: "exposed", Usage: "only what listens for others than this machine: not on a loopback address or lo; firewalls are not looked at", Bool: true, kind: OfSockets},
 	}
 	return slices.DeleteFunc(params, func(p Param) bool { return p.kind&kind == 0 })
 }
@@ -74,6 +75,7 @@ type Filter struct {
 	Places
 	netNS                           []string
 	tcp, udp, listening, ipv4, ipv6 bool
+	exposed                         bool
 
 	wanted  []identity.WantedNetNS // netNS, once located
 	located time.Time
@@ -95,7 +97,7 @@ func ParseFilter(kind Kind, values map[string][]string) (*Filter, error) {
 		pid: each(&p, "pid", parseID), uid: each(&p, "uid", parseID), netNS: each(&p, "netns", parseNetNS),
 		comm: values["comm"], Places: parsePlaces(&p),
 		tcp: p.isTrue("tcp"), udp: p.isTrue("udp"), listening: p.isTrue("listening"),
-		ipv4: p.isTrue("ipv4"), ipv6: p.isTrue("ipv6"),
+		ipv4: p.isTrue("ipv4"), ipv6: p.isTrue("ipv6"), exposed: p.isTrue("exposed"),
 	}
 	f.comm = slices.Clone(f.comm)
 	sortAll(f.port, f.lport, f.rport)
@@ -326,8 +328,14 @@ func (f *Filter) likeSS(s *tracer.Socket) bool {
 	if f.ipv4 != f.ipv6 && s.Local.Addr().Is4() != f.ipv4 {
 		return false
 	}
-	return !f.listening || s.State == tracer.StateListen || s.Proto == tracer.UDP && s.State == tracer.StateUnconn
+	if f.exposed && (s.Local.Addr().IsLoopback() || s.Device == loopbackIndex) {
+		return false
+	}
+	return !f.listening && !f.exposed || s.State == tracer.StateListen || s.Proto == tracer.UDP && s.State == tracer.StateUnconn
 }
+
+// loopbackIndex is the index of lo in every network namespace.
+const loopbackIndex = 1
 
 // Headroom tells whether a way to get a port passes. Filters of processes pass when
 // any that has its ports does.
