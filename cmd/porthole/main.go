@@ -145,7 +145,7 @@ func newRoot(e *env) *cobra.Command {
 		SilenceUsage:  true,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return usagef("unknown command %q; see porthole --help", args[0])
+				return usagef("unknown command %q%s; see porthole --help", args[0], meantCommand(cmd, args[0]))
 			}
 			return nil
 		},
@@ -159,11 +159,27 @@ func newRoot(e *env) *cobra.Command {
 	return root
 }
 
+// meantCommand asks whether another command was meant.
+func meantCommand(root *cobra.Command, word string) string {
+	var names []string
+	for _, cmd := range root.Commands() {
+		names = append(names, cmd.Name())
+	}
+	return query.Meant(word, names)
+}
+
 // flagError names the value of a flag and what is accepted.
 func flagError(cmd *cobra.Command, err error) error {
 	var invalid *pflag.InvalidValueError
 	if !errors.As(err, &invalid) {
-		return usagef("%s; see %s --help", identity.Safe(err.Error()), cmd.CommandPath())
+		meant := ""
+		var unknown *pflag.NotExistError
+		if errors.As(err, &unknown) && len(unknown.GetSpecifiedName()) > 1 {
+			var flags []string
+			cmd.Flags().VisitAll(func(f *pflag.Flag) { flags = append(flags, "--"+f.Name) })
+			meant = query.Meant("--"+unknown.GetSpecifiedName(), flags)
+		}
+		return usagef("%s%s; see %s --help", identity.Safe(err.Error()), meant, cmd.CommandPath())
 	}
 	want := map[string]string{
 		"uint64": "a number from 0 up", "duration": "a time, as 90s or 5m", "bool": "true or false",

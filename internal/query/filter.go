@@ -36,7 +36,7 @@ func Params(kind Kind) []Param {
 	roles, events, ops := names(tracer.Roles()), names(tracer.EventTypes()), names(ops())
 	both, all := OfSockets|OfEvents, OfSockets|OfEvents|OfHeadroom
 	params := []Param{
-		{Name: "port", Usage: "local or remote port", kind: both},
+		{Name: "port", Usage: "local or remote port, as 80, 80-90 or http", kind: both},
 		{Name: "lport", Usage: "local port", kind: both},
 		{Name: "rport", Usage: "remote port", kind: all},
 		{Name: "proto", Usage: "tcp or udp", Accepts: names(protos()), kind: all},
@@ -90,7 +90,7 @@ func ParseFilter(kind Kind, values map[string][]string) (*Filter, error) {
 		return nil, wrongParam(p.err)
 	}
 	f := &Filter{
-		port: each(&p, "port", parsePort), lport: each(&p, "lport", parsePort), rport: each(&p, "rport", parsePort),
+		port: eachPort(&p, "port"), lport: eachPort(&p, "lport"), rport: eachPort(&p, "rport"),
 		proto: each(&p, "proto", parseProto), state: each(&p, "state", parseState),
 		role: each(&p, "role", oneOf(tracer.Roles())), event: each(&p, "event", oneOf(tracer.EventTypes())),
 		op:  each(&p, "op", oneOf(ops())),
@@ -200,6 +200,59 @@ func each[T any](p *parser, name string, parse func(string) (T, error)) []T {
 	return out
 }
 
+// eachPort returns the ports given, as numbers, ranges and names, each once.
+func eachPort(p *parser, name string) []uint16 {
+	given := each(p, name, parsePorts)
+	if len(given) == 0 {
+		return nil
+	}
+	var set [1 << 16]bool // there may be many ranges
+	for _, r := range given {
+		for port := int(r.low); port <= int(r.high); port++ {
+			set[port] = true
+		}
+	}
+	var out []uint16
+	for port, is := range set {
+		if is {
+			out = append(out, uint16(port))
+		}
+	}
+	return out
+}
+
+// ports are all from low to high.
+type ports struct{ low, high uint16 }
+
+// parsePorts accepts 80, 80-90 and http.
+func parsePorts(s string) (ports, error) {
+	if port, err := parsePort(s); err == nil {
+		return ports{port, port}, nil
+	}
+	if from, to, ok := strings.Cut(s, "-"); ok {
+		low, lowErr := parsePort(from)
+		high, highErr := parsePort(to)
+		if lowErr == nil && highErr == nil && low <= high {
+			return ports{low, high}, nil
+		}
+	}
+	if port, ok := numberOf(s, false); ok {
+		return ports{port, port}, nil
+	}
+	if port, ok := numberOf(s, true); ok {
+		return ports{port, port}, nil
+	}
+	return ports{}, fmt.Errorf("port %q: want a number from 1 to 65535, a range as 80-90, or a service as http", s)
+}
+
+// numberOf is the port of a service by its name, which begins with a letter.
+func numberOf(name string, udp bool) (uint16, bool) {
+	if name == "" || strings.ContainsAny(name[:1], "0123456789-+") {
+		return 0, false
+	}
+	return identity.LoadServices().Number(name, udp)
+}
+
 // parseBool accepts true and false.
 func parseBool(s string) (bool, error) {
 	switch s {
@@ -246,7 +299,7 @@ func oneOf[T fmt.Stringer](values []T) func(string) (T, error) {
 			}
 		}
 		var none T
-		return none, fmt.Errorf("%q: want one of %s", s, strings.Join(names(values), ", "))
+		return none, fmt.Errorf("%q: want one of %s%s", s, strings.Join(names(values), ", "), Meant(s, names(values)))
 	}
 }
 
@@ -262,7 +315,7 @@ func parseState(s string) (tracer.State, error) {
 	default:
 		v, err := oneOf(tracer.States())(name)
 		if err != nil {
-			return 0, fmt.Errorf("%q: want one of %s", s, strings.Join(names(tracer.States()), ", "))
+			return 0, fmt.Errorf("%q: want one of %s%s", s, strings.Join(names(tracer.States()), ", "), Meant(s, names(tracer.States())))
 		}
 		return v, nil
 	}

@@ -57,22 +57,14 @@ func ParsePort(number string, values Values) (q Port, err error) {
 	return q, err
 }
 
-// ParsePortWord reads a port as people write it: 8080, or 53/udp. The error is a *Wrong.
+// ParsePortWord reads a port as people write it, as ParseEndWord does; an address is left out: who
+// has the port on another is told too. The error is a *Wrong.
 func ParsePortWord(word string) (Port, error) {
-	number, proto, given := strings.Cut(word, "/")
-	port, err := parsePort(number)
+	end, err := ParseEndWord(word)
 	if err != nil {
-		return Port{}, &Wrong{Err: fmt.Errorf("%w, alone or followed by /tcp or /udp", err)}
+		return Port{}, err
 	}
-	q := Port{Number: port, Protos: protos(), Limit: Unlimited}
-	if given {
-		p, err := parseProto(proto)
-		if err != nil {
-			return Port{}, &Wrong{Err: fmt.Errorf("protocol %w", err)}
-		}
-		q.Protos = []tracer.Proto{p}
-	}
-	return q, nil
+	return Port{Number: end.Port, Protos: end.Protos, Limit: Unlimited}, nil
 }
 
 // Narrow leaves only what filters of ports let pass. Locate looks for the namespaces before

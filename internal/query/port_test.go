@@ -17,6 +17,10 @@ func TestParsePortWord(t *testing.T) {
 		"53/udp":   {Number: 53, Protos: []tracer.Proto{tracer.UDP}, Limit: Unlimited},
 		"53/TCP":   {Number: 53, Protos: []tracer.Proto{tracer.TCP}, Limit: Unlimited},
 		"0008080":  {Number: 8080, Protos: both, Limit: Unlimited},
+		"http":     {Number: 80, Protos: both, Limit: Unlimited},
+		":8080":    {Number: 8080, Protos: both, Limit: Unlimited},
+		"tcp/8080": {Number: 8080, Protos: []tracer.Proto{tracer.TCP}, Limit: Unlimited},
+		"[::1]:1":  {Number: 1, Protos: both, Limit: Unlimited},
 		"8080/Tcp": {Number: 8080, Protos: []tracer.Proto{tracer.TCP}, Limit: Unlimited},
 	} {
 		got, err := ParsePortWord(in)

@@ -5,7 +5,6 @@ import (
 	"net/netip"
 	"strings"
 
-	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
@@ -46,8 +45,8 @@ func ParseEndWord(word string) (End, error) {
 		}
 	}
 	port, err := parsePort(number)
-	if err != nil && !strings.ContainsAny(number[:min(1, len(number))], "0123456789-+") {
-		if named, ok := identity.LoadServices().Number(number, end.Protos[0] == tracer.UDP); ok {
+	if err != nil {
+		if named, ok := numberOf(number, end.Protos[0] == tracer.UDP); ok {
 			port, err = named, nil
 		}
 	}
