@@ -53,6 +53,7 @@ func newCheck(e *env) *cobra.Command {
 			}
 			return nil
 		},
+		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 2 {
 				for _, name := range []string{"addr", "reuseaddr"} {

@@ -48,7 +48,8 @@ func newFree(e *env) *cobra.Command {
 			"  porthole free 3 --range 8000-9000\n" +
 			"  porthole free --hold -- gunicorn app:app         it takes LISTEN_FDS\n" +
 			"  porthole free 2 --hold -- ./server --public-url http://localhost:{1}",
-		RunE: func(cmd *cobra.Command, args []string) error { return runFree(cmd, e, &o, args) },
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE:              func(cmd *cobra.Command, args []string) error { return runFree(cmd, e, &o, args) },
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&o.ports, "range", "", "only ports of this range, as 8000-9000")

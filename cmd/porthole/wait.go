@@ -49,7 +49,8 @@ func newWait(e *env) *cobra.Command {
 			}
 			return nil
 		},
-		RunE: func(cmd *cobra.Command, args []string) error { return runWait(cmd, e, &o, args[0]) },
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE:              func(cmd *cobra.Command, args []string) error { return runWait(cmd, e, &o, args[0]) },
 	}
 	flags := cmd.Flags()
 	flags.BoolVar(&o.free, "free", false, "wait until nobody listens")
