@@ -155,6 +155,7 @@ bench: deps build
 .PHONY: lint
 lint:
 	$(GO) vet ./...
+	$(GO) vet -tags systemd ./test/systemd
 	$(GO) run $(GOLANGCI_LINT) run ./...
 
 ## fmt: format Go and C

@@ -358,9 +358,12 @@ func TestKernelStartUnderLoad(t *testing.T) {
 				orphans[ends] = true
 			}
 		}
-		got := make(map[string]Role)
+		got, all := make(map[string]Role), make(map[string]Socket)
 		for _, s := range r.tracer.Table().All() {
 			ends := s.Local.String() + " " + s.Remote.String()
+			if s.NetNS == r.netns {
+				all[ends] = s
+			}
 			// A connection in the accept queue is an orphan until it is accepted, and so
 			// is what the process has closed and the kernel not yet.
 			if s.NetNS == r.netns && s.Role != RoleOrphan && !orphans[ends] {
@@ -368,6 +371,11 @@ func TestKernelStartUnderLoad(t *testing.T) {
 			}
 		}
 		if diff := cmp.Diff(want, got); diff != "" {
+			for ends, role := range want {
+				if got[ends] != role {
+					t.Errorf("%s is %v, in the table: %+v", ends, role, all[ends])
+				}
+			}
 			t.Fatalf("the table differs (-kernel +table):\n%s", diff)
 		}
 		if len(want) < 20 {

@@ -236,7 +236,7 @@ func (o *freeOptions) bind(addr netip.Addr, port uint16) (int, error) {
 	if err != nil {
 		return -1, fmt.Errorf("make a socket: %w", err)
 	}
-	var to unix.Sockaddr = &unix.SockaddrInet4{Port: int(port)}
+	var to unix.Sockaddr
 	if addr.Is4() {
 		to = &unix.SockaddrInet4{Addr: addr.As4(), Port: int(port)}
 	} else {

@@ -225,7 +225,7 @@ func (w *waiter) follow(ctx context.Context) (ok bool, sockets []render.Socket, 
 	go func() { ended <- forward(events, happened) }()
 	defer func() {
 		stop()
-		<-ended // events are for one goroutine
+		_ = <-ended // it was told to: events are for one goroutine
 		_, endErr := events.End()
 		err = errors.Join(err, endErr, events.Close())
 	}()

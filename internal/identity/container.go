@@ -46,10 +46,10 @@ type Cgroup struct {
 	Pod       *Pod       // nil: none
 }
 
-// UnitName, ContainerName and PodName are for people, "" where none is known.
+// UnitName is the name of the unit; "": none is known.
 func (c Cgroup) UnitName() string { return c.Unit }
 
-// ContainerName is the Label of the container.
+// ContainerName is the Label of the container; "": none is known.
 func (c Cgroup) ContainerName() string {
 	if c.Container == nil {
 		return ""
@@ -57,7 +57,7 @@ func (c Cgroup) ContainerName() string {
 	return c.Container.Label()
 }
 
-// PodName is the Label of the pod.
+// PodName is the Label of the pod; "": none is known.
 func (c Cgroup) PodName() string {
 	if c.Pod == nil {
 		return ""

@@ -3,6 +3,7 @@ package query
 import (
 	"cmp"
 	"fmt"
+	"os/user"
 	"slices"
 	"strconv"
 	"strings"
@@ -41,8 +42,8 @@ func Params(kind Kind) []Param {
 		{Name: "rport", Usage: "remote port", kind: all},
 		{Name: "proto", Usage: "tcp or udp", Accepts: names(protos()), kind: all},
 		{Name: "pid", Usage: "process id", kind: all},
-		{Name: "comm", Usage: "process name", kind: all},
-		{Name: "uid", Usage: "user id", kind: both},
+		{Name: "comm", Usage: "process name, its first 15 bytes, as nginx or kworker*", kind: all},
+		{Name: "uid", Usage: "user, by name or number", kind: both},
 		{Name: "netns", Usage: "network namespace: host, a name of /run/netns, or an inode number", kind: all | OfPort},
 		{Name: "unit", Usage: "systemd unit, as shop.service or shop*", kind: all | OfPort},
 		{Name: "container", Usage: "container name, as web or web*, or the start of its id", kind: all | OfPort},
@@ -71,7 +72,7 @@ type Filter struct {
 	event              []tracer.EventType
 	op                 []tracer.PortOp
 	pid, uid           []uint32
-	comm               []string
+	comm               commFilter
 	Places
 	netNS                           []string
 	tcp, udp, listening, ipv4, ipv6 bool
@@ -94,15 +95,13 @@ func ParseFilter(kind Kind, values map[string][]string) (*Filter, error) {
 		proto: each(&p, "proto", parseProto), state: each(&p, "state", parseState),
 		role: each(&p, "role", oneOf(tracer.Roles())), event: each(&p, "event", oneOf(tracer.EventTypes())),
 		op:  each(&p, "op", oneOf(ops())),
-		pid: each(&p, "pid", parseID), uid: each(&p, "uid", parseID), netNS: each(&p, "netns", parseNetNS),
-		comm: values["comm"], Places: parsePlaces(&p),
+		pid: each(&p, "pid", parseID), uid: each(&p, "uid", parseUID), netNS: each(&p, "netns", parseNetNS),
+		comm: parseComm(&p), Places: parsePlaces(&p),
 		tcp: p.isTrue("tcp"), udp: p.isTrue("udp"), listening: p.isTrue("listening"),
 		ipv4: p.isTrue("ipv4"), ipv6: p.isTrue("ipv6"), exposed: p.isTrue("exposed"),
 	}
-	f.comm = slices.Clone(f.comm)
 	sortAll(f.port, f.lport, f.rport)
 	sortAll(f.pid, f.uid)
-	sortAll(f.comm)
 	return f, wrongParam(p.err)
 }
 
@@ -291,6 +290,19 @@ func parseID(s string) (uint32, error) {
 	return uint32(n), nil
 }
 
+// parseUID takes a number, or the name of a user of this machine.
+func parseUID(s string) (uint32, error) {
+	id := s
+	if u, err := user.Lookup(s); err == nil {
+		id = u.Uid
+	}
+	n, err := strconv.ParseUint(id, 10, 32)
+	if err != nil {
+		return 0, fmt.Errorf("%q: want a user of this machine, or a number from 0 to 4294967295", s)
+	}
+	return uint32(n), nil
+}
+
 func oneOf[T fmt.Stringer](values []T) func(string) (T, error) {
 	return func(s string) (T, error) {
 		for _, v := range values {
@@ -351,7 +363,7 @@ func (f *Filter) Event(cgroups *identity.Cgroups, ev *tracer.Event) bool {
 		f.ports(ev.Local.Port(), ev.Remote.Port()) &&
 		(len(f.pid) == 0 || has(f.pid, p.PID)) &&
 		(len(f.uid) == 0 || p.PID != 0 && has(f.uid, p.UID)) &&
-		(len(f.comm) == 0 || has(f.comm, p.Comm)) &&
+		f.comm.pass(p.Comm) &&
 		f.match(cgroups, p)
 }
 
@@ -365,11 +377,11 @@ func (f *Filter) Socket(cgroups *identity.Cgroups, s *tracer.Socket) bool {
 	if len(f.uid) > 0 && (s.Role == tracer.RoleTimeWait || !has(f.uid, s.UID)) {
 		return false
 	}
-	if len(f.pid) == 0 && len(f.comm) == 0 && !f.Any() {
+	if len(f.pid) == 0 && !f.comm.any() && !f.Any() {
 		return true
 	}
 	return slices.ContainsFunc(s.Holders, func(h tracer.Holder) bool {
-		return pass(f.pid, h.PID) && pass(f.comm, h.Comm) && f.match(cgroups, &h.Process)
+		return pass(f.pid, h.PID) && f.comm.pass(h.Comm) && f.match(cgroups, &h.Process)
 	})
 }
 
@@ -396,11 +408,11 @@ func (f *Filter) Headroom(cgroups *identity.Cgroups, h *tracer.Headroom) bool {
 	if !pass(f.op, h.Op) || !pass(f.proto, h.Proto) || !f.inNetNS(identity.NetNS{Inode: h.NetNS, Cookie: h.NetNSCookie}, f.located) || !pass(f.rport, h.Remote.Port()) {
 		return false
 	}
-	if len(f.pid) == 0 && len(f.comm) == 0 && !f.Any() {
+	if len(f.pid) == 0 && !f.comm.any() && !f.Any() {
 		return true
 	}
 	uses := func(u tracer.PortUser) bool {
-		return u.PID != 0 && pass(f.pid, u.PID) && pass(f.comm, u.Comm) && f.match(cgroups, &u.Process)
+		return u.PID != 0 && pass(f.pid, u.PID) && f.comm.pass(u.Comm) && f.match(cgroups, &u.Process)
 	}
 	return slices.ContainsFunc(h.Holders, uses) || slices.ContainsFunc(h.BlockedBy, uses)
 }

@@ -16,13 +16,14 @@ type Places struct{ unit, container, pod []string }
 
 // parsePlaces takes names: each may be a pattern, with *, ? and [...].
 func parsePlaces(p *parser) Places {
-	glob := func(s string) (string, error) {
-		if _, err := path.Match(s, ""); err != nil {
-			return "", fmt.Errorf("%q: want a name, or a pattern with * and ?", s)
-		}
-		return s, nil
-	}
 	return Places{each(p, "unit", glob), each(p, "container", glob), each(p, "pod", glob)}
+}
+
+func glob(s string) (string, error) {
+	if _, err := path.Match(s, ""); err != nil {
+		return "", fmt.Errorf("%q: want a name, or a pattern with * and ?", s)
+	}
+	return s, nil
 }
 
 // Any tells whether anything is asked for.
@@ -65,8 +66,9 @@ func isPod(pattern string, c identity.Cgroup) bool {
 	return matches(pattern, c.Pod.Name) || pattern != "" && pattern == c.Pod.UID
 }
 
+// matches: a * stands for slashes, too.
 func matches(pattern, name string) bool {
-	ok, err := path.Match(pattern, name)
+	ok, err := path.Match(strings.ReplaceAll(pattern, "/", "\x00"), strings.ReplaceAll(name, "/", "\x00"))
 	return name != "" && (ok && err == nil || pattern == name)
 }
 

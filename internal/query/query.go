@@ -66,7 +66,7 @@ func (q *Sockets) Values() Values { return maps.Clone(q.values) }
 // Events asks for the events that a filter lets pass.
 type Events struct {
 	*Filter
-	Verbose bool // handshakes too
+	Verbose bool // handshakes too, which asking for them by event means as well
 	values  Values
 }
 
@@ -82,7 +82,9 @@ func ParseEvents(values Values) (*Events, error) {
 	filters := maps.Clone(values)
 	delete(filters, "verbose")
 	var err error
-	q.Filter, err = ParseFilter(OfEvents, filters)
+	if q.Filter, err = ParseFilter(OfEvents, filters); err == nil {
+		q.Verbose = q.Verbose || slices.Contains(q.event, tracer.EventEstablished) // who asks for it wants to see it
+	}
 	return q, err
 }
 
