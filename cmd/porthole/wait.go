@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/netip"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -221,11 +222,12 @@ func (w *waiter) follow(ctx context.Context) (ok bool, sockets []render.Socket, 
 		return false, nil, err
 	}
 	happened, ended := make(chan struct{}, 1), make(chan error, 1)
-	happened <- struct{}{} // look once now that nothing is missed
-	go func() { ended <- forward(events, happened) }()
+	happened <- struct{}{}     // look once now that nothing is missed
+	var reading sync.WaitGroup // events are for one goroutine
+	reading.Go(func() { ended <- forward(events, happened) })
 	defer func() {
 		stop()
-		_ = <-ended // it was told to: events are for one goroutine
+		reading.Wait()
 		_, endErr := events.End()
 		err = errors.Join(err, endErr, events.Close())
 	}()
@@ -235,7 +237,6 @@ func (w *waiter) follow(ctx context.Context) (ok bool, sockets []render.Socket, 
 		case <-ctx.Done():
 			return false, nil, nil
 		case readErr := <-ended:
-			ended <- nil
 			if errors.Is(readErr, io.EOF) { // as ctx has
 				readErr = nil
 			}
