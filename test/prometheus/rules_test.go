@@ -68,7 +68,7 @@ func TestRulesOfKnownMetrics(t *testing.T) {
 
 // What a scrape returns is as Prometheus wants it.
 func TestMetricsText(t *testing.T) {
-	text, err := os.Open("../../internal/agent/testdata/metrics.txt")
+	text, err := os.Open("../../internal/metrics/testdata/metrics.txt")
 	if err != nil {
 		t.Fatal(err)
 	}
