@@ -13,7 +13,7 @@ import (
 )
 
 // Of a range in which all but one port are taken, each in another way, that one is found.
-func TestKernelFree(t *testing.T) {
+func TestFree(t *testing.T) {
 	testutil.NewNetNS(t)
 	testutil.WriteSysctl(t, "ipv4/ip_local_port_range", "20101 20101")
 	testutil.WriteSysctl(t, "ipv4/ip_local_reserved_ports", "20102")
@@ -37,7 +37,7 @@ func TestKernelFree(t *testing.T) {
 }
 
 // Held ports are the command's descriptors from 3 on, as sd_listen_fds(3) wants them.
-func TestKernelFreeHold(t *testing.T) {
+func TestFreeHold(t *testing.T) {
 	testutil.NewNetNS(t)
 	script := `test "$LISTEN_PID" = $$ && echo $LISTEN_FDS $PORT $PORTS $1 $2 && readlink /proc/self/fd/3 /proc/self/fd/4 && cat /proc/net/tcp && exit 7`
 	out, errs, code := (&isolated{child(t, "free", "2", "--hold", "--", "sh", "-c", script, "sh", "{}", "x{2}")}).output(t)
@@ -63,7 +63,7 @@ func TestKernelFreeHold(t *testing.T) {
 }
 
 // A command that is held ports for ends by SIGPIPE, as any.
-func TestKernelFreeHoldSignals(t *testing.T) {
+func TestFreeHoldSignals(t *testing.T) {
 	testutil.NewNetNS(t)
 	c := child(t, "free", "--hold", "--", "sh", "-c", "kill -PIPE $$; exit 1")
 	c.Stderr = os.Stderr

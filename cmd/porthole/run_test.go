@@ -28,7 +28,7 @@ s.accept(); s.accept()
 
 // What a command's descendants do is in the table, a daemon that stays is a leak, and the exit code
 // is the command's.
-func TestKernelRun(t *testing.T) {
+func TestRun(t *testing.T) {
 	testutil.NewNetNS(t)
 	root, err := ownCgroup()
 	if err != nil {
@@ -91,7 +91,7 @@ python3 -c 'import socket; socket.create_connection(("127.0.0.1", 20101))'; exit
 
 // A signal is passed on, and what it does to the command is the exit code; where nothing is used and
 // nothing stays, that is said.
-func TestKernelRunSignal(t *testing.T) {
+func TestRunSignal(t *testing.T) {
 	testutil.NewNetNS(t)
 	ready := filepath.Join(t.TempDir(), "ready")
 	cmd := child(t, "run", "--", "sh", "-c", "trap 'exit 9' TERM; touch "+ready+"; while :; do sleep 0.01; done")
@@ -114,7 +114,7 @@ func TestKernelRunSignal(t *testing.T) {
 }
 
 // Where no cgroup can be made descendants are known by their parents, daemons too.
-func TestKernelRunWithoutCgroup(t *testing.T) {
+func TestRunWithoutCgroup(t *testing.T) {
 	testutil.NewNetNS(t)
 	dir, err := os.MkdirTemp("/tmp", "porthole-run-")
 	if err != nil {

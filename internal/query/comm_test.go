@@ -63,6 +63,9 @@ func TestFilterUser(t *testing.T) {
 func TestEventsEstablished(t *testing.T) {
 	q, err := ParseEvents(Values{"event": {"established"}})
 	if err != nil || !q.Verbose {
-		t.Errorf("verbose %v, %v: who asks for handshakes does not get them", q.Verbose, err)
+		t.Errorf("verbose %v, %v: who asks for handshakes alone does not get them", q.Verbose, err)
+	}
+	if q, err := ParseEvents(Values{"event": {"connect", "established"}}); err != nil || q.Verbose {
+		t.Errorf("verbose %v, %v: handshakes among others take --verbose", q.Verbose, err)
 	}
 }

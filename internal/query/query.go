@@ -66,7 +66,7 @@ func (q *Sockets) Values() Values { return maps.Clone(q.values) }
 // Events asks for the events that a filter lets pass.
 type Events struct {
 	*Filter
-	Verbose bool // handshakes too, which asking for them by event means as well
+	Verbose bool // handshakes too, also where nothing else is asked for
 	values  Values
 }
 
@@ -83,7 +83,7 @@ func ParseEvents(values Values) (*Events, error) {
 	delete(filters, "verbose")
 	var err error
 	if q.Filter, err = ParseFilter(OfEvents, filters); err == nil {
-		q.Verbose = q.Verbose || slices.Contains(q.event, tracer.EventEstablished) // who asks for it wants to see it
+		q.Verbose = q.Verbose || slices.Equal(q.event, []tracer.EventType{tracer.EventEstablished}) // who asks for nothing else wants it
 	}
 	return q, err
 }
