@@ -258,7 +258,7 @@ func runCommand(ctx context.Context, e *env, o *runOptions, args []string) error
 		time.Sleep(drainFor)
 	}
 	cancel()
-	recordErr := <-recorded
+	recordErr := unlessGone(<-recorded)
 	lost, endErr := r.events.End()
 	if err := errors.Join(err, recordErr, endErr, r.events.Close()); err != nil {
 		return err
@@ -266,13 +266,21 @@ func runCommand(ctx context.Context, e *env, o *runOptions, args []string) error
 	if lost > 0 {
 		fmt.Fprintf(e.stderr, "porthole: %d events were lost: ports may be missing\n", lost)
 	}
-	if err := r.write(args[0], code, took, leaks); err != nil {
+	if err := unlessGone(r.write(args[0], code, took, leaks)); err != nil {
 		return err
 	}
 	if code == 0 && o.failOnLeak && len(leaks) > 0 {
 		return errNo
 	}
 	return exitError(code)
+}
+
+// unlessGone is an error of a write, but for a reader that went away: the exit code is the command's.
+func unlessGone(err error) error {
+	if errors.Is(err, syscall.EPIPE) {
+		return nil
+	}
+	return err
 }
 
 // run runs the command to its end and returns its exit code. Signals are passed on to it.
@@ -284,8 +292,11 @@ func (f *family) run(path string, args []string) (int, error) {
 	relayed := []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGCONT, syscall.SIGWINCH}
 	signal.Reset(syscall.SIGINT, syscall.SIGTERM) // they end the command, which ends this
 	signals := make(chan os.Signal, 16)
-	signal.Notify(signals, append(relayed, syscall.SIGPIPE)...) // SIGPIPE would stay ignored in the command
+	signal.Notify(signals, relayed...)
 	defer signal.Stop(signals)
+	// What is ignored would stay so in the command. It is never stopped: the table may be written to
+	// a reader that went away.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	if err := c.Start(); err != nil {
 		return 0, fmt.Errorf("run %s: %w", identity.Safe(path), err)
 	}
@@ -295,7 +306,7 @@ func (f *family) run(path string, args []string) (int, error) {
 		for {
 			select {
 			case sig := <-signals:
-				if sig == syscall.SIGPIPE || fromTerminal(sig) {
+				if fromTerminal(sig) {
 					continue
 				}
 				_ = c.Process.Signal(sig)

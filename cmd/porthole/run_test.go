@@ -113,6 +113,34 @@ func TestRunSignal(t *testing.T) {
 	}
 }
 
+// A reader of the table that went away changes nothing else: the exit code stays the command's, and
+// no cgroup is left.
+func TestRunReaderGone(t *testing.T) {
+	testutil.NewNetNS(t)
+	root, err := ownCgroup()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, more := range [][]string{nil, {"-v"}} {
+		read, write, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		read.Close()
+		args := append([]string{"run"}, more...)
+		cmd := child(t, append(args, "--", "python3", "-c", `import socket, sys; socket.create_server(("127.0.0.1", 20101)); sys.exit(4)`)...)
+		cmd.Stderr = write
+		err = cmd.Run()
+		write.Close()
+		if cmd.ProcessState.ExitCode() != 4 {
+			t.Errorf("%v: %v", more, err)
+		}
+		if left, err := filepath.Glob(filepath.Join(root, fmt.Sprintf("porthole-run-%d-*", cmd.ProcessState.Pid()))); err != nil || len(left) > 0 {
+			t.Errorf("%v: cgroups left: %v, %v", more, left, err)
+		}
+	}
+}
+
 // Where no cgroup can be made descendants are known by their parents, daemons too.
 func TestRunWithoutCgroup(t *testing.T) {
 	testutil.NewNetNS(t)
