@@ -15,12 +15,13 @@ import (
 	"github.com/porthole-dev/porthole/internal/testutil"
 )
 
-// server is a daemon that leaves its parent, listens on the port given and writes its pid to a file.
+// server is a daemon that leaves its parent, listens on the port given and writes its pid to a file. One
+// that listened there before may have left a connection in TIME-WAIT.
 const server = `import os, socket, sys
 if os.fork(): os._exit(0)
 os.setsid()
 if os.fork(): os._exit(0)
-s = socket.socket(); s.bind(("127.0.0.1", int(sys.argv[1]))); s.listen()
+s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); s.bind(("127.0.0.1", int(sys.argv[1]))); s.listen()
 open(sys.argv[2] + ".new", "w").write(str(os.getpid())); os.rename(sys.argv[2] + ".new", sys.argv[2])
 for n in (0, 1, 2): os.close(n)
 s.accept(); s.accept()
