@@ -18,7 +18,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 # What is needed besides Go: command or file = Debian package.
-TEST_NEEDS := gcc=gcc ss=iproute2 lsof=lsof qemu-system-x86_64=qemu-system-x86 qemu-system-aarch64=qemu-system-arm xz=xz-utils \
+TEST_NEEDS := gcc=gcc python3=python3 ss=iproute2 lsof=lsof qemu-system-x86_64=qemu-system-x86 qemu-system-aarch64=qemu-system-arm xz=xz-utils \
 	prometheus=prometheus promtool=prometheus nft=nftables iptables-legacy=iptables \
 	dockerd=docker.io ctr=containerd runc=runc podman=podman /usr/lib/podman/netavark=netavark \
 	/usr/libexec/podman/catatonit=catatonit /bin/busybox=busybox-static
