@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"slices"
 
 	"github.com/spf13/cobra"
@@ -68,11 +69,21 @@ func filterValues(cmd *cobra.Command, kind query.Kind) (query.Values, error) {
 			values[p.Name] = []string{flag.Value.String()}
 			continue
 		}
-		list, err := cmd.Flags().GetStringSlice(p.Name)
+		list, err := filterValue(cmd, p.Name)
 		if err != nil {
 			return nil, err
 		}
 		values[p.Name] = list
 	}
 	return values, nil
+}
+
+// filterValue is what was typed for one filter: with nothing, as from a variable that is not set, it
+// would let everything pass.
+func filterValue(cmd *cobra.Command, name string) ([]string, error) {
+	list, err := cmd.Flags().GetStringSlice(name)
+	if err == nil && (len(list) == 0 || slices.Contains(list, "")) {
+		return nil, &query.Wrong{Err: fmt.Errorf("--%s: an empty value: want one, or no --%[1]s", name)}
+	}
+	return list, err
 }

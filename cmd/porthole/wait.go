@@ -123,7 +123,7 @@ func runWait(cmd *cobra.Command, e *env, o *waitOptions, word string) error {
 	}
 	for _, name := range waitFilters() {
 		if cmd.Flags().Changed(name) {
-			if w.whose[name], err = cmd.Flags().GetStringSlice(name); err != nil {
+			if w.whose[name], err = filterValue(cmd, name); err != nil {
 				return err
 			}
 		}

@@ -813,19 +813,38 @@ func (w *portWriter) otherRanges(p *Port) {
 // maxBefore is how many of those who had the port before are told in words.
 const maxBefore = 5
 
-// before tells who had the port, the latest first, each process once. earlier is how
-// many tenancies there were before the history begins.
+// before tells who had the port, the latest first, each process once. The connections of one that
+// listened, or does still, are no times that it had the port. earlier is how many tenancies there were
+// before the history begins.
 func (w *portWriter) before(history []Tenancy, earlier int) {
 	type who struct {
-		pid   uint32
-		comm  string
-		proto string
+		pid       uint32
+		comm      string
+		proto     string
+		connected bool
+	}
+	listened := make(map[who]bool)
+	for i := range w.port.Sockets {
+		s := &w.port.Sockets[i]
+		for j := range s.Holders {
+			if h := &s.Holders[j]; !s.RemoteIP.IsValid() {
+				listened[who{h.PID, h.Comm, s.Proto, false}] = true
+			}
+		}
+	}
+	for i := range history {
+		if t := &history[i]; !t.RemoteIP.IsValid() {
+			listened[who{t.PID, t.Comm, t.Proto, false}] = true
+		}
 	}
 	times := make(map[who]int)
 	var latest []*Tenancy
 	for i := range history {
 		t := &history[i]
-		k := who{t.PID, t.Comm, t.Proto}
+		k := who{t.PID, t.Comm, t.Proto, t.RemoteIP.IsValid()}
+		if k.connected && k.pid != 0 && listened[who{k.pid, k.comm, k.proto, false}] {
+			continue
+		}
 		if times[k]++; times[k] == 1 {
 			latest = append(latest, t)
 		}
@@ -835,7 +854,7 @@ func (w *portWriter) before(history []Tenancy, earlier int) {
 	}
 	w.printf("previously:\n")
 	for _, t := range latest[:min(maxBefore, len(latest))] {
-		w.tenancy(t, times[who{t.PID, t.Comm, t.Proto}])
+		w.tenancy(t, times[who{t.PID, t.Comm, t.Proto, t.RemoteIP.IsValid()}])
 	}
 	if more := len(latest) - maxBefore; more > 0 {
 		w.printf("  and %d more\n", more)
@@ -870,7 +889,9 @@ func (w *portWriter) tenancy(t *Tenancy, times int) {
 		parts = append(parts, held+duration(time.Duration(t.DurationNS)))
 	}
 	parts = append(parts, ended+w.ago(t.Until.Time))
-	if times > 1 {
+	if times > 1 && t.RemoteIP.IsValid() {
+		parts = append(parts, fmt.Sprintf("the last of %d connections", times))
+	} else if times > 1 {
 		parts = append(parts, fmt.Sprintf("%d times in all", times))
 	}
 	w.phrase("  ", "    ", parts...)
@@ -959,13 +980,12 @@ func (w *portWriter) stop(holders []*Holder, commands ...string) {
 			pids = append(pids, strconv.Itoa(int(h.PID)))
 		}
 	}
-	if len(pids) > 1 {
-		if parent := commonParent(holders); parent != 0 {
-			pids = []string{strconv.Itoa(int(parent))}
+	if len(pids) > maxList { // no line has room for those
+		parent := commonParent(holders)
+		if parent == 0 {
+			return
 		}
-	}
-	if len(pids) > maxList {
-		return // no line has room for those
+		pids = []string{strconv.Itoa(int(parent))}
 	}
 	if len(pids) > 0 {
 		commands = append(commands, "kill "+strings.Join(pids, " "))

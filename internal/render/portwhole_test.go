@@ -77,7 +77,7 @@ func TestPortTextWhole(t *testing.T) {
 			head + `  node $'a\x1b[2J\u202e' ` + strings.Repeat("x", 54) + "…\n  started T (3 h ago) by systemd (pid 1)\n  stop it: kill 10\n"},
 		{"a master and its worker", listener(node(10, Place{Unit: "x.scope"}, web...), worker),
 			"8080/tcp  2 processes listen on 0.0.0.0:8080\n  node (pid 10, user 4000000001)  /usr/bin/node /srv/shop/server.js --port 8080\n" +
-				"  node (pid 11, user 4000000001)  node: worker\n  unit x.scope\n  stop it: kill 10\n"},
+				"  node (pid 11, user 4000000001)  node: worker\n  unit x.scope\n  stop it: kill 10 11\n"},
 		{"two of a command line", listener(node(10, Place{}, web...), node(12, Place{}, web...)),
 			"8080/tcp  2 processes listen on 0.0.0.0:8080\n" + line + "  node (pid 10, user 4000000001)\n  node (pid 12, user 4000000001)\n  stop it: kill 10 12\n"},
 		{"a full queue", full, head + "  4 connections wait for accept(), the queue (3) is full: more get no answer\n" + line + "  started T (3 h ago) by systemd (pid 1)\n  stop it: kill 10\n"},

@@ -108,14 +108,13 @@ func (a *remotePort) Text(w io.Writer, style render.Style) error {
 	return render.New(names).PortText(w, style, &answer)
 }
 
-// readNAT reads the rules of NAT where the agent, which keeps few privileges, could not: in the
-// same namespace.
+// readNAT reads the rules of NAT where the agent, which keeps few privileges, could not, if this
+// process may.
 func (a *remotePort) readNAT(answer *render.Port) {
-	own, err := identity.NetNSOfThread()
-	if answer.NATUnread == "" || err != nil || own != answer.NetNS {
+	if answer.NATUnread == "" {
 		return
 	}
-	targets, err := identity.NAT(context.Background(), 0, a.q.Number, a.q.Protos...)
+	targets, err := identity.NAT(context.Background(), answer.NetNS, a.q.Number, a.q.Protos...)
 	if err != nil {
 		return // as the agent has said
 	}
