@@ -163,21 +163,30 @@ type bindAnswer struct {
 	settings check.Settings
 }
 
+// addAddr adds the address of --addr, which is not given where it is empty, to what a word has.
+func addAddr(end *query.End, word, given string) error {
+	if given == "" {
+		return nil
+	}
+	addr, device, err := query.ParseAddr(given)
+	if err != nil {
+		return err
+	}
+	if end.Addr.IsValid() && (end.Addr != addr || end.Device != device) {
+		return usagef("--addr: %q: %s has another address", given, identity.Safe(word))
+	}
+	end.Addr, end.Device = addr, device
+	return nil
+}
+
 // checkBind says whether bind() would succeed.
 func checkBind(ctx context.Context, e *env, o *checkOptions, word string) error {
 	end, err := query.ParseEndWord(word)
 	if err != nil {
 		return err
 	}
-	if o.addr != "" {
-		addr, device, err := query.ParseAddr(o.addr)
-		if err != nil {
-			return err
-		}
-		if end.Addr.IsValid() && end.Addr != addr {
-			return usagef("--addr: %q: %s has another address", o.addr, word)
-		}
-		end.Addr, end.Device = addr, device
+	if err := addAddr(&end, word, o.addr); err != nil {
+		return err
 	}
 	if tracer.IsScoped(end.Addr) && end.Device == "" {
 		return usagef("%s: want the device of a link-local address too, as fe80::1%%eth0", end.Addr)

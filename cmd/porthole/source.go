@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"runtime/debug"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -20,7 +21,8 @@ import (
 type agentOptions struct {
 	ask, local bool
 	socket     string
-	named      bool // the user has named the socket
+	named      bool          // the user has named the socket
+	within     time.Duration // as of source.Choice
 }
 
 func (o *agentOptions) add(cmd *cobra.Command) {
@@ -47,7 +49,7 @@ func addSocketFlag(cmd *cobra.Command, socket *string) {
 
 // open returns where a command has its answers from. cannot is why the kernel cannot be asked.
 func (o *agentOptions) open(e *env, kernel *source.Local, cannot error) (source.Source, error) {
-	c := source.Choice{Socket: o.socket, Kernel: kernel, Cannot: cannot, Tell: func(note string) { tellView(e, []string{note}) }}
+	c := source.Choice{Socket: o.socket, Kernel: kernel, Cannot: cannot, Within: o.within, Tell: func(note string) { tellView(e, []string{note}) }}
 	switch {
 	case o.ask:
 		c.Ask = source.AskAgent

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/netip"
 	"strconv"
 	"sync"
 	"time"
@@ -90,10 +89,11 @@ type waiter struct {
 	e     *env
 	o     *waitOptions
 	src   source.Source
-	addr  netip.Addr   // not valid: any
+	end   query.End    // whose address, if there is one, and device count
 	port  query.Values // sockets on the port, whoever has them
 	whose query.Values // those that are waited for
 	begin time.Time
+	known []render.Socket // who listened when it was last looked; nil: it never was
 }
 
 func runWait(cmd *cobra.Command, e *env, o *waitOptions, word string) error {
@@ -104,17 +104,15 @@ func runWait(cmd *cobra.Command, e *env, o *waitOptions, word string) error {
 	if o.timeout < 0 {
 		return usagef("--timeout: %v: want a positive time, or 0", o.timeout)
 	}
-	if o.addr != "" {
-		if end.Addr, _, err = query.ParseAddr(o.addr); err != nil {
-			return err
-		}
+	if err := addAddr(&end, word, o.addr); err != nil {
+		return err
 	}
 	where, err := openSpace(o.netns)
 	if err != nil {
 		return err
 	}
 	defer where.close()
-	w := &waiter{e: e, o: o, addr: end.Addr, begin: time.Now()}
+	w := &waiter{e: e, o: o, end: end, begin: time.Now()}
 	proto := end.Protos[0].String()
 	w.port = query.Values{"netns": {strconv.FormatUint(uint64(where.inode), 10)}, "lport": {strconv.Itoa(int(end.Port))}, "proto": {proto}}
 	w.whose = query.Values{"listening": {"true"}}
@@ -131,6 +129,7 @@ func runWait(cmd *cobra.Command, e *env, o *waitOptions, word string) error {
 	if _, err := query.ParseSockets(w.whose); err != nil {
 		return err
 	}
+	o.agent.within = o.timeout + answerWithin
 	if w.src, err = openSource(e, &o.agent); err != nil {
 		return err
 	}
@@ -148,6 +147,12 @@ func runWait(cmd *cobra.Command, e *env, o *waitOptions, word string) error {
 	return nil
 }
 
+// answerWithin is how long after its time a wait may end: it looks a last time then.
+const answerWithin = time.Second
+
+// lookWithin is how long it may take to look once.
+const lookWithin = 5 * time.Second
+
 // look tells whether it is so, and who listens.
 func (w *waiter) look(ctx context.Context) (bool, []render.Socket, error) {
 	rows, err := socketRows(ctx, w.e, w.src, w.whose)
@@ -160,19 +165,32 @@ func (w *waiter) look(ctx context.Context) (bool, []render.Socket, error) {
 			listeners = append(listeners, row)
 		}
 	}
+	w.known = listeners
 	return (len(listeners) > 0) != w.o.free, listeners, nil
 }
 
-// takes tells whether a listener takes what is sent to the address.
+// takes tells whether a listener takes what is sent to the address, through the device if one is
+// given. One that is bound to a device takes of the loopback addresses, and of all addresses at
+// once, only what that device brings.
 func (w *waiter) takes(row *render.Socket) bool {
-	its := row.LocalIP.WithZone("")
-	switch {
-	case !w.addr.IsValid() || w.addr.IsUnspecified() && its.IsUnspecified():
+	its, addr := row.LocalIP.WithZone("").Unmap(), w.end.Addr
+	if !addr.IsValid() {
 		return true
-	case its.IsUnspecified():
-		return its.Is4() == w.addr.Is4() || w.addr.Is4() && !row.V6Only
 	}
-	return its == w.addr
+	if row.Device != "" || row.Index != 0 {
+		switch {
+		case w.end.Device != "":
+			if row.Device != w.end.Device {
+				return false
+			}
+		case addr.IsUnspecified(), addr.IsLoopback() && row.Device != "lo":
+			return false
+		}
+	}
+	if its.IsUnspecified() {
+		return its.Is4() == addr.Is4() || addr.Is4() && !row.V6Only
+	}
+	return its == addr
 }
 
 // lookAgain is when it is looked again after an event: one may be told just before the kernel acts
@@ -182,27 +200,37 @@ func lookAgain() []time.Duration {
 }
 
 // wait looks, and then looks whenever something has happened on the port, until it is so or the
-// time is over. The sockets are then those that listen, or that have the port instead.
+// time is over. The sockets are then those that listen, or that have the port instead. Who is asked
+// and does not answer makes it no longer than answerWithin: then it is as when last looked.
 func (w *waiter) wait(ctx context.Context) (ok bool, sockets []render.Socket, err error) {
-	if ok, sockets, err = w.look(ctx); ok || err != nil {
+	over := w.begin.Add(w.o.timeout)
+	last := over.Add(answerWithin)
+	if w.o.timeout == 0 {
+		last = over.Add(lookWithin)
+	}
+	limited, cancel := context.WithDeadline(ctx, last)
+	defer cancel()
+	if ok, sockets, err = w.look(limited); ok || err != nil {
 		return ok, sockets, err
 	}
 	if w.o.timeout > 0 {
-		bounded, cancel := context.WithDeadline(ctx, w.begin.Add(w.o.timeout))
+		bounded, cancel := context.WithDeadline(ctx, over)
 		ok, sockets, err = w.follow(bounded)
 		cancel()
 		if ok || err != nil && ctx.Err() == nil && !errors.Is(err, context.DeadlineExceeded) {
 			return ok, sockets, err
 		}
 		// Over. An answer may have come late: it is looked once more.
-		if ok, sockets, err = w.look(ctx); ok || err != nil {
-			return ok, sockets, err
-		}
+		ok, sockets, err = w.look(limited)
 	}
-	if !w.o.free {
-		sockets, err = socketRows(ctx, w.e, w.src, w.port)
+	if err == nil && !ok && !w.o.free {
+		sockets, err = socketRows(limited, w.e, w.src, w.port)
 	}
-	return false, sockets, err
+	if err != nil && ctx.Err() == nil && limited.Err() != nil {
+		fmt.Fprintf(w.e.stderr, "porthole: not looked at the end: %v\n", err)
+		return false, w.known, nil
+	}
+	return ok, sockets, err
 }
 
 // follow waits for events; the error wraps that of ctx once it has ended.
@@ -286,12 +314,16 @@ func (w *waiter) tell(a *waitAnswer) error {
 		what = "nobody listens"
 	}
 	waited := time.Duration(a.WaitedNS).Round(time.Millisecond)
+	some := len(w.whose) > len(w.port)+1
+	if w.o.free && some {
+		what = "nobody of those asked for listens"
+	}
 	if a.OK {
 		fmt.Fprintf(out, "%d/%s: %s, after %v\n", a.LocalPort, a.Proto, what, waited)
 	} else {
 		if w.o.free {
 			what = "nobody stopped listening"
-		} else if len(w.whose) > len(w.port)+1 {
+		} else if some {
 			what = "nobody of those waited for listens"
 		} else {
 			what = "nobody listens"

@@ -5,12 +5,17 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
+	"net/http"
+	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/porthole-dev/porthole/internal/api"
+	"github.com/porthole-dev/porthole/internal/render"
 	"github.com/porthole-dev/porthole/internal/testutil"
 )
 
@@ -42,8 +47,62 @@ func TestKernelWaitAtOnce(t *testing.T) {
 	if code != exitNo || !strings.Contains(out, "nobody of those waited for listens within 10ms") || !strings.Contains(out, fmt.Sprintf("127.0.0.1:%d", port)) {
 		t.Errorf("exit code %d:\n%s", code, out)
 	}
+	if out, _, _ := command(t, "wait", fmt.Sprint(port), "--free", "--comm", "nobody"); !strings.Contains(out, "nobody of those asked for listens, after") {
+		t.Errorf("--free --comm: %q", out)
+	}
 	if out, _, code := command(t, "wait", fmt.Sprintf("%d/udp", port), "--timeout", "0", "-q"); code != exitNo || out != "" {
 		t.Errorf("-q: exit code %d, %q", code, out)
+	}
+}
+
+// A listener counts where it takes what is sent to the address.
+func TestWaitTakes(t *testing.T) {
+	for _, c := range []struct {
+		addr, local, device string
+		v6Only, want        bool
+	}{
+		{"127.0.0.1", "::", "", false, true}, {"127.0.0.1", "::", "", true, false}, {"0.0.0.0", "::", "", true, false},
+		{"0.0.0.0", "::", "", false, true}, {"::", "0.0.0.0", "", false, false}, {"::1", "::", "", true, true},
+		{"127.0.0.1", "0.0.0.0", "d0", false, false}, {"127.0.0.1", "0.0.0.0", "lo", false, true}, {"0.0.0.0", "0.0.0.0", "d0", false, false},
+		{"0.0.0.0%d0", "0.0.0.0", "d0", false, true}, {"192.0.2.1%d1", "0.0.0.0", "d0", false, false}, {"192.0.2.1%d1", "0.0.0.0", "", false, true},
+		{"192.0.2.1", "192.0.2.1", "d0", false, true}, {"192.0.2.1", "192.0.2.2", "", false, false}, {"fe80::1%d0", "fe80::1", "d1", false, false},
+	} {
+		var w waiter
+		if err := addAddr(&w.end, "80", c.addr); err != nil {
+			t.Fatal(err)
+		}
+		row := render.Socket{LocalIP: netip.MustParseAddr(c.local), Device: c.device, V6Only: c.v6Only}
+		if got := w.takes(&row); got != c.want {
+			t.Errorf("%+v: %t", c, got)
+		}
+	}
+	if _, errs, code := command(t, "wait", "127.0.0.1:80", "--addr", "127.0.0.2"); code != exitUsage || !strings.Contains(errs, "has another address") {
+		t.Errorf("two addresses: exit code %d, %q", code, errs)
+	}
+}
+
+// An agent that stops answering makes a wait no longer.
+func TestKernelWaitSilentAgent(t *testing.T) {
+	ns := testutil.NewNetNS(t)
+	port := listen(t, "127.0.0.1:0").Port
+	listener, err := net.Listen("unix", filepath.Join(t.TempDir(), "socket"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var asked atomic.Int32
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/v1/status" {
+			fmt.Fprintln(w, "{}")
+		} else if asked.Add(1) > 1 { // the first has an answer: nobody listens
+			<-r.Context().Done()
+		}
+	})}
+	go func() { _ = server.Serve(listener) }()
+	t.Cleanup(func() { server.Close() })
+	begin := time.Now()
+	out, errs, code := command(t, "wait", fmt.Sprint(port), "--netns", fmt.Sprint(ns), "--agent", "--socket", listener.Addr().String(), "--timeout", "300ms")
+	if code != exitNo || !strings.Contains(out, "nobody listens within 300ms") || !strings.Contains(errs, "not looked at the end") || time.Since(begin) > patience/2 {
+		t.Errorf("exit code %d after %v, %q, stderr %q", code, time.Since(begin), out, errs)
 	}
 }
 

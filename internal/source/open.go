@@ -35,6 +35,7 @@ type Choice struct {
 	Socket string            // of the agent; "": there is none
 	Kernel *Local            // how the kernel is asked
 	Cannot error             // why the kernel cannot be; nil: it can
+	Within time.Duration     // that an agent may take to say that it lives, if less than usual; 0: as usual
 	Tell   func(note string) // called with a sentence where an agent is there and is not asked
 }
 
@@ -48,6 +49,9 @@ func Open(c Choice) (Source, error) {
 	within := aliveWithin
 	if c.Ask == AskAny && c.Cannot == nil {
 		within = soonWithin
+	}
+	if c.Within > 0 {
+		within = min(within, c.Within)
 	}
 	agent, err := dial(c.Socket, within)
 	switch {
