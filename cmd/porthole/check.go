@@ -225,8 +225,12 @@ func answerBind(ctx context.Context, e *env, o *checkOptions, src source.Source,
 		call.Local = netip.AddrPortFrom(netip.IPv6Unspecified(), end.Port)
 	}
 	var settings check.Settings
+	var capable bool
 	err := where.in(func() (err error) {
-		settings, err = check.ReadSettings(call.Local.Addr(), call.Device)
+		if settings, err = check.ReadSettings(call.Local.Addr(), call.Device); err != nil {
+			return err
+		}
+		capable, err = check.Capable()
 		return err
 	})
 	if err != nil {
@@ -236,10 +240,6 @@ func answerBind(ctx context.Context, e *env, o *checkOptions, src source.Source,
 		call.Local = netip.AddrPortFrom(netip.IPv4Unspecified(), end.Port)
 	}
 	call.V6Only = call.Local.Addr().Is6() && settings.V6Only && !any
-	capable, err := check.Capable()
-	if err != nil {
-		return nil, err
-	}
 	a := &bindAnswer{
 		Proto: call.Proto.String(), LocalIP: call.Local.Addr(), LocalPort: end.Port, NetNS: where.inode, ReuseAddr: o.reuseAddr, V6Only: call.V6Only,
 		Privileged: end.Port < settings.Privileged, InEphemeralRange: settings.Pool.Has(end.Port), RangeLow: settings.Pool.Low,

@@ -117,7 +117,7 @@ func sysctl(name string) (uint64, error) {
 }
 
 // Errno is what the call fails with for other reasons than sockets in the way, 0: nothing; capable:
-// the caller has CAP_NET_BIND_SERVICE.
+// as of Capable.
 func (b *Bind) Errno(s Settings, capable bool) unix.Errno {
 	refused := b.Local.Port() < s.Privileged && !capable
 	switch {
@@ -140,12 +140,28 @@ func needsDevice(addr netip.Addr) bool {
 	return addr.Is6() && (addr.IsLinkLocalUnicast() || addr.IsLinkLocalMulticast() || addr.IsInterfaceLocalMulticast())
 }
 
-// Capable tells whether this process has CAP_NET_BIND_SERVICE.
+// Capable tells whether this process has CAP_NET_BIND_SERVICE in the calling thread's network
+// namespace: in the user namespace that owns that, or in one above.
 func Capable() (bool, error) {
 	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var sets [2]unix.CapUserData
 	if err := unix.Capget(&head, &sets[0]); err != nil {
 		return false, fmt.Errorf("capget: %w", err)
 	}
-	return sets[0].Effective&(1<<unix.CAP_NET_BIND_SERVICE) != 0, nil
+	if sets[0].Effective&(1<<unix.CAP_NET_BIND_SERVICE) == 0 {
+		return false, nil
+	}
+	space, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return false, fmt.Errorf("open the network namespace: %w", err)
+	}
+	defer space.Close()
+	owner, err := unix.IoctlRetInt(int(space.Fd()), unix.NS_GET_USERNS)
+	switch {
+	case errors.Is(err, unix.EPERM): // it is neither that of this process nor one below (ns_get_owner)
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("ask who owns the network namespace: %w", err)
+	}
+	return true, unix.Close(owner)
 }

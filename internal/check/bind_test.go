@@ -7,7 +7,10 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"os"
+	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -230,5 +233,30 @@ func TestKernelBindAgrees(t *testing.T) {
 	t.Logf("%d compared, %d of them refused", compared, refused)
 	if compared != situations*calls || refused < compared/5 || refused > compared*4/5 {
 		t.Errorf("%d calls compared, %d refused: want %d, and a mixture", compared, refused, situations*calls)
+	}
+}
+
+// A capability counts where the user namespace that it is of owns the network namespace.
+func TestCapable(t *testing.T) {
+	const again = "PORTHOLE_TEST_CAPABLE"
+	if os.Getenv(again) != "" {
+		capable, err := Capable()
+		fmt.Fprintln(os.Stderr, capable, err)
+		os.Exit(0)
+	}
+	testutil.RequireRoot(t)
+	for flags, want := range map[uintptr]string{0: "true <nil>\n", unix.CLONE_NEWNET: "true <nil>\n", unix.CLONE_NEWUSER: "false <nil>\n", unix.CLONE_NEWUSER | unix.CLONE_NEWNET: "true <nil>\n"} {
+		cmd := exec.Command("/proc/self/exe", "-test.run=^TestCapable$")
+		cmd.Env = append(os.Environ(), again+"=1")
+		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: flags}
+		if flags&unix.CLONE_NEWUSER != 0 {
+			one := []syscall.SysProcIDMap{{Size: 1}}
+			cmd.SysProcAttr.UidMappings, cmd.SysProcAttr.GidMappings = one, one
+		}
+		var errs bytes.Buffer
+		cmd.Stderr = &errs
+		if err := cmd.Run(); err != nil || errs.String() != want {
+			t.Errorf("flags %#x: %v, %q, want %q", flags, err, errs.String(), want)
+		}
 	}
 }
