@@ -161,6 +161,21 @@ type bindAnswer struct {
 	NATUnread        string           `json:"nat_unread,omitempty"`
 
 	settings check.Settings
+	device   string
+	errno    unix.Errno
+}
+
+// needDevice fails where the calling thread's network namespace has no such device; "": none is
+// needed.
+func needDevice(name string) error {
+	if name == "" {
+		return nil
+	}
+	has, err := identity.HasDevice(name)
+	if err == nil && !has {
+		err = usagef("network device %s: %w", identity.Safe(name), unix.ENODEV)
+	}
+	return err
 }
 
 // addAddr adds the address of --addr, which is not given where it is empty, to what a word has.
@@ -244,6 +259,7 @@ func answerBind(ctx context.Context, e *env, o *checkOptions, src source.Source,
 		Proto: call.Proto.String(), LocalIP: call.Local.Addr(), LocalPort: end.Port, NetNS: where.inode, ReuseAddr: o.reuseAddr, V6Only: call.V6Only,
 		Privileged: end.Port < settings.Privileged, InEphemeralRange: settings.Pool.Has(end.Port), RangeLow: settings.Pool.Low,
 		RangeHigh: settings.Pool.High, Reserved: settings.Pool.Reserved(end.Port), settings: settings,
+		device: call.Device,
 	}
 	rows, err := socketRows(ctx, e, src, query.Values{
 		"netns": {strconv.FormatUint(uint64(where.inode), 10)}, "lport": {strconv.Itoa(int(end.Port))}, "proto": {a.Proto},
@@ -257,13 +273,16 @@ func answerBind(ctx context.Context, e *env, o *checkOptions, src source.Source,
 		errno = unix.EADDRINUSE
 	}
 	if a.OK = errno == 0; !a.OK {
-		a.Error = unix.ErrnoName(errno)
+		a.errno, a.Error = errno, unix.ErrnoName(errno)
 	}
 	targets, err := identity.NAT(ctx, where.inode, end.Port, call.Proto)
 	if err != nil {
 		a.NATUnread = err.Error()
 	}
 	for i := range targets {
+		if to := targets[i].Addr; to.Is4() && !call.TakesIPv4() || to.Is6() && call.Local.Addr().Is4() {
+			continue
+		}
 		a.ForwardsTo = append(a.ForwardsTo, render.NATForward(&targets[i]))
 	}
 	return a, nil
@@ -307,12 +326,7 @@ func (a *bindAnswer) text(e *env) error {
 		fmt.Fprintf(out, "inside the ephemeral range %d-%d: any connection may take it while it is free\n", a.RangeLow, a.RangeHigh)
 	}
 	for i := range a.ForwardsTo {
-		f := &a.ForwardsTo[i]
-		to := fmt.Sprintf("port %d here", f.Port)
-		if f.IP.IsValid() {
-			to = netip.AddrPortFrom(f.IP, f.Port).String()
-		}
-		fmt.Fprintf(out, "NAT in front: %s sends connections to %s (%s)\n", f.By, to, f.Chain)
+		fmt.Fprintf(out, "NAT in front: %s\n", a.ForwardsTo[i].Sends("connections"))
 	}
 	if a.NATUnread != "" {
 		fmt.Fprintf(e.stderr, "porthole: %s\n", a.NATUnread)
@@ -332,8 +346,10 @@ func (a *bindAnswer) why() string {
 		return fmt.Sprintf("%s is not an address of this network namespace (EADDRNOTAVAIL)", a.LocalIP)
 	case "EAFNOSUPPORT":
 		return "this kernel has no IPv6 (EAFNOSUPPORT)"
+	case "ENODEV":
+		return fmt.Sprintf("this network namespace has no device %s (ENODEV)", identity.Safe(a.device))
 	}
-	return a.Error
+	return fmt.Sprintf("%v (%s)", a.errno, a.Error)
 }
 
 // advice says what would help where only the past is in the way.
@@ -369,6 +385,8 @@ type connectAnswer struct {
 	ToHere     bool             `json:"to_here,omitempty"`
 	Listeners  []render.Socket  `json:"listeners,omitempty"`
 	Headroom   *render.Headroom `json:"headroom,omitempty"`
+
+	errno unix.Errno
 }
 
 // checkConnect connects to every address of a host.
@@ -422,13 +440,16 @@ func checkConnect(ctx context.Context, e *env, o *checkOptions, host, word strin
 
 // addressesOf looks a host up.
 func addressesOf(ctx context.Context, o *checkOptions, host string) ([]netip.Addr, error) {
-	if addr, err := netip.ParseAddr(strings.Trim(host, "[]")); err == nil {
+	if addr, err := netip.ParseAddr(strings.Trim(host, "[]")); err == nil && identity.Safe(host) == host {
 		return []netip.Addr{addr.Unmap()}, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, o.timeout)
 	defer cancel()
 	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
-	if err != nil {
+	var failed *net.DNSError
+	if errors.As(err, &failed) { // its text has the host as it is
+		return nil, fmt.Errorf("look up %s: %s", identity.Safe(host), identity.Safe(failed.Err))
+	} else if err != nil {
 		return nil, fmt.Errorf("look up %s: %w", identity.Safe(host), err)
 	}
 	for i := range addrs {
@@ -439,11 +460,20 @@ func addressesOf(ctx context.Context, o *checkOptions, host string) ([]netip.Add
 
 // connect connects in the network namespace of the calling thread.
 func (a *connectAnswer) connect(ctx context.Context, timeout time.Duration) error {
-	local, err := identity.IsLocal(a.RemoteIP.WithZone(""), a.RemoteIP.Zone())
-	if err != nil {
+	var err error
+	device := a.RemoteIP.Zone()
+	if a.ToHere, err = identity.IsHere(a.RemoteIP.WithZone(""), device); err != nil {
 		return err
 	}
-	a.ToHere = local
+	if _, err := strconv.Atoi(device); err != nil && device != "" { // no number
+		has, err := identity.HasDevice(device)
+		if err != nil {
+			return err
+		} else if !has {
+			a.errno, a.Error = unix.ENODEV, "ENODEV"
+			return nil
+		}
+	}
 	d := net.Dialer{Timeout: timeout}
 	d.SetMultipathTCP(false)
 	begin := time.Now()
@@ -463,7 +493,7 @@ func (a *connectAnswer) connect(ctx context.Context, timeout time.Duration) erro
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case errors.As(err, &errno):
-		a.Error = unix.ErrnoName(errno)
+		a.errno, a.Error = errno, unix.ErrnoName(errno)
 	case errors.As(err, &late) && late.Timeout():
 		a.Error = "ETIMEDOUT"
 	default:
@@ -519,6 +549,11 @@ func (a *connectAnswer) text(e *env, timeout time.Duration) error {
 		"EACCES":        "not permitted, by a firewall or a broadcast address",
 		"EPERM":         "not permitted, by a firewall",
 	}[a.Error]
+	if a.Error == "EINVAL" && tracer.IsScoped(a.RemoteIP.WithZone("")) && a.RemoteIP.Zone() == "" {
+		why = fmt.Sprintf("a link-local address needs its device: %s%%eth0", a.RemoteIP)
+	} else if why == "" {
+		why = a.errno.Error()
+	}
 	out := new(bytes.Buffer)
 	fmt.Fprintf(out, "%s: %s (%s) after %v\n", to, e.style.Red(why), a.Error, took)
 	names := identity.Load(nil)

@@ -121,3 +121,26 @@ func TestKernelCheckConnect(t *testing.T) {
 		t.Errorf("without a port left: %+v\n%s", a, text)
 	}
 }
+
+// A device that is not there is an error of every command, and every failure of a connection has
+// words; only what is this machine's own is called so.
+func TestKernelCheckReasons(t *testing.T) {
+	testutil.NewNetNS(t)
+	for _, c := range []struct {
+		args, want, not string
+		code            int
+	}{
+		{"check 127.0.0.1%nodev:80", "no device nodev (ENODEV)", "", exitNo}, {"check 127.0.0.1%lo:80", "would succeed", "", exitDone},
+		{"wait 127.0.0.1%nodev:80 --timeout 0", "network device nodev: no such device", "", exitUsage},
+		{"free --hold --addr 127.0.0.1%nodev -- true", "network device nodev: no such device", "", exitUsage},
+		{"check fe80::1 80", "a link-local address needs its device: fe80::1%eth0 (EINVAL)", "", exitNo},
+		{"check fe80::1%nodev 80", "no such device (ENODEV)", "", exitNo},
+		{"check 127.255.255.255 80", "ENETUNREACH", "address of this machine", exitNo}, {"check 224.0.0.1 80", "ENETUNREACH", "address of this machine", exitNo},
+		{"check x\x1b[31m 80", `look up "x\x1b[31m": `, "\x1b", exitCant},
+	} {
+		out, errs, code := command(t, strings.Fields(c.args)...)
+		if text := out + errs; code != c.code || !strings.Contains(text, c.want) || c.not != "" && strings.Contains(text, c.not) {
+			t.Errorf("%q: exit code %d, %q, stderr %q", c.args, code, out, errs)
+		}
+	}
+}

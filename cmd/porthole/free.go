@@ -82,8 +82,11 @@ func runFree(cmd *cobra.Command, e *env, o *freeOptions, args []string) error {
 	if err != nil {
 		return err
 	}
-	addr, _, err := query.ParseAddr(o.addr)
+	addr, device, err := query.ParseAddr(o.addr)
 	if err != nil {
+		return err
+	}
+	if err := needDevice(device); err != nil {
 		return err
 	}
 	var found []freePort
@@ -97,7 +100,7 @@ func runFree(cmd *cobra.Command, e *env, o *freeOptions, args []string) error {
 		if len(found) == n {
 			break
 		}
-		fd, err := o.take(addr, port)
+		fd, err := o.take(addr, device, port)
 		if err != nil {
 			return err
 		}
@@ -199,18 +202,18 @@ func parsePortRange(s string) (low, high uint16, err error) {
 }
 
 // take returns a socket that has a port nobody had on any address; -1: somebody has. With --hold it
-// is bound to addr, and listens.
-func (o *freeOptions) take(addr netip.Addr, port uint16) (fd int, err error) {
-	fd, err = o.bind(netip.IPv6Unspecified(), port)
+// is bound to addr, and to the device if one is given, and listens.
+func (o *freeOptions) take(addr netip.Addr, device string, port uint16) (fd int, err error) {
+	fd, err = o.bind(netip.IPv6Unspecified(), "", port)
 	if errors.Is(err, unix.EAFNOSUPPORT) {
-		fd, err = o.bind(netip.IPv4Unspecified(), port)
+		fd, err = o.bind(netip.IPv4Unspecified(), "", port)
 	}
 	if err != nil || fd < 0 || !o.hold {
 		return fd, err
 	}
 	// Now that nobody else has it, it is taken again where it is wanted.
 	_ = unix.Close(fd)
-	if fd, err = o.bind(addr, port); err != nil || fd < 0 || o.udp {
+	if fd, err = o.bind(addr, device, port); err != nil || fd < 0 || o.udp {
 		return fd, err
 	}
 	if err := unix.Listen(fd, unix.SOMAXCONN); errors.Is(err, unix.EADDRINUSE) {
@@ -224,7 +227,7 @@ func (o *freeOptions) take(addr netip.Addr, port uint16) (fd int, err error) {
 }
 
 // bind returns a socket that is bound; -1: the port is taken, or may not be.
-func (o *freeOptions) bind(addr netip.Addr, port uint16) (int, error) {
+func (o *freeOptions) bind(addr netip.Addr, device string, port uint16) (int, error) {
 	family, typ := unix.AF_INET6, unix.SOCK_STREAM
 	if addr.Is4() {
 		family = unix.AF_INET
@@ -244,6 +247,9 @@ func (o *freeOptions) bind(addr netip.Addr, port uint16) (int, error) {
 		if addr.IsUnspecified() { // IPv4 too, whatever net.ipv6.bindv6only says
 			err = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 0)
 		}
+	}
+	if err == nil && device != "" {
+		err = unix.BindToDevice(fd, device)
 	}
 	if err == nil {
 		err = unix.Bind(fd, to)

@@ -77,6 +77,7 @@ func run(ctx context.Context, e *env, args []string) int {
 	var usage usageError
 	var wrong *query.Wrong
 	var exit exitError
+	tell := func(prefix string) { fmt.Fprintf(e.stderr, "porthole: %s%s\n", prefix, safeLines(err)) }
 	switch {
 	case errors.As(err, &exit):
 		return int(exit)
@@ -85,21 +86,30 @@ func run(ctx context.Context, e *env, args []string) int {
 	case errors.Is(err, errNo):
 		return exitNo
 	case errors.As(err, &usage):
-		fmt.Fprintf(e.stderr, "porthole: %v\n", err)
+		tell("")
 		return exitUsage
 	case errors.As(err, &wrong):
 		flag := ""
 		if wrong.Param {
 			flag = "--"
 		}
-		fmt.Fprintf(e.stderr, "porthole: %s%v\n", flag, err)
+		tell(flag)
 		return exitUsage
 	}
-	fmt.Fprintf(e.stderr, "porthole: %v\n", err)
+	tell("")
 	for _, hint := range hints(err) {
 		fmt.Fprintf(e.stderr, "  %s\n", hint)
 	}
 	return exitCant
+}
+
+// safeLines is the text of an error, whatever names it has, as a terminal may show it.
+func safeLines(err error) string {
+	lines := strings.Split(err.Error(), "\n")
+	for i, line := range lines {
+		lines[i] = identity.Safe(line)
+	}
+	return strings.Join(lines, "\n")
 }
 
 // hints says what a person can do about an error.

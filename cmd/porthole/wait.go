@@ -112,6 +112,9 @@ func runWait(cmd *cobra.Command, e *env, o *waitOptions, word string) error {
 		return err
 	}
 	defer where.close()
+	if err := where.in(func() error { return needDevice(end.Device) }); err != nil {
+		return err
+	}
 	w := &waiter{e: e, o: o, end: end, begin: time.Now()}
 	proto := end.Protos[0].String()
 	w.port = query.Values{"netns": {strconv.FormatUint(uint64(where.inode), 10)}, "lport": {strconv.Itoa(int(end.Port))}, "proto": {proto}}

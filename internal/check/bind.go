@@ -40,6 +40,11 @@ func (b *Bind) conflicts(o *render.Socket) bool {
 	return !b.ReuseAddr || !o.ReuseAddr || o.State == tracer.StateListen.String()
 }
 
+// TakesIPv4 tells whether what is sent over IPv4 gets to the socket.
+func (b *Bind) TakesIPv4() bool {
+	return b.Local.Addr().Is4() || b.Local.Addr().IsUnspecified() && !b.V6Only
+}
+
 // sameAddr tells whether the addresses conflict (inet_rcv_saddr_equal). What makes it uneven is
 // that a socket with a native IPv6 address keeps IPv4 out only with IPV6_V6ONLY, which bind() to
 // an address sets and connect() does not.
@@ -75,6 +80,7 @@ type Settings struct {
 	Local      bool           // the address is one of the namespace, or need not be
 	V6Only     bool           // net.ipv6.bindv6only: IPV6_V6ONLY of new sockets
 	NoIPv6     bool           // the kernel has no IPv6
+	NoDevice   bool           // the namespace has no such device
 }
 
 // ReadSettings reads those of the calling thread's network namespace, for an address; device is
@@ -82,6 +88,13 @@ type Settings struct {
 func ReadSettings(addr netip.Addr, device string) (s Settings, err error) {
 	if s.Pool, err = identity.ReadPool(); err != nil {
 		return s, err
+	}
+	if device != "" {
+		has, err := identity.HasDevice(device)
+		if err != nil {
+			return s, err
+		}
+		s.NoDevice = !has
 	}
 	start, err := sysctl("ipv4/ip_unprivileged_port_start")
 	if err != nil {
@@ -123,6 +136,8 @@ func (b *Bind) Errno(s Settings, capable bool) unix.Errno {
 	switch {
 	case b.Local.Addr().Is6() && s.NoIPv6:
 		return unix.EAFNOSUPPORT
+	case s.NoDevice:
+		return unix.ENODEV
 	case b.Local.Addr().Is6() && b.Proto == tracer.TCP && b.Local.Addr().IsMulticast(), needsDevice(b.Local.Addr()) && b.Device == "":
 		return unix.EINVAL
 	case b.Local.Addr().Is6() && refused: // looked at first

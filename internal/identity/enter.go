@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -52,7 +53,44 @@ func InNetNS(space *os.File, f func() error) error {
 // address: one of a device, or a multicast or broadcast address. device is that of a link-local
 // address, by name; "": any.
 func IsLocal(addr netip.Addr, device string) (bool, error) {
-	if addr.IsUnspecified() || addr.IsMulticast() {
+	if addr.IsMulticast() {
+		return true, nil
+	}
+	return hasLocal(addr, device, unix.RTN_LOCAL, unix.RTN_BROADCAST)
+}
+
+// IsHere is IsLocal of addresses that are the namespace's alone: no multicast or broadcast address.
+func IsHere(addr netip.Addr, device string) (bool, error) {
+	if addr.IsMulticast() {
+		return false, nil
+	}
+	return hasLocal(addr, device, unix.RTN_LOCAL)
+}
+
+// HasDevice tells whether the calling thread's network namespace has a network device of this name.
+func HasDevice(name string) (bool, error) {
+	request, err := unix.NewIfreq(name)
+	if err != nil { // no device has a name as long
+		return false, nil
+	}
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return false, fmt.Errorf("look for network device %s: %w", Safe(name), err)
+	}
+	defer unix.Close(fd)
+	err = unix.IoctlIfreq(fd, unix.SIOCGIFINDEX, request)
+	if errors.Is(err, unix.ENODEV) {
+		return false, nil
+	} else if err != nil {
+		return false, fmt.Errorf("look for network device %s: %w", Safe(name), err)
+	}
+	return true, nil
+}
+
+// hasLocal tells whether an address is one of the namespace, by the types of routes that IPv4 has to
+// its addresses.
+func hasLocal(addr netip.Addr, device string, types ...int) (bool, error) {
+	if addr.IsUnspecified() {
 		return true, nil
 	}
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
@@ -65,7 +103,7 @@ func IsLocal(addr netip.Addr, device string) (bool, error) {
 		if err != nil || len(routes) == 0 {
 			return false, nil // nothing leads there
 		}
-		return routes[0].Type == unix.RTN_LOCAL || routes[0].Type == unix.RTN_BROADCAST, nil
+		return slices.Contains(types, routes[0].Type), nil
 	}
 	links, err := h.LinkList()
 	if err != nil {

@@ -518,28 +518,45 @@ func (w *portWriter) sends(several []Forward) {
 	if w.heldHere(f.Proto) {
 		head = fmt.Sprintf("%d/%s  ", w.port.Port, f.Proto)
 	}
-	what := map[string]string{"": "it", "outside": "what comes from outside", "here": "what is sent from here"}[f.From]
-	if len(f.LocalIPs) > 0 {
-		what += fmt.Sprintf(" for %s", joinAddrs(f.LocalIPs))
-	}
-	head += fmt.Sprintf("%s sends %s", f.By, what)
 	if len(several) > 1 {
-		w.words(fmt.Sprintf("%s to one of %d:", head, len(several)))
+		w.words(fmt.Sprintf("%s%s sends %s to one of %d:", head, f.By, f.what("it"), len(several)))
 		for i := range several {
 			w.phrase("  ", "    ", several[i].target(), natWhen(several[i].When), "chain "+identity.Safe(several[i].Chain))
 			w.behind(&several[i])
 		}
 		return
 	}
-	text := head + " to " + f.target()
-	if when := natWhen(f.When); when != "" {
-		text += ", " + when
-	}
-	w.words(text + ", chain " + identity.Safe(f.Chain))
+	w.words(head + f.sends("it"))
 	w.behind(f)
 	if command := stopPlace(&f.Place); command != "" && !w.heldHere(f.Proto) {
 		w.advise(command)
 	}
+}
+
+// what says what a rule of NAT sends elsewhere; all is the word for all of it.
+func (f *Forward) what(all string) string {
+	what := map[string]string{"": all, "outside": "what comes from outside", "here": "what is sent from here"}[f.From]
+	if len(f.LocalIPs) > 0 {
+		what += fmt.Sprintf(" for %s", joinAddrs(f.LocalIPs))
+	}
+	return what
+}
+
+func (f *Forward) sends(all string) string {
+	text := fmt.Sprintf("%s sends %s to %s", f.By, f.what(all), f.target())
+	if when := natWhen(f.When); when != "" {
+		text += ", " + when
+	}
+	return text + ", chain " + identity.Safe(f.Chain)
+}
+
+// Sends says what a rule of NAT sends where, and on which conditions; all is the word for
+// everything that is sent to the port.
+func (f *Forward) Sends(all string) string {
+	if f.byChance() {
+		return f.sends(all) + ", one of several at random"
+	}
+	return f.sends(all)
 }
 
 // heldHere tells whether somebody has the port in the namespace that NAT is of.
