@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/porthole-dev/porthole/internal/testutil"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
@@ -49,6 +50,11 @@ func child(t *testing.T, args ...string) tracer.Process {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	// In the midst of execve(2) a process has no command line.
+	testutil.Await(t, "the command line of the child", func() bool {
+		line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", cmd.Process.Pid))
+		return err != nil || len(line) > 0
+	})
 	return tracer.Process{PID: uint32(cmd.Process.Pid), Start: startOf(t, cmd.Process.Pid)}
 }
 
