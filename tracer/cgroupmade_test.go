@@ -68,19 +68,11 @@ func TestKernelCgroupMade(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	deadline := time.Now().Add(10 * time.Second)
-	for {
+	testutil.AwaitWithin(t, 10*time.Second, "the cgroups that were made", func() bool {
 		mu.Lock()
-		n := len(got)
-		mu.Unlock()
-		if n >= len(want) {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%d of %d within 10 s", n, len(want))
-		}
-		time.Sleep(time.Millisecond)
-	}
+		defer mu.Unlock()
+		return len(got) >= len(want)
+	})
 	mu.Lock()
 	defer mu.Unlock()
 	if diff := cmp.Diff(want, got); diff != "" {

@@ -181,11 +181,7 @@ func TestContainerName(t *testing.T) {
 
 func waitFor(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(30 * time.Second); !ok(); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("%s did not come", what)
-		}
-	}
+	testutil.AwaitWithin(t, 30*time.Second, what, ok)
 }
 
 // What cannot be looked up for a moment is looked up again.

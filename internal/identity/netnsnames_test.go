@@ -174,11 +174,7 @@ func TestNamesGivenLater(t *testing.T) {
 		if err := <-done; err != nil {
 			t.Fatal(err)
 		}
-		for end := time.Now().Add(30 * time.Second); n.Name(id, time.Now()) != "given"; time.Sleep(10 * time.Millisecond) {
-			if time.Now().After(end) {
-				t.Fatal("its name is never found")
-			}
-		}
+		waitFor(t, "its name", func() bool { return n.Name(id, time.Now()) == "given" })
 	})
 }
 

@@ -13,9 +13,15 @@ const awaitFor = time.Minute
 // within a minute. It is for what there is no event to wait for.
 func Await(t testing.TB, what string, holds func() bool) {
 	t.Helper()
-	for end := time.Now().Add(awaitFor); !holds(); time.Sleep(time.Millisecond) {
+	AwaitWithin(t, awaitFor, what, holds)
+}
+
+// AwaitWithin is Await with another limit.
+func AwaitWithin(t testing.TB, limit time.Duration, what string, holds func() bool) {
+	t.Helper()
+	for end := time.Now().Add(limit); !holds(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("%s: not within %v", what, awaitFor)
+			t.Fatalf("%s: not within %v", what, limit)
 		}
 	}
 }

@@ -198,11 +198,7 @@ func start(t *testing.T, ready func() bool, name string, args ...string) {
 // eventually waits until something is so.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(30 * time.Second); !ok(); time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("not within 30 s: %s", what)
-		}
-	}
+	testutil.AwaitWithin(t, 30*time.Second, what, ok)
 }
 
 // The image that all containers are of: busybox, linked statically.

@@ -17,6 +17,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/porthole-dev/porthole/internal/testutil"
 )
 
 // Users and the group of the socket, as the machine has them.
@@ -120,18 +122,13 @@ type process struct {
 func who(t *testing.T, port int) process {
 	t.Helper()
 	at := fmt.Sprintf("127.0.0.1:%d", port)
-	deadline := time.Now().Add(atMost)
-	for {
+	testutil.AwaitWithin(t, atMost, "a listener on "+at, func() bool {
 		conn, err := net.Dial("tcp4", at)
 		if err == nil {
 			conn.Close()
-			break
 		}
-		if time.Now().After(deadline) {
-			t.Fatal(err)
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
+		return err == nil
+	})
 	var of [2]process
 	for i, flags := range [][]string{nil, {"--agent"}} {
 		var answer struct {
