@@ -23,6 +23,9 @@ func clockNow(clock int32) int64 {
 	return ts.Nano()
 }
 
+// Boottime is the kernel's CLOCK_BOOTTIME now, that of its first time namespace, as events have it.
+func Boottime() time.Duration { return time.Duration(boottime()) }
+
 // boottime is the present CLOCK_BOOTTIME of the kernel, nanoseconds.
 func boottime() uint64 { return uint64(clockNow(unix.CLOCK_BOOTTIME) - bootShift()) }
 

@@ -172,6 +172,10 @@ type Event struct {
 	asks  bool   // HeldBy is what the table knows: see completer
 }
 
+// Boottime is what the kernel's CLOCK_BOOTTIME said at the hook: unlike Time it does not change when
+// the clock is set. See Boottime.
+func (ev *Event) Boottime() time.Duration { return time.Duration(ev.boot) }
+
 // ErrnoName returns the symbol of Errno ("EADDRINUSE"), "" on success.
 func (ev *Event) ErrnoName() string { return errnoName(ev.Errno) }
 
