@@ -518,9 +518,9 @@ func (a *connectAnswer) explain(ctx context.Context, e *env, o *checkOptions, wh
 		var q *query.Headroom
 		q, err = query.ParseHeadroom(query.Values{"netns": netns, "to": {netip.AddrPortFrom(a.RemoteIP, a.RemotePort).String()}})
 		if err == nil {
-			var rows []render.Headroom
-			if rows, err = src.Headroom(ctx, q); len(rows) > 0 {
-				a.Headroom = &rows[0]
+			var answer *source.Headroom
+			if answer, err = src.Headroom(ctx, q); err == nil && len(answer.Rows) > 0 {
+				a.Headroom = &answer.Rows[0]
 			}
 		}
 	} else {

@@ -69,13 +69,14 @@ func runHeadroom(cmd *cobra.Command, e *env, o *headroomOptions) error {
 	}
 	tellPIDs(e.stderr)
 	tellView(e, src.PartialView())
-	rows, err := src.Headroom(cmd.Context(), q)
+	answer, err := src.Headroom(cmd.Context(), q)
 	if errors.Is(err, identity.ErrNotPermitted) {
 		return fmt.Errorf("look up the route: %w; with --from there is no need to", err)
 	} else if err != nil {
 		return err
 	}
-	return writeHeadroom(e, o, rows)
+	tellNote(e, answer.Note)
+	return writeHeadroom(e, o, answer.Rows)
 }
 
 func writeHeadroom(e *env, o *headroomOptions, rows []render.Headroom) error {

@@ -97,3 +97,28 @@ func TestKernelAgentEndsUnderTail(t *testing.T) {
 		}
 	}
 }
+
+// What a filter can match nothing of is said by every command that has filters, whoever answers.
+func TestKernelNotes(t *testing.T) {
+	testutil.RequireRoot(t)
+	socket, _ := startAgent(t)
+	for flag, want := range map[string]string{
+		"--unit=no-such-unit":        "no unit matches no-such-unit; running here: ",
+		"--container=no-such-thing":  "no container matches no-such-thing; running here: ",
+		"--pod=no/such*":             "no pod matches no/such*; running here: ",
+		"--comm=a-name-of-some-19by": "no process is called a-name-of-some-19by: ",
+	} {
+		for _, line := range []string{"ls", "headroom", "headroom --json", "tail --duration 1ms", "who 9"} {
+			if strings.HasPrefix(line, "who") && strings.HasPrefix(flag, "--comm") {
+				continue // it has none
+			}
+			for _, from := range []string{"--local", "--agent --socket " + socket} {
+				args := strings.Fields(line + " " + flag + " " + from)
+				_, errs, code := command(t, args...)
+				if !strings.HasPrefix(errs, want) || code != exitDone && code != exitNo {
+					t.Errorf("%q: exit code %d, stderr %q, want %q", args, code, errs, want)
+				}
+			}
+		}
+	}
+}

@@ -35,7 +35,7 @@ const (
 // UnfinishedHeader is tracer.Snapshot.Unfinished, where it is not 0.
 const UnfinishedHeader = "Porthole-Unfinished"
 
-// NoteHeader is what query.Places.Note says of the filters, escaped as in a URL's query, where it says
+// NoteHeader is what query.Filter.Note says of the filters, escaped as in a URL's query, where it says
 // anything.
 const NoteHeader = "Porthole-Note"
 
@@ -229,7 +229,7 @@ func (a *Server) sockets(t *turn, r *http.Request) error {
 	}
 	some := render.SocketsOfRows(rows, func(s *tracer.Socket) bool { return q.Socket(a.cfg.Names.Cgroups, s) })
 	t.Header().Set("Content-Type", lines)
-	a.note(t.Header(), &q.Places)
+	a.note(t.Header(), q)
 	if err := render.New(a.cfg.Names).SocketsJSON(t, some); err != nil {
 		return sentError{err}
 	}

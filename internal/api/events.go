@@ -65,7 +65,7 @@ func (a *Server) events(w http.ResponseWriter, r *http.Request) error {
 	}
 	defer a.feed.leave(s.reader)
 	w.Header().Set("Content-Type", lines)
-	a.note(w.Header(), &s.query.Places)
+	a.note(w.Header(), s.query)
 	w.WriteHeader(http.StatusOK)
 	if err = s.out.Flush(); err == nil { // the client knows that it misses nothing from now on
 		err = s.follow(r)

@@ -39,6 +39,7 @@ func (a *Server) headroom(t *turn, r *http.Request) error {
 	}
 	t.made(headroomBytes * len(found))
 	t.Header().Set("Content-Type", lines)
+	a.note(t.Header(), q)
 	for i := range found {
 		if err := render.WriteJSON(t, render.New(a.cfg.Names).Headrooms(found[i : i+1])[0]); err != nil {
 			return sentError{err}

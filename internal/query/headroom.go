@@ -120,6 +120,9 @@ func parseFrom(s string) (scoped, error) {
 	return scoped{netip.AddrPortFrom(from, 0), device}, nil
 }
 
+// Note says what the filters can match nothing of, as Filter.Note.
+func (q *Headroom) Note(cgroups *identity.Cgroups) string { return q.filter.Note(cgroups) }
+
 // Values are what the question was read from, and the namespace of this thread, where the
 // destination is seen from that.
 func (q *Headroom) Values() (Values, error) {

@@ -192,7 +192,7 @@ func (a *localPort) Text(w io.Writer, style render.Style) error {
 
 // Headroom implements Source. The error wraps identity.ErrNotPermitted where the route to a
 // destination may not be asked for.
-func (l *Local) Headroom(_ context.Context, q *query.Headroom) ([]render.Headroom, error) {
+func (l *Local) Headroom(_ context.Context, q *query.Headroom) (*Headroom, error) {
 	s, err := tracer.NewSnapshotter(tracer.ReadsPorts)
 	if err != nil {
 		return nil, err
@@ -215,7 +215,7 @@ func (l *Local) Headroom(_ context.Context, q *query.Headroom) ([]render.Headroo
 		}
 		names.Device = devices.Name
 	}
-	return render.New(names).Headrooms(found), nil
+	return &Headroom{render.New(names).Headrooms(found), q.Note(names.Cgroups)}, nil
 }
 
 // Report implements Source: it attaches every hook and detaches it again.

@@ -11,7 +11,6 @@ import (
 
 	"github.com/porthole-dev/porthole/internal/doctor"
 	"github.com/porthole-dev/porthole/internal/query"
-	"github.com/porthole-dev/porthole/internal/render"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
@@ -117,12 +116,12 @@ func (p *preferred) Port(ctx context.Context, q query.Port) (PortAnswer, error) 
 }
 
 // Headroom implements Source.
-func (p *preferred) Headroom(ctx context.Context, q *query.Headroom) ([]render.Headroom, error) {
-	rows, err := p.Remote.Headroom(ctx, q)
+func (p *preferred) Headroom(ctx context.Context, q *query.Headroom) (*Headroom, error) {
+	h, err := p.Remote.Headroom(ctx, q)
 	if instead(ctx, err) {
 		return p.kernel.Headroom(ctx, q)
 	}
-	return rows, err
+	return h, err
 }
 
 // Events implements Source. Where the agent ends, the kernel is followed.

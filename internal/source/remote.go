@@ -125,7 +125,7 @@ func (a *remotePort) readNAT(answer *render.Port) {
 }
 
 // Headroom implements Source.
-func (r *Remote) Headroom(ctx context.Context, q *query.Headroom) ([]render.Headroom, error) {
+func (r *Remote) Headroom(ctx context.Context, q *query.Headroom) (*Headroom, error) {
 	values, err := q.Values()
 	if err != nil {
 		return nil, err
@@ -135,7 +135,11 @@ func (r *Remote) Headroom(ctx context.Context, q *query.Headroom) ([]render.Head
 		return nil, err
 	}
 	defer a.Close()
-	return decodeRows[render.Headroom](a)
+	rows, err := decodeRows[render.Headroom](a)
+	if err != nil {
+		return nil, err
+	}
+	return &Headroom{rows, a.note}, nil
 }
 
 // status asks for the agent's status, and returns it also as it was sent.

@@ -22,8 +22,8 @@ type Source interface {
 	Sockets(ctx context.Context, q *query.Sockets) (Answer, error)
 	// Port answers who has a port and, where that is known, had it before.
 	Port(ctx context.Context, q query.Port) (PortAnswer, error)
-	// Headroom answers how many more ports there are, the fullest first.
-	Headroom(ctx context.Context, q *query.Headroom) ([]render.Headroom, error)
+	// Headroom answers how many more ports there are.
+	Headroom(ctx context.Context, q *query.Headroom) (*Headroom, error)
 	// Events follows what happens, until ctx ends.
 	Events(ctx context.Context, q *query.Events) (Events, error)
 	// Report tells what can be seen, and why not more. There is one beside an error that
@@ -46,6 +46,12 @@ type Answer interface {
 	// Note says what a filter asks for that is not there; "": nothing.
 	Note() string
 	Close() error
+}
+
+// Headroom is how many more ports there are.
+type Headroom struct {
+	Rows []render.Headroom // the fullest first
+	Note string            // as that of an Answer
 }
 
 // PortAnswer is an answer about a port.
