@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/porthole-dev/porthole/internal/agent"
+	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/internal/query"
 	"github.com/porthole-dev/porthole/internal/source"
 )
@@ -19,6 +20,7 @@ import (
 type serveOptions struct {
 	hooks  hookOptions
 	config agent.Config
+	pods   identity.KubeletConfig
 	tail   bool
 }
 
@@ -45,6 +47,9 @@ func newAgent(e *env) *cobra.Command {
 	flags.StringVar(&o.config.WebConfig, "web.config.file", "", "file with TLS and basic auth of /metrics, as exporters of Prometheus have it")
 	flags.IntVar(&o.config.History, "history", agent.DefaultHistory, fmt.Sprintf("how many closed sockets to remember, %d at most: 100 bytes each", agent.MaxHistory))
 	addNoArgs(cmd, &o.config.NoArgs)
+	flags.StringVar(&o.pods.URL, "kubelet", "", "URL of this node's kubelet, to ask for the labels of pods, as https://HOST:10250")
+	flags.StringVar(&o.pods.TokenFile, "kubelet.token-file", "", "file with the token for the kubelet (default: the service account's, in a pod)")
+	flags.StringVar(&o.pods.CAFile, "kubelet.ca-file", "", "file with the certificate that signed the kubelet's (default: the service account's, in a pod)")
 	flags.BoolVar(&o.tail, "tail", false, "also print events, as porthole tail does")
 	o.hooks.add(cmd)
 	return cmd
@@ -53,6 +58,9 @@ func newAgent(e *env) *cobra.Command {
 func serve(ctx context.Context, e *env, o *serveOptions) error {
 	if o.config.History < 0 || o.config.History > agent.MaxHistory {
 		return usagef("--history: %d: want a number from 0 to %d", o.config.History, agent.MaxHistory)
+	}
+	if err := o.setKubelet(); err != nil {
+		return err
 	}
 	signal.Ignore(syscall.SIGHUP)
 	e.endsItself()
@@ -84,6 +92,21 @@ func serve(ctx context.Context, e *env, o *serveOptions) error {
 	err := agent.Run(ctx, cfg)
 	tail.Wait()
 	return errors.Join(err, tailErr)
+}
+
+// setKubelet reads the flags of the kubelet.
+func (o *serveOptions) setKubelet() error {
+	if o.pods.URL == "" {
+		if o.pods != (identity.KubeletConfig{}) {
+			return usagef("--kubelet.token-file and --kubelet.ca-file go with --kubelet")
+		}
+		return nil
+	}
+	var err error
+	if o.config.Kubelet, err = identity.NewKubelet(o.pods); err != nil {
+		return usagef("--kubelet: %v", err)
+	}
+	return nil
 }
 
 // tailOf follows the events of an agent just started.

@@ -45,8 +45,9 @@ type Config struct {
 	History        int      // how many tenancies that ended to keep
 	Tier           tracer.Tier
 	NoSyscallHooks bool
-	NoArgs         bool // no command lines are read or told
-	Confine        bool // give up the privileges of the process that are of no use once ready, and set its memory limit
+	NoArgs         bool              // no command lines are read or told
+	Kubelet        *identity.Kubelet // to be asked for pods; nil: none is
+	Confine        bool              // give up the privileges of the process that are of no use once ready, and set its memory limit
 	Version        string
 	Log            *slog.Logger // warnings and errors; of level info others say that they listen
 	Ready          func(Info)   // called once, when the agent knows every socket
@@ -96,6 +97,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	a.names = identity.Load(func() ([]tracer.NetNS, error) { return a.tracer.NetNamespaces() })
 	defer a.names.Cgroups.Close()
 	a.names.Processes = identity.NewProcesses(!cfg.NoArgs)
+	a.names.Cgroups.Kubelet = cfg.Kubelet
 	if a.report, err = doctor.Machine(); err != nil {
 		return err
 	}
@@ -142,6 +144,12 @@ func (a *agent) serve(ctx context.Context, socket *socket, front *webFront) erro
 	outside := front.servers(answers.WebHandler(), a.cfg.Log)
 	ready := make(chan struct{})
 	start("name cgroups", func() error { a.names.Cgroups.Run(ctx); return nil })
+	if kubelet := a.cfg.Kubelet; kubelet != nil {
+		start("ask the kubelet", func() error {
+			kubelet.Run(ctx, func(err error) { a.cfg.Log.Warn("pods have no labels, or old ones", "error", err) })
+			return nil
+		})
+	}
 	start("trace", func() error {
 		return a.tracer.Run(ctx, func(*tracer.Snapshot) { answers.SetReady(); close(ready) })
 	})

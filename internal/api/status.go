@@ -1,7 +1,9 @@
 package api
 
 import (
+	"fmt"
 	"net/http"
+	"slices"
 
 	"github.com/porthole-dev/porthole/internal/doctor"
 	"github.com/porthole-dev/porthole/internal/query"
@@ -33,8 +35,12 @@ func (a *Server) status(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	report := *a.cfg.Report
+	if err := a.cfg.Names.Cgroups.Kubelet.Err(); err != nil {
+		report.PartialView = append(slices.Clip(report.PartialView), fmt.Sprintf("pods have no labels, or old ones: %v", err))
+	}
 	return writeObject(w, Status{
-		Report: *a.cfg.Report, Version: a.cfg.Version, Since: render.Stamp{Time: a.cfg.Since}, Ready: a.ready.Load(),
+		Report: report, Version: a.cfg.Version, Since: render.Stamp{Time: a.cfg.Since}, Ready: a.ready.Load(),
 		Events: stats.Decoded, Lost: stats.Lost() + stats.Bad, Clients: a.feed.len(),
 		OpenSockets: a.cfg.Tracer.Table().Len(), Tenancies: a.cfg.Tracer.History().Len(),
 	})

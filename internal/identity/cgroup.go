@@ -27,6 +27,8 @@ type Cgroups struct {
 	whole bool // root is that of the hierarchy, so paths are the kernel's
 	files runtimeFiles
 	start time.Time
+	// Kubelet is asked for the pods of containers, and their labels; nil: no kubelet is.
+	Kubelet *Kubelet
 	// InUse calls its argument for the cgroups that something refers to, which are then kept; nil: none.
 	InUse func(func(id uint64))
 
@@ -61,9 +63,11 @@ type known struct {
 	now  atomic.Pointer[answer]
 	made atomic.Pointer[tracer.Cgroup] // nil: not seen
 
-	mu    sync.Mutex // of whoever looks it up
-	where *where     // nil: not known yet
-	tries int        // in a row that found no files
+	mu    sync.Mutex    // of whoever looks it up
+	where *where        // nil: not known yet
+	tries int           // in a row that found no files
+	asks  int           // in a row for a pod that the kubelet did not list
+	ask   time.Duration // when to ask again, since Cgroups.start
 }
 
 // answer is what came of looking a cgroup up.
@@ -72,6 +76,7 @@ type answer struct {
 	again atomic.Int64 // when to look again, nanoseconds since Cgroups.start
 	owner owner        // of files
 	files []file       // that the names are from
+	pod   *listedPod   // that is part of the answer; nil: none is
 }
 
 const never = time.Duration(math.MaxInt64)
@@ -342,7 +347,7 @@ func (r *Cgroups) look(k *known, before *answer) *answer {
 	now := time.Since(r.start)
 	if before != nil && len(before.files) > 0 {
 		if changed, err := before.changed(); err == nil && !changed {
-			return before.lookAt(now + lookFresh)
+			return r.withPod(k, before, before).lookAt(now + lookFresh)
 		}
 	}
 	if k.where == nil {
@@ -360,11 +365,12 @@ func (r *Cgroups) look(k *known, before *answer) *answer {
 		return a.lookAt(never)
 	}
 	a, err := r.describe(k.where)
+	if err != nil && before != nil && before.Path != "" {
+		a.Cgroup = before.Cgroup // it had more
+	}
+	a = r.withPod(k, a, before)
 	switch {
 	case err != nil:
-		if before != nil && before.Path != "" {
-			a.Cgroup = before.Cgroup // it had more
-		}
 		a.lookAt(now + lookAgain)
 	case a.Container == nil && !r.claimed(k.where):
 		a.lookAt(never)

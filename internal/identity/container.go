@@ -25,12 +25,16 @@ func (c *Container) Label() string {
 }
 
 // Pod is a pod of Kubernetes, and which of its containers it is; Container is "" of what
-// keeps the pod's namespaces. They may hold any characters, bounded in length.
+// keeps the pod's namespaces, and where that is not known. They may hold any characters, bounded in
+// length.
 type Pod struct {
 	Namespace string `json:"namespace"`
 	Name      string `json:"name"`
 	UID       string `json:"uid,omitempty"`
 	Container string `json:"container,omitempty"`
+	// Labels are what a kubelet says they are, with LabelsCut not all of them; nil: none is asked.
+	Labels    map[string]string `json:"labels,omitempty"`
+	LabelsCut bool              `json:"labels_cut,omitempty"`
 }
 
 // Label names the pod for people: NAMESPACE/NAME.
