@@ -59,6 +59,7 @@ func (a *Server) events(w http.ResponseWriter, r *http.Request) error {
 		}
 		defer func() { _ = a.wantEstablished(-1) }() // one event more or less of each connection
 	}
+	s.begun = tracer.Boottime()
 	s.reader = a.feed.join(s.wants)
 	if s.reader == nil {
 		return &httpError{http.StatusServiceUnavailable, fmt.Errorf("%d clients read events already", maxStreams)}
@@ -89,6 +90,7 @@ func (a *Server) wantEstablished(more int) error {
 type stream struct {
 	a      *Server
 	query  *query.Events
+	begun  time.Duration // CLOCK_BOOTTIME: what happened before may still be on its way to the reader
 	reader *reader
 	w      io.Writer
 	out    *http.ResponseController
@@ -99,7 +101,7 @@ type stream struct {
 }
 
 func (s *stream) wants(ev *tracer.Event) bool {
-	return s.query.Event(s.a.cfg.Names.Cgroups, ev)
+	return (ev.About || ev.Boottime() >= s.begun) && s.query.Event(s.a.cfg.Names.Cgroups, ev)
 }
 
 func (s *stream) follow(r *http.Request) error {
