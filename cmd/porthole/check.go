@@ -2,11 +2,10 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -36,37 +35,49 @@ type checkOptions struct {
 func newCheck(e *env) *cobra.Command {
 	var o checkOptions
 	cmd := &cobra.Command{
-		Use:   "check PORT[/tcp|/udp] | HOST PORT",
+		Use:   "check PORT[/tcp|/udp]... | HOST PORT...",
 		Short: "Say whether a bind() or a connection would succeed, and why not",
 		Long: "With a PORT, say whether bind() would get it, by the kernel's own rules and without\n" +
 			"calling bind(), and which sockets are in the way. TCP alone unless /udp is given.\n" +
-			"With a HOST and a PORT, connect to each address of the host, and say from which\n" +
-			"local address and port, how long it took, and what went wrong.\n" +
-			"Exits with 1 when it would fail, or no address could be connected to.",
+			"With a HOST and a PORT, or a URL, connect to each address of the host, and say from\n" +
+			"which local address and port, how long it took, and what went wrong.\n" +
+			"Exits with 1 when any bind() would fail, or no address could be connected to.",
 		Example: "  porthole check 8080                      can a server start here?\n" +
 			"  porthole check 127.0.0.1:8080 --reuseaddr\n" +
 			"  porthole check 53/udp --netns blue\n" +
 			"  porthole check db.example.com 5432       is it reachable, and from which port?",
 		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) != 1 && len(args) != 2 {
+			if len(args) == 0 {
 				return usagef("want a port, as 8080 or 53/udp, or a host and a port; see %s --help", cmd.CommandPath())
 			}
 			return nil
 		},
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 2 {
-				for _, name := range []string{"addr", "reuseaddr"} {
-					if cmd.Flags().Changed(name) {
-						return usagef("--%s: not with a host: it is about bind()", name)
-					}
+			host, words := hostAndPorts(args)
+			if host == "" {
+				if cmd.Flags().Changed("timeout") {
+					return usagef("--timeout: only with a host: nothing is waited for without one")
 				}
-				return checkConnect(cmd.Context(), e, &o, args[0], args[1])
+				return checkBind(cmd.Context(), e, &o, words)
 			}
-			if cmd.Flags().Changed("timeout") {
-				return usagef("--timeout: only with a host: nothing is waited for without one")
+			for _, name := range []string{"addr", "reuseaddr"} {
+				if cmd.Flags().Changed(name) {
+					return usagef("--%s: not with a host: it is about bind()", name)
+				}
 			}
-			return checkBind(cmd.Context(), e, &o, args[0])
+			connected := true
+			for _, word := range words {
+				is, err := checkConnect(cmd.Context(), e, &o, host, word)
+				if err != nil {
+					return err
+				}
+				connected = connected && is
+			}
+			if !connected {
+				return errNo
+			}
+			return nil
 		},
 	}
 	flags := cmd.Flags()
@@ -75,8 +86,27 @@ func newCheck(e *env) *cobra.Command {
 	flags.StringVar(&o.netns, "netns", "", "network namespace: host, a name of /run/netns, or an inode number; without, this one")
 	flags.DurationVar(&o.timeout, "timeout", 5*time.Second, "with a host: how long to wait for each address")
 	flags.BoolVar(&o.jsonRows, "json", false, "one JSON object, or with a host one a line for each address")
+	complete(cmd, e, &o.agent, "netns")
 	o.agent.add(cmd)
 	return cmd
+}
+
+// hostAndPorts tells a host from the ports of this machine: it stands before its ports, or is part of a
+// URL or of HOST:PORT, where no address of this machine can be meant.
+func hostAndPorts(args []string) (host string, words []string) {
+	ends, err := query.ParseEndsWord(args[0])
+	isURL := strings.Contains(args[0], "://")
+	switch {
+	case err == nil && len(args) == 1 && (isURL || ends.Host != ""):
+		host = ends.Host
+		if ends.Addr.IsValid() {
+			host = ends.Addr.WithZone(ends.Device).String()
+		}
+		return cmp.Or(host, "localhost"), []string{strconv.Itoa(int(ends.Port)) + "/" + ends.Protos[0].String()}
+	case len(args) == 1, err == nil && !isURL && (strings.ContainsAny(args[0], ":/") || args[0][0] >= '0' && args[0][0] <= '9'):
+		return "", args
+	}
+	return args[0], args[1:]
 }
 
 // space is a network namespace that a command is about.
@@ -113,32 +143,20 @@ func (s space) close() {
 	}
 }
 
-// socketRows are the sockets that filters let pass.
-func socketRows(ctx context.Context, e *env, src source.Source, values query.Values) ([]render.Socket, error) {
+// socketRows are the sockets that filters let pass, and what of these can match nothing.
+func socketRows(ctx context.Context, e *env, src source.Source, values query.Values) (rows []render.Socket, note string, err error) {
 	q, err := query.ParseSockets(values)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	answer, err := src.Sockets(ctx, q)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	defer answer.Close()
 	tellUnfinished(e, answer.Unfinished())
-	var text bytes.Buffer
-	if err := answer.JSON(&text); err != nil {
-		return nil, err
-	}
-	rows := []render.Socket{}
-	for dec := json.NewDecoder(&text); ; {
-		var row render.Socket
-		if err := dec.Decode(&row); errors.Is(err, io.EOF) {
-			return rows, nil
-		} else if err != nil {
-			return nil, fmt.Errorf("read sockets: %w", err)
-		}
-		rows = append(rows, row)
-	}
+	rows, err = answer.Rows()
+	return rows, answer.Note(), err
 }
 
 // bindAnswer is what check says of a bind(), in JSON.
@@ -194,17 +212,42 @@ func addAddr(end *query.End, word, given string) error {
 	return nil
 }
 
+// maxChecked is how many ports can be asked about at once.
+const maxChecked = 1000
+
+// bindEnds are the ports of some words, each with its address.
+func (o *checkOptions) bindEnds(words []string) ([]query.End, error) {
+	var all []query.End
+	for _, word := range words {
+		ends, err := query.ParseEndsWord(word)
+		if err == nil {
+			err = ends.NoHost(word)
+		}
+		if err != nil {
+			return nil, err
+		}
+		if err := addAddr(&ends.End, word, o.addr); err != nil {
+			return nil, err
+		}
+		if tracer.IsScoped(ends.Addr) && ends.Device == "" {
+			return nil, usagef("%s: want the device of a link-local address too, as fe80::1%%eth0", ends.Addr)
+		}
+		for port := int(ends.Port); port <= int(ends.Last); port++ {
+			ends.End.Port = uint16(port)
+			all = append(all, ends.End)
+		}
+	}
+	if len(all) > maxChecked {
+		return nil, usagef("%d ports: want at most %d", len(all), maxChecked)
+	}
+	return all, nil
+}
+
 // checkBind says whether bind() would succeed.
-func checkBind(ctx context.Context, e *env, o *checkOptions, word string) error {
-	end, err := query.ParseEndWord(word)
+func checkBind(ctx context.Context, e *env, o *checkOptions, words []string) error {
+	ends, err := o.bindEnds(words)
 	if err != nil {
 		return err
-	}
-	if err := addAddr(&end, word, o.addr); err != nil {
-		return err
-	}
-	if tracer.IsScoped(end.Addr) && end.Device == "" {
-		return usagef("%s: want the device of a link-local address too, as fe80::1%%eth0", end.Addr)
 	}
 	where, err := openSpace(o.netns)
 	if err != nil {
@@ -215,25 +258,40 @@ func checkBind(ctx context.Context, e *env, o *checkOptions, word string) error 
 	if err != nil {
 		return err
 	}
-	a, err := answerBind(ctx, e, o, src, where, end)
+	values := query.Values{"netns": {strconv.FormatUint(uint64(where.inode), 10)}}
+	for i := range ends {
+		values["lport"] = append(values["lport"], strconv.Itoa(int(ends[i].Port)))
+	}
+	rows, _, err := socketRows(ctx, e, src, values)
 	if err != nil {
 		return err
 	}
 	tellView(e, src.PartialView())
 	tellPIDs(e.stderr)
-	if o.jsonRows {
-		err = render.WriteJSON(e.stdout, a)
-	} else {
-		err = a.text(e)
+	all := true
+	for i := range ends {
+		a, err := answerBind(ctx, o, rows, where, ends[i])
+		if err != nil {
+			return err
+		}
+		if o.jsonRows {
+			err = render.WriteJSON(e.stdout, a)
+		} else {
+			err = a.text(e)
+		}
+		if err != nil {
+			return err
+		}
+		all = all && a.OK
 	}
-	if err == nil && !a.OK {
+	if !all {
 		return errNo
 	}
-	return err
+	return nil
 }
 
-// answerBind asks the kernel's settings first, then for the sockets.
-func answerBind(ctx context.Context, e *env, o *checkOptions, src source.Source, where space, end query.End) (*bindAnswer, error) {
+// answerBind asks for the kernel's settings, and compares with the sockets there are.
+func answerBind(ctx context.Context, o *checkOptions, rows []render.Socket, where space, end query.End) (*bindAnswer, error) {
 	call := check.Bind{Proto: end.Protos[0], Local: netip.AddrPortFrom(end.Addr, end.Port), Device: end.Device, ReuseAddr: o.reuseAddr}
 	any := !end.Addr.IsValid()
 	if any {
@@ -260,12 +318,6 @@ func answerBind(ctx context.Context, e *env, o *checkOptions, src source.Source,
 		Privileged: end.Port < settings.Privileged, InEphemeralRange: settings.Pool.Has(end.Port), RangeLow: settings.Pool.Low,
 		RangeHigh: settings.Pool.High, Reserved: settings.Pool.Reserved(end.Port), settings: settings,
 		device: call.Device,
-	}
-	rows, err := socketRows(ctx, e, src, query.Values{
-		"netns": {strconv.FormatUint(uint64(where.inode), 10)}, "lport": {strconv.Itoa(int(end.Port))}, "proto": {a.Proto},
-	})
-	if err != nil {
-		return nil, err
 	}
 	a.InTheWay = call.InTheWay(rows)
 	errno := call.Errno(settings, capable)
@@ -389,35 +441,34 @@ type connectAnswer struct {
 	errno unix.Errno
 }
 
-// checkConnect connects to every address of a host.
-func checkConnect(ctx context.Context, e *env, o *checkOptions, host, word string) error {
+// checkConnect connects to every address of a host, and tells whether any connection succeeded.
+func checkConnect(ctx context.Context, e *env, o *checkOptions, host, word string) (connected bool, err error) {
 	end, err := query.ParseEndWord(word)
 	if err != nil {
-		return err
+		return false, err
 	}
-	if end.Addr.IsValid() {
-		return usagef("%q: want a port, for %s is the host", word, host)
+	if end.Addr.IsValid() || end.Host != "" {
+		return false, usagef("%q: want a port, for %s is the host", word, host)
 	}
 	if end.Protos[0] != tracer.TCP {
-		return usagef("%q: want a TCP port: a UDP socket is connected without asking the other side", word)
+		return false, usagef("%q: want a TCP port: a UDP socket is connected without asking the other side", word)
 	}
 	if o.timeout <= 0 {
-		return usagef("--timeout: %v: want a positive time", o.timeout)
+		return false, usagef("--timeout: %v: want a positive time", o.timeout)
 	}
 	where, err := openSpace(o.netns)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer where.close()
 	addrs, err := addressesOf(ctx, o, host)
 	if err != nil {
-		return err
+		return false, err
 	}
-	connected := false
 	for _, addr := range addrs {
 		a := &connectAnswer{Host: host, RemoteIP: addr, RemotePort: end.Port}
 		if err := where.in(func() error { return a.connect(ctx, o.timeout) }); err != nil {
-			return err
+			return false, err
 		}
 		if !a.OK {
 			a.explain(ctx, e, o, where)
@@ -429,13 +480,10 @@ func checkConnect(ctx context.Context, e *env, o *checkOptions, host, word strin
 			err = a.text(e, o.timeout)
 		}
 		if err != nil {
-			return err
+			return false, err
 		}
 	}
-	if !connected {
-		return errNo
-	}
-	return nil
+	return connected, nil
 }
 
 // addressesOf looks a host up.
@@ -524,7 +572,7 @@ func (a *connectAnswer) explain(ctx context.Context, e *env, o *checkOptions, wh
 			}
 		}
 	} else {
-		a.Listeners, err = socketRows(ctx, e, src, query.Values{
+		a.Listeners, _, err = socketRows(ctx, e, src, query.Values{
 			"netns": netns, "lport": {strconv.Itoa(int(a.RemotePort))}, "proto": {"tcp"}, "state": {tracer.StateListen.String()},
 		})
 	}

@@ -139,7 +139,7 @@ func listeningNow(ctx context.Context, e *env, o *diffOptions) (map[listening]bo
 		return nil, err
 	}
 	tellView(e, src.PartialView())
-	rows, err := socketRows(ctx, e, src, query.Values{"listening": {"true"}})
+	rows, _, err := socketRows(ctx, e, src, query.Values{"listening": {"true"}})
 	return listeningOf(rows), err
 }
 

@@ -11,16 +11,14 @@ import (
 )
 
 // addFilters declares the filters of a kind as flags.
-func addFilters(cmd *cobra.Command, kind query.Kind) {
+func addFilters(cmd *cobra.Command, e *env, o *agentOptions, kind query.Kind) {
 	for _, p := range query.Params(kind) {
 		if p.Bool {
 			cmd.Flags().BoolP(p.Name, p.Short, false, p.Usage)
 		} else {
 			cmd.Flags().StringSliceP(p.Name, p.Short, nil, p.Usage)
 		}
-		if name := nameOf(p.Name); name != nil {
-			_ = cmd.RegisterFlagCompletionFunc(p.Name, completeNames(name))
-		}
+		complete(cmd, e, o, p.Name)
 		if p.Accepts != nil {
 			_ = cmd.RegisterFlagCompletionFunc(p.Name, // fails only for a flag that does not exist
 				cobra.FixedCompletions(p.Accepts, cobra.ShellCompDirectiveNoFileComp))
@@ -39,22 +37,6 @@ func nameOf(filter string) func(identity.Cgroup) string {
 		return identity.Cgroup.PodName
 	}
 	return nil
-}
-
-// completeNames completes the names of what runs here, as far as who completes may know them.
-func completeNames(name func(identity.Cgroup) string) cobra.CompletionFunc {
-	return func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
-		names := identity.Load(nil)
-		defer names.Cgroups.Close()
-		var all []string
-		for _, c := range names.Cgroups.Running() {
-			if s := name(c); s != "" && identity.Safe(s) == s {
-				all = append(all, s)
-			}
-		}
-		slices.Sort(all)
-		return slices.Compact(all), cobra.ShellCompDirectiveNoFileComp
-	}
 }
 
 // filterValues are the filters as typed.

@@ -41,7 +41,7 @@ func newHeadroom(e *env) *cobra.Command {
 	flags.StringVar(&o.from, "from", "", "with --to: from this local address, not the one that the route has")
 	flags.IntVar(&o.top, "top", 20, "lines to show of each network namespace; 0: all")
 	flags.BoolVar(&o.jsonRows, "json", false, "one JSON object a line")
-	addFilters(cmd, query.OfHeadroom)
+	addFilters(cmd, e, &o.agent, query.OfHeadroom)
 	o.agent.add(cmd)
 	return cmd
 }

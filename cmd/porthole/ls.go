@@ -1,6 +1,10 @@
 package main
 
 import (
+	"bytes"
+	"fmt"
+	"io"
+
 	"github.com/spf13/cobra"
 
 	"github.com/porthole-dev/porthole/internal/query"
@@ -8,36 +12,53 @@ import (
 
 type lsOptions struct {
 	agent    agentOptions
+	tree     treeOption
 	jsonRows bool
+	noHeader bool
 }
 
 func newLs(e *env) *cobra.Command {
 	var o lsOptions
 	cmd := &cobra.Command{
-		Use:   "ls",
+		Use:   "ls [PORT...]",
 		Short: "List every socket with a port, and the processes that hold it",
 		Long: "List every socket with a port, in every network namespace, and the processes\n" +
-			"that hold it. Filters can be repeated or comma-separated; all must match.",
+			"that hold it. With a PORT, as 8080, 80-90, http, 127.0.0.1:8080 or 53/udp, only\n" +
+			"those that have one of these ends on either side. Filters can be repeated or\n" +
+			"comma-separated; all must match. Most spellings of ss, netstat and lsof work too,\n" +
+			"as -tlnp, -i :8080, -u USER, 'sport = :80' and state listening.",
 		Example: "  porthole ls -tulpn              what listens, as ss -tulpn\n" +
+			"  porthole ls :8080               as lsof -i :8080\n" +
 			"  porthole ls --exposed           what others can reach, but for a firewall\n" +
+			"  porthole ls --exposed --since 1h\n" +
 			"  porthole ls -t --state TIME-WAIT\n" +
 			"  porthole ls --lport 8080 --json",
-		Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return ls(cmd, e, &o) },
+		Args:              cobra.ArbitraryArgs,
+		ValidArgsFunction: completePorts(e, &o.agent),
+		RunE:              func(cmd *cobra.Command, args []string) error { return ls(cmd, e, &o, args) },
 	}
 	flags := cmd.Flags()
 	flags.BoolP("all", "a", false, "accepted as in ss: all sockets are shown anyway")
 	flags.BoolP("numeric", "n", false, "accepted as in ss: numbers are shown anyway")
 	flags.BoolP("processes", "p", false, "accepted as in ss: processes are shown anyway")
 	flags.BoolVar(&o.jsonRows, "json", false, "one JSON object a line")
-	addFilters(cmd, query.OfSockets)
+	flags.BoolVar(&o.noHeader, "no-header", false, "leave out the line of headings")
+	addFilters(cmd, e, &o.agent, query.OfSockets)
+	o.tree.add(cmd)
+	complete(cmd, e, &o.agent, "tree")
 	o.agent.add(cmd)
 	return cmd
 }
 
-func ls(cmd *cobra.Command, e *env, o *lsOptions) error {
+func ls(cmd *cobra.Command, e *env, o *lsOptions, ends []string) error {
 	values, err := filterValues(cmd, query.OfSockets)
 	if err != nil {
+		return err
+	}
+	if err := addEnds(values, ends); err != nil {
+		return err
+	}
+	if err := o.tree.narrow(values); err != nil {
 		return err
 	}
 	q, err := query.ParseSockets(values)
@@ -57,5 +78,49 @@ func ls(cmd *cobra.Command, e *env, o *lsOptions) error {
 	tellNote(e, answer.Note())
 	tellView(e, src.PartialView())
 	tellPIDs(e.stderr)
-	return writeAll(e, o.jsonRows, answer)
+	if o.noHeader && !o.jsonRows {
+		bodyOf := *e
+		bodyOf.stdout = &withoutHeading{to: e.stdout}
+		e = &bodyOf
+	}
+	if err := writeAll(e, o.jsonRows, answer); err != nil {
+		return err
+	}
+	if n := answer.Undated(); n > 0 {
+		fmt.Fprintf(e.stderr, "porthole: %d more sockets match, but when they took their port is not known: an agent knows it of those that it saw taking one\n", n)
+	}
+	return nil
+}
+
+// addEnds makes arguments values of the filter of ends.
+func addEnds(values query.Values, words []string) error {
+	for _, word := range words {
+		ends, err := query.ParseEndsWord(word)
+		if err == nil {
+			err = ends.NoHost(word)
+		}
+		if err != nil {
+			return err
+		}
+		values["end"] = append(values["end"], word)
+	}
+	return nil
+}
+
+// withoutHeading leaves the first line out.
+type withoutHeading struct {
+	to   io.Writer
+	over bool // the line
+}
+
+// Write implements io.Writer.
+func (w *withoutHeading) Write(b []byte) (int, error) {
+	rest := b
+	if !w.over {
+		if _, rest, w.over = bytes.Cut(b, []byte{'\n'}); !w.over {
+			return len(b), nil
+		}
+	}
+	n, err := w.to.Write(rest)
+	return len(b) - len(rest) + n, err
 }

@@ -72,8 +72,11 @@ func runAlone(e *env, args []string) int {
 // run executes one command line and returns the exit code.
 func run(ctx context.Context, e *env, args []string) int {
 	root := newRoot(e)
-	root.SetArgs(args)
-	err := root.ExecuteContext(ctx)
+	args, err := translate(e, root, args)
+	if err == nil {
+		root.SetArgs(args)
+		err = root.ExecuteContext(ctx)
+	}
 	var usage usageError
 	var wrong *query.Wrong
 	var exit exitError
@@ -101,6 +104,22 @@ func run(ctx context.Context, e *env, args []string) int {
 		fmt.Fprintf(e.stderr, "  %s\n", hint)
 	}
 	return exitCant
+}
+
+// translate says in words of ours what was typed by habit from other tools.
+func translate(e *env, root *cobra.Command, args []string) ([]string, error) {
+	if len(args) == 0 || args[0] != "ls" {
+		return args, nil
+	}
+	ls, _, err := root.Find([]string{"ls"})
+	if err != nil {
+		return nil, err
+	}
+	words, note, err := fromHabit(ls, args[1:])
+	if err == nil {
+		tellNote(e, note)
+	}
+	return append([]string{"ls"}, words...), err
 }
 
 // safeLines is the text of an error, whatever names it has, as a terminal may show it.
@@ -171,6 +190,20 @@ func newRoot(e *env) *cobra.Command {
 
 // meantCommand asks whether another command was meant.
 func meantCommand(root *cobra.Command, word string) string {
+	if meant := map[string]string{
+		"ss": "ls", "netstat": "ls", "lsof": "ls", "list": "ls", "show": "ls", "ps": "ls", "sockets": "ls",
+		"fuser": "who", "port": "who", "whois": "who", "kill": "who", "history": "who",
+		"watch": "tail", "follow": "tail", "monitor": "tail", "events": "tail", "trace": "tail", "log": "tail", "logs": "tail",
+		"nc": "check", "ping": "check", "probe": "check", "connect": "check", "bind": "check", "test": "check",
+		"exec": "run", "daemon": "agent", "serve": "agent", "status": "doctor", "compare": "diff",
+	}[strings.ToLower(word)]; meant != "" {
+		if c, _, err := root.Find([]string{meant}); err == nil && c != root {
+			return fmt.Sprintf("; did you mean %s?", meant)
+		}
+	}
+	if _, err := query.ParseEndsWord(word); err == nil && strings.ContainsAny(word, "0123456789:/") {
+		return fmt.Sprintf("; did you mean who %s?", identity.Safe(word))
+	}
 	var names []string
 	for _, cmd := range root.Commands() {
 		names = append(names, cmd.Name())
@@ -188,6 +221,8 @@ func flagError(cmd *cobra.Command, err error) error {
 			var flags []string
 			cmd.Flags().VisitAll(func(f *pflag.Flag) { flags = append(flags, "--"+f.Name) })
 			meant = query.Meant("--"+unknown.GetSpecifiedName(), flags)
+		} else if unknown != nil && !cmd.HasParent() {
+			meant = fmt.Sprintf("; did you mean ls -%s?", identity.Safe(unknown.GetSpecifiedShortnames()))
 		}
 		return usagef("%s%s; see %s --help", identity.Safe(err.Error()), meant, cmd.CommandPath())
 	}

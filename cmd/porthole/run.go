@@ -345,7 +345,7 @@ func fromTerminal(sig os.Signal) bool {
 // a moment to do so.
 func (f *family) leaks(ctx context.Context, e *env, src source.Source) ([]usedPort, error) {
 	for last := time.Now().Add(drainFor); ; {
-		rows, err := socketRows(ctx, e, src, query.Values{"listening": {"true"}})
+		rows, _, err := socketRows(ctx, e, src, query.Values{"listening": {"true"}})
 		if err != nil {
 			return nil, err
 		}

@@ -35,16 +35,18 @@ type tailOptions struct {
 func newTail(e *env) *cobra.Command {
 	var o tailOptions
 	cmd := &cobra.Command{
-		Use:   "tail",
+		Use:   "tail [PORT...]",
 		Short: "Follow binds, listens, connects, accepts and closes as they happen",
 		Long: "Follow binds, listens, connects, accepts and closes as they happen, in every\n" +
-			"network namespace. Filters can be repeated or comma-separated; all must match.\n" +
+			"network namespace. With a PORT, as 8080, 80-90 or 127.0.0.1:8080, only those with\n" +
+			"one of these ends. Filters can be repeated or comma-separated; all must match.\n" +
 			"Stop it with Ctrl-C. Exits with 1 when it ends before --count events.",
 		Example: "  porthole tail\n" +
 			"  porthole tail --event bind --port 8080\n" +
 			"  porthole tail --comm nginx --json --duration 10s",
-		Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return tail(cmd, e, &o) },
+		Args:              cobra.ArbitraryArgs,
+		ValidArgsFunction: completePorts(e, &o.agent),
+		RunE:              func(cmd *cobra.Command, args []string) error { return tail(cmd, e, &o, args) },
 	}
 	flags := cmd.Flags()
 	flags.DurationVar(&o.duration, "duration", 0, "stop after this time, as 90s or 5m")
@@ -53,15 +55,18 @@ func newTail(e *env) *cobra.Command {
 	flags.BoolVarP(&o.verbose, "verbose", "v", false, "also TCP handshakes that ended well (established)")
 	flags.BoolVar(&o.sockets, "sockets", false, "first the sockets there are, as ls; then events, without a gap or a double")
 	o.hooks.add(cmd)
-	addFilters(cmd, query.OfEvents)
+	addFilters(cmd, e, &o.agent, query.OfEvents)
 	o.agent.add(cmd)
 	return cmd
 }
 
 // tail follows events by hooks of its own, or the agent's.
-func tail(cmd *cobra.Command, e *env, o *tailOptions) error {
+func tail(cmd *cobra.Command, e *env, o *tailOptions, ends []string) error {
 	values, err := filterValues(cmd, query.OfEvents)
 	if err != nil {
+		return err
+	}
+	if err := addEnds(values, ends); err != nil {
 		return err
 	}
 	if o.verbose {

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -21,6 +23,7 @@ import (
 
 type waitOptions struct {
 	agent         agentOptions
+	tree          treeOption
 	free          bool
 	addr, netns   string
 	timeout       time.Duration
@@ -33,24 +36,25 @@ func waitFilters() []string { return []string{"comm", "pid", "unit", "container"
 func newWait(e *env) *cobra.Command {
 	var o waitOptions
 	cmd := &cobra.Command{
-		Use:   "wait PORT[/tcp|/udp]",
+		Use:   "wait PORT[/tcp|/udp]...",
 		Short: "Wait until somebody listens on a port, or nobody does",
 		Long: "Wait until a process listens on a port, TCP unless /udp is given, or with --free until\n" +
-			"none does. It is told by the kernel or the agent as it happens; it makes no\n" +
+			"none does; of several ports on all of them. It is told by the kernel or the agent as it happens; it makes no\n" +
 			"connection, so the server sees nothing of it, and returns at once where it is so\n" +
-			"already. With --comm, --pid, --unit, --container and --pod only that process counts.\n" +
+			"already. With --comm, --pid, --tree, --unit, --container and --pod only that process\n" +
+			"counts.\n" +
 			"Exits with 1 when the time is over, and says who has the port instead.",
 		Example: "  porthole wait 5432                        before the tests begin\n" +
 			"  porthole wait 8080 --comm nginx --timeout 10s\n" +
 			"  porthole wait 8080 --free -q && ./server",
 		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) != 1 {
-				return usagef("want one port, as 8080 or 53/udp; see %s --help", cmd.CommandPath())
+			if len(args) == 0 {
+				return usagef("want a port, as 8080 or 53/udp; see %s --help", cmd.CommandPath())
 			}
 			return nil
 		},
 		ValidArgsFunction: cobra.NoFileCompletions,
-		RunE:              func(cmd *cobra.Command, args []string) error { return runWait(cmd, e, &o, args[0]) },
+		RunE:              func(cmd *cobra.Command, args []string) error { return runWait(cmd, e, &o, args) },
 	}
 	flags := cmd.Flags()
 	flags.BoolVar(&o.free, "free", false, "wait until nobody listens")
@@ -58,17 +62,16 @@ func newWait(e *env) *cobra.Command {
 	flags.StringVar(&o.netns, "netns", "", "network namespace: host, a name of /run/netns, or an inode number; without, this one")
 	flags.DurationVar(&o.timeout, "timeout", 30*time.Second, "how long to wait, as 90s or 5m; 0: look once")
 	flags.BoolVarP(&o.quiet, "quiet", "q", false, "write nothing")
-	flags.BoolVar(&o.asJSON, "json", false, "one JSON object")
+	flags.BoolVar(&o.asJSON, "json", false, "one JSON object a line, for each port")
+	o.tree.add(cmd)
 	for _, p := range query.Params(query.OfSockets) {
 		for _, name := range waitFilters() {
 			if p.Name == name {
 				flags.StringSlice(name, nil, p.Usage)
-				if running := nameOf(name); running != nil {
-					_ = cmd.RegisterFlagCompletionFunc(name, completeNames(running))
-				}
 			}
 		}
 	}
+	complete(cmd, e, &o.agent, append(waitFilters(), "tree", "netns")...)
 	o.agent.add(cmd)
 	return cmd
 }
@@ -84,27 +87,25 @@ type waitAnswer struct {
 	Sockets   []render.Socket `json:"sockets"`
 }
 
-// waiter waits for a port.
+// waiter waits for ports.
 type waiter struct {
-	e     *env
-	o     *waitOptions
-	src   source.Source
-	end   query.End    // whose address, if there is one, and device count
-	port  query.Values // sockets on the port, whoever has them
-	whose query.Values // those that are waited for
-	begin time.Time
-	known []render.Socket // who listened when it was last looked; nil: it never was
+	e      *env
+	o      *waitOptions
+	src    source.Source
+	ends   []query.End  // whose address, if there is one, and device count
+	port   query.Values // sockets on the ports, whoever has them
+	whose  query.Values // those that are waited for
+	begin  time.Time
+	looked bool
+	known  [][]render.Socket // who listened on each port when it was last looked; nil: it never was
 }
 
-func runWait(cmd *cobra.Command, e *env, o *waitOptions, word string) error {
-	end, err := query.ParseEndWord(word)
-	if err != nil {
-		return err
-	}
+func runWait(cmd *cobra.Command, e *env, o *waitOptions, words []string) error {
 	if o.timeout < 0 {
 		return usagef("--timeout: %v: want a positive time, or 0", o.timeout)
 	}
-	if err := addAddr(&end, word, o.addr); err != nil {
+	w := &waiter{e: e, o: o, begin: time.Now()}
+	if err := w.parse(words); err != nil {
 		return err
 	}
 	where, err := openSpace(o.netns)
@@ -112,12 +113,70 @@ func runWait(cmd *cobra.Command, e *env, o *waitOptions, word string) error {
 		return err
 	}
 	defer where.close()
-	if err := where.in(func() error { return needDevice(end.Device) }); err != nil {
+	for i := range w.ends {
+		if err := where.in(func() error { return needDevice(w.ends[i].Device) }); err != nil {
+			return err
+		}
+	}
+	if err := w.filters(cmd, where); err != nil {
 		return err
 	}
-	w := &waiter{e: e, o: o, end: end, begin: time.Now()}
-	proto := end.Protos[0].String()
-	w.port = query.Values{"netns": {strconv.FormatUint(uint64(where.inode), 10)}, "lport": {strconv.Itoa(int(end.Port))}, "proto": {proto}}
+	o.agent.within = o.timeout + answerWithin
+	if w.src, err = openSource(e, &o.agent); err != nil {
+		return err
+	}
+	if !o.quiet {
+		tellView(e, w.src.PartialView())
+	}
+	ok, sockets, err := w.wait(cmd.Context())
+	if err != nil {
+		return err
+	}
+	waited := time.Since(w.begin).Nanoseconds()
+	for i, end := range w.ends {
+		a := &waitAnswer{Free: o.free, Proto: end.Protos[0].String(), LocalPort: end.Port, NetNS: where.inode, WaitedNS: waited, Sockets: []render.Socket{}}
+		a.OK = ok
+		if sockets != nil {
+			a.OK, a.Sockets = w.isSo(w.known[i]), sockets[i]
+			if a.OK { // else it is who has it instead
+				a.Sockets = w.known[i]
+			}
+		}
+		if err := w.tell(a); err != nil {
+			return err
+		}
+	}
+	if !ok {
+		return errNo
+	}
+	return nil
+}
+
+// parse reads the ports.
+func (w *waiter) parse(words []string) error {
+	for _, word := range words {
+		end, err := query.ParseEndWord(word)
+		if err == nil {
+			err = end.NoHost(word)
+		}
+		if err != nil {
+			return err
+		}
+		if err := addAddr(&end, word, w.o.addr); err != nil {
+			return err
+		}
+		w.ends = append(w.ends, end)
+	}
+	return nil
+}
+
+// filters makes questions of what is waited for.
+func (w *waiter) filters(cmd *cobra.Command, where space) (err error) {
+	w.port = query.Values{"netns": {strconv.FormatUint(uint64(where.inode), 10)}}
+	for _, end := range w.ends {
+		w.port["lport"] = append(w.port["lport"], strconv.Itoa(int(end.Port)))
+		w.port["proto"] = append(w.port["proto"], end.Protos[0].String())
+	}
 	w.whose = query.Values{"listening": {"true"}}
 	for name, given := range w.port {
 		w.whose[name] = given
@@ -129,25 +188,12 @@ func runWait(cmd *cobra.Command, e *env, o *waitOptions, word string) error {
 			}
 		}
 	}
-	if _, err := query.ParseSockets(w.whose); err != nil {
+	values := maps.Clone(w.whose)
+	if err := w.o.tree.narrow(values); err != nil {
 		return err
 	}
-	o.agent.within = o.timeout + answerWithin
-	if w.src, err = openSource(e, &o.agent); err != nil {
-		return err
-	}
-	a := &waitAnswer{Free: o.free, Proto: proto, LocalPort: end.Port, NetNS: where.inode}
-	if a.OK, a.Sockets, err = w.wait(cmd.Context()); err != nil {
-		return err
-	}
-	a.WaitedNS = time.Since(w.begin).Nanoseconds()
-	if err := w.tell(a); err != nil {
-		return err
-	}
-	if !a.OK {
-		return errNo
-	}
-	return nil
+	_, err = query.ParseSockets(values)
+	return err
 }
 
 // answerWithin is how long after its time a wait may end: it looks a last time then.
@@ -156,34 +202,59 @@ const answerWithin = time.Second
 // lookWithin is how long it may take to look once.
 const lookWithin = 5 * time.Second
 
-// look tells whether it is so, and who listens.
-func (w *waiter) look(ctx context.Context) (bool, []render.Socket, error) {
-	rows, err := socketRows(ctx, w.e, w.src, w.whose)
+// look tells whether it is so, and who listens on each port.
+func (w *waiter) look(ctx context.Context) (bool, [][]render.Socket, error) {
+	whose := maps.Clone(w.whose)
+	var rows []render.Socket
+	var note string
+	err := w.o.tree.narrow(whose)
+	if err == nil {
+		rows, note, err = socketRows(ctx, w.e, w.src, whose)
+	} else if errors.Is(err, errTreeGone) { // so nobody of them listens
+		err = nil
+	}
 	if err != nil {
 		return false, nil, err
 	}
-	listeners := []render.Socket{}
-	for _, row := range rows {
-		if w.takes(&row) {
-			listeners = append(listeners, row)
+	w.known = w.byPort(rows, w.takes)
+	so := !slices.ContainsFunc(w.known, func(listeners []render.Socket) bool { return !w.isSo(listeners) })
+	if !so && !w.looked && !w.o.quiet {
+		tellNote(w.e, note)
+	}
+	w.looked = true
+	return so, w.known, nil
+}
+
+// isSo tells whether a port is as it is waited for.
+func (w *waiter) isSo(listeners []render.Socket) bool { return (len(listeners) > 0) != w.o.free }
+
+// byPort are the rows of each port that pass.
+func (w *waiter) byPort(rows []render.Socket, pass func(end *query.End, row *render.Socket) bool) [][]render.Socket {
+	all := make([][]render.Socket, len(w.ends))
+	for i := range w.ends {
+		end := &w.ends[i]
+		all[i] = []render.Socket{}
+		for j := range rows {
+			if row := &rows[j]; row.LocalPort == end.Port && row.Proto == end.Protos[0].String() && pass(end, row) {
+				all[i] = append(all[i], *row)
+			}
 		}
 	}
-	w.known = listeners
-	return (len(listeners) > 0) != w.o.free, listeners, nil
+	return all
 }
 
 // takes tells whether a listener takes what is sent to the address, through the device if one is
 // given. One that is bound to a device takes of the loopback addresses, and of all addresses at
 // once, only what that device brings.
-func (w *waiter) takes(row *render.Socket) bool {
-	its, addr := row.LocalIP.WithZone("").Unmap(), w.end.Addr
+func (w *waiter) takes(end *query.End, row *render.Socket) bool {
+	its, addr := row.LocalIP.WithZone("").Unmap(), end.Addr
 	if !addr.IsValid() {
 		return true
 	}
 	if row.Device != "" || row.Index != 0 {
 		switch {
-		case w.end.Device != "":
-			if row.Device != w.end.Device {
+		case end.Device != "":
+			if row.Device != end.Device {
 				return false
 			}
 		case addr.IsUnspecified(), addr.IsLoopback() && row.Device != "lo":
@@ -205,7 +276,7 @@ func lookAgain() []time.Duration {
 // wait looks, and then looks whenever something has happened on the port, until it is so or the
 // time is over. The sockets are then those that listen, or that have the port instead. Who is asked
 // and does not answer makes it no longer than answerWithin: then it is as when last looked.
-func (w *waiter) wait(ctx context.Context) (ok bool, sockets []render.Socket, err error) {
+func (w *waiter) wait(ctx context.Context) (ok bool, sockets [][]render.Socket, err error) {
 	over := w.begin.Add(w.o.timeout)
 	last := over.Add(answerWithin)
 	if w.o.timeout == 0 {
@@ -227,7 +298,9 @@ func (w *waiter) wait(ctx context.Context) (ok bool, sockets []render.Socket, er
 		ok, sockets, err = w.look(limited)
 	}
 	if err == nil && !ok && !w.o.free {
-		sockets, err = socketRows(limited, w.e, w.src, w.port)
+		var rows []render.Socket
+		rows, _, err = socketRows(limited, w.e, w.src, w.port)
+		sockets = w.byPort(rows, func(*query.End, *render.Socket) bool { return true })
 	}
 	if err != nil && ctx.Err() == nil && limited.Err() != nil {
 		fmt.Fprintf(w.e.stderr, "porthole: not looked at the end: %v\n", err)
@@ -237,7 +310,7 @@ func (w *waiter) wait(ctx context.Context) (ok bool, sockets []render.Socket, er
 }
 
 // follow waits for events; the error wraps that of ctx once it has ended.
-func (w *waiter) follow(ctx context.Context) (ok bool, sockets []render.Socket, err error) {
+func (w *waiter) follow(ctx context.Context) (ok bool, sockets [][]render.Socket, err error) {
 	values := query.Values{"event": {tracer.EventBind.String(), tracer.EventListen.String(), tracer.EventClose.String()}}
 	for name, given := range w.port {
 		values[name] = given
@@ -317,7 +390,7 @@ func (w *waiter) tell(a *waitAnswer) error {
 		what = "nobody listens"
 	}
 	waited := time.Duration(a.WaitedNS).Round(time.Millisecond)
-	some := len(w.whose) > len(w.port)+1
+	some := len(w.whose) > len(w.port)+1 || len(w.o.tree.pids) > 0
 	if w.o.free && some {
 		what = "nobody of those asked for listens"
 	}

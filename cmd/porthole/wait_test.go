@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/porthole-dev/porthole/internal/api"
+	"github.com/porthole-dev/porthole/internal/query"
 	"github.com/porthole-dev/porthole/internal/render"
 	"github.com/porthole-dev/porthole/internal/testutil"
 )
@@ -68,11 +69,12 @@ func TestWaitTakes(t *testing.T) {
 		{"192.0.2.1", "192.0.2.1", "d0", false, true}, {"192.0.2.1", "192.0.2.2", "", false, false}, {"fe80::1%d0", "fe80::1", "d1", false, false},
 	} {
 		var w waiter
-		if err := addAddr(&w.end, "80", c.addr); err != nil {
+		var end query.End
+		if err := addAddr(&end, "80", c.addr); err != nil {
 			t.Fatal(err)
 		}
 		row := render.Socket{LocalIP: netip.MustParseAddr(c.local), Device: c.device, V6Only: c.v6Only}
-		if got := w.takes(&row); got != c.want {
+		if got := w.takes(&end, &row); got != c.want {
 			t.Errorf("%+v: %t", c, got)
 		}
 	}

@@ -4,82 +4,154 @@ import (
 	"bufio"
 	"cmp"
 	"context"
+	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/spf13/cobra"
 
 	"github.com/porthole-dev/porthole/internal/query"
 	"github.com/porthole-dev/porthole/internal/render"
+	"github.com/porthole-dev/porthole/internal/source"
 )
 
+type whoOptions struct {
+	agent    agentOptions
+	hideArgs bool
+	jsonRows bool
+	where    query.Values
+}
+
 func newWho(e *env) *cobra.Command {
-	var jsonRow, hideArgs bool
-	var o agentOptions
+	var o whoOptions
 	cmd := &cobra.Command{
-		Use:   "who PORT[/tcp|/udp]",
+		Use:   "who PORT[/tcp|/udp]...",
 		Short: "Say who has a port",
 		Long: "Say who has a local port, in every network namespace: listeners first, clients\n" +
 			"apart; what runs it and how to stop that; where NAT leads it; and, where an agent\n" +
-			"is asked, who had it before. Exits with 1 when nobody has it, or has it where\n" +
-			"--netns, --container and --pod say.",
-		Example: "  porthole who 8080\n  porthole who 53/udp --json\n  porthole who 8080 --netns host",
+			"is asked, who had it before. Of a range only ports that somebody has are shown.\n" +
+			"Exits with 1 when nobody has any of them, or has one where --netns, --container\n" +
+			"and --pod say.",
+		Example: "  porthole who 8080\n  porthole who 53/udp --json\n  porthole who 8080 --netns host\n" +
+			"  porthole who 80 443 8000-8100",
 		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) != 1 {
-				return usagef("want one port, as 8080 or 53/udp; see %s --help", cmd.CommandPath())
+			if len(args) == 0 {
+				return usagef("want a port, as 8080 or 53/udp; see %s --help", cmd.CommandPath())
 			}
 			return nil
 		},
-		RunE: func(cmd *cobra.Command, args []string) error {
-			q, err := query.ParsePortWord(args[0])
-			if err != nil {
+		ValidArgsFunction: completePorts(e, &o.agent),
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			asked := make([]query.Ends, len(args))
+			for i, word := range args {
+				if asked[i], err = query.ParseEndsWord(word); err != nil {
+					return err
+				}
+			}
+			if o.where, err = filterValues(cmd, query.OfPort); err != nil {
 				return err
 			}
-			values, err := filterValues(cmd, query.OfPort)
-			if err != nil {
+			if err := new(query.Port).Narrow(o.where); err != nil {
 				return err
 			}
-			if err := q.Narrow(values); err != nil {
-				return err
-			}
-			q.NoArgs = hideArgs
-			return who(cmd.Context(), e, &o, q, jsonRow)
+			return runWho(cmd.Context(), e, &o, asked)
 		},
 	}
-	cmd.Flags().BoolVar(&jsonRow, "json", false, "one JSON object")
-	addNoArgs(cmd, &hideArgs)
-	addFilters(cmd, query.OfPort)
-	o.add(cmd)
+	cmd.Flags().BoolVar(&o.jsonRows, "json", false, "one JSON object a line, for each port")
+	addNoArgs(cmd, &o.hideArgs)
+	addFilters(cmd, e, &o.agent, query.OfPort)
+	o.agent.add(cmd)
 	return cmd
 }
 
-func who(ctx context.Context, e *env, o *agentOptions, q query.Port, asJSON bool) error {
-	src, err := openSource(e, o)
+// runWho answers about each port, and of ranges about those that somebody has.
+func runWho(ctx context.Context, e *env, o *whoOptions, asked []query.Ends) error {
+	src, err := openSource(e, &o.agent)
 	if err != nil {
 		return err
 	}
-	if !asJSON {
-		q.Limit = render.MaxShown
-	}
-	answer, err := src.Port(ctx, q)
-	if err != nil {
-		return err
-	}
-	defer answer.Close()
-	tellUnfinished(e, answer.Unfinished())
-	tellNote(e, answer.Note())
-	tellView(e, src.PartialView())
 	out := bufio.NewWriterSize(e.stdout, 1<<16)
-	if asJSON {
+	tellView(e, src.PartialView())
+	if o.jsonRows {
 		tellPIDs(e.stderr)
 	} else {
 		tellPIDs(out)
 	}
-	if err := cmp.Or(write(out, e.style, asJSON, answer), out.Flush()); err != nil {
+	held, first := false, true
+	for _, ends := range asked {
+		ports := []uint16{ends.Port}
+		if ends.Last != ends.Port {
+			if ports, err = heldPorts(ctx, e, src, o, ends); err != nil {
+				return err
+			}
+			if len(ports) == 0 && !o.jsonRows {
+				separate(out, &first)
+				fmt.Fprintf(out, "nothing uses ports %d-%d\n", ends.Port, ends.Last)
+			}
+		}
+		for _, port := range ports {
+			if !o.jsonRows {
+				separate(out, &first)
+			}
+			is, err := whoHas(ctx, e, o, src, query.Port{Number: port, Protos: ends.Protos, Limit: query.Unlimited, NoArgs: o.hideArgs}, out)
+			if err != nil {
+				return err
+			}
+			held = held || is
+		}
+	}
+	if err := out.Flush(); err != nil {
 		return err
 	}
-	if !answer.Held() {
+	if !held {
 		return errNo
 	}
 	return nil
+}
+
+// separate writes an empty line before everything but the first.
+func separate(out *bufio.Writer, first *bool) {
+	if !*first {
+		_ = out.WriteByte('\n') // keeps the error
+	}
+	*first = false
+}
+
+// heldPorts are the ports of a range that somebody has, ascending.
+func heldPorts(ctx context.Context, e *env, src source.Source, o *whoOptions, ends query.Ends) ([]uint16, error) {
+	values := maps.Clone(o.where)
+	values["lport"] = []string{fmt.Sprintf("%d-%d", ends.Port, ends.Last)}
+	for _, proto := range ends.Protos {
+		values["proto"] = append(values["proto"], proto.String())
+	}
+	rows, _, err := socketRows(ctx, e, src, values)
+	var ports []uint16
+	for i := range rows {
+		ports = append(ports, rows[i].LocalPort)
+	}
+	slices.Sort(ports)
+	return slices.Compact(ports), err
+}
+
+// whoHas writes the answer about one port, and tells whether anybody has it.
+func whoHas(ctx context.Context, e *env, o *whoOptions, src source.Source, q query.Port, out *bufio.Writer) (held bool, err error) {
+	if err := q.Narrow(o.where); err != nil {
+		return false, err
+	}
+	if !o.jsonRows {
+		q.Limit = render.MaxShown
+	}
+	answer, err := src.Port(ctx, q)
+	if err != nil {
+		return false, err
+	}
+	defer answer.Close()
+	tellUnfinished(e, answer.Unfinished())
+	tellNote(e, answer.Note())
+	if err := write(out, e.style, o.jsonRows, answer); err != nil {
+		return false, cmp.Or(err, out.Flush())
+	}
+	return answer.Held(), nil
 }
 
 // addNoArgs declares --no-args.

@@ -39,6 +39,10 @@ const UnfinishedHeader = "Porthole-Unfinished"
 // anything.
 const NoteHeader = "Porthole-Note"
 
+// UndatedTrailer follows an answer to since: how many sockets it left out because it is not known when
+// they took their port.
+const UndatedTrailer = "Porthole-Undated"
+
 // note tells who asks what his filters can match nothing of.
 func (a *Server) note(h http.Header, p interface {
 	Note(*identity.Cgroups) string
@@ -227,11 +231,18 @@ func (a *Server) sockets(t *turn, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	q.NameDevices(rows.Devices.Name)
 	some := render.SocketsOfRows(rows, func(s *tracer.Socket) bool { return q.Socket(a.cfg.Names.Cgroups, s) })
 	t.Header().Set("Content-Type", lines)
 	a.note(t.Header(), q)
+	if q.Dated() {
+		t.Header().Set("Trailer", UndatedTrailer)
+	}
 	if err := render.New(a.cfg.Names).SocketsJSON(t, some); err != nil {
 		return sentError{err}
+	}
+	if q.Dated() {
+		t.Header().Set(UndatedTrailer, strconv.Itoa(q.Undated()))
 	}
 	return nil
 }

@@ -50,6 +50,7 @@ func (a *Server) events(w http.ResponseWriter, r *http.Request) error {
 	if err := s.query.Locate(a.cfg.Names.NetNS); err != nil {
 		return err
 	}
+	s.query.NameDevices(a.cfg.Names.Device)
 	if s.kernel, err = a.lost(); err != nil {
 		return err
 	}

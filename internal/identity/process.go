@@ -270,3 +270,27 @@ func splitArgs(b []byte) (args []string, cut bool) {
 	}
 	return strings.Split(string(b), "\x00"), cut
 }
+
+// Children returns the children of each process that this process sees, at about one moment. What ends
+// meanwhile may be in it or not.
+func Children() (map[uint32][]uint32, error) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, err
+	}
+	out := make(map[uint32][]uint32)
+	for _, e := range entries {
+		pid, err := strconv.ParseUint(e.Name(), 10, 32)
+		if err != nil {
+			continue
+		}
+		text, err := os.ReadFile("/proc/" + e.Name() + "/stat")
+		if err != nil {
+			continue // it has ended
+		}
+		if st, err := parseStat(text); err == nil {
+			out[st.ppid] = append(out[st.ppid], uint32(pid))
+		}
+	}
+	return out, nil
+}

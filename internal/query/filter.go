@@ -24,10 +24,11 @@ const (
 	OfPort
 )
 
-// Param is one filter. Its values are those of ParseFilter; a Bool has "true" or none.
+// Param is one filter. Its values are those of ParseFilter; a Bool has "true" or none, and One has
+// one at most.
 type Param struct {
 	Name, Short, Usage string
-	Bool               bool
+	Bool, One          bool
 	Accepts            []string // every value there is, where they can be listed
 	kind               Kind
 }
@@ -40,6 +41,8 @@ func Params(kind Kind) []Param {
 		{Name: "port", Usage: "local or remote port, as 80, 80-90 or http", kind: both},
 		{Name: "lport", Usage: "local port", kind: both},
 		{Name: "rport", Usage: "remote port", kind: all},
+		{Name: "addr", Usage: "local or remote address, as 192.0.2.1, or a network, as 10.0.0.0/8", kind: both},
+		{Name: "end", Usage: "local or remote end, as arguments are: 8080, 127.0.0.1:8080 or 53/udp", kind: both},
 		{Name: "proto", Usage: "tcp or udp", Accepts: names(protos()), kind: all},
 		{Name: "pid", Usage: "process id", kind: all},
 		{Name: "comm", Usage: "process name, its first 15 bytes, as nginx or kworker*", kind: all},
@@ -57,6 +60,7 @@ func Params(kind Kind) []Param {
 		{Name: "listening", Short: "l", Usage: "only TCP listeners and UDP sockets without a peer", Bool: true, kind: OfSockets},
 		{Name: "ipv4", Short: "4", Usage: "only IPv4 addresses", Bool: true, kind: OfSockets},
 		{Name: "ipv6", Short: "6", Usage: "only IPv6 addresses", Bool: true, kind: OfSockets},
+		{Name: "since", Usage: "only sockets that took their port within this time, as 90s, 1h or 7d", One: true, kind: OfSockets},
 		{Name: "exposed", Usage: "only what listens for others than this machine: not on a loopback address or lo; firewalls are not looked at", Bool: true, kind: OfSockets},
 	}
 	return slices.DeleteFunc(params, func(p Param) bool { return p.kind&kind == 0 })
@@ -66,6 +70,8 @@ func Params(kind Kind) []Param {
 // pass.
 type Filter struct {
 	port, lport, rport []uint16
+	ends               []Ends
+	addr               []network
 	proto              []tracer.Proto
 	state              []tracer.State
 	role               []tracer.Role
@@ -77,8 +83,10 @@ type Filter struct {
 	netNS                           []string
 	tcp, udp, listening, ipv4, ipv6 bool
 	exposed                         bool
+	since                           time.Duration // 0: whenever
 
-	wanted  []identity.WantedNetNS // netNS, once located
+	device  func(tracer.DeviceID) string // nil: no names are known
+	wanted  []identity.WantedNetNS       // netNS, once located
 	located time.Time
 }
 
@@ -99,6 +107,12 @@ func ParseFilter(kind Kind, values map[string][]string) (*Filter, error) {
 		comm: parseComm(&p), Places: parsePlaces(&p),
 		tcp: p.isTrue("tcp"), udp: p.isTrue("udp"), listening: p.isTrue("listening"),
 		ipv4: p.isTrue("ipv4"), ipv6: p.isTrue("ipv6"), exposed: p.isTrue("exposed"),
+		ends: each(&p, "end", parseEndFilter), addr: each(&p, "addr", parseNetwork),
+	}
+	if ages := each(&p, "since", parseAge); len(ages) > 1 {
+		p.fail("since", fmt.Errorf("%q: want one", strings.Join(values["since"], ",")))
+	} else if len(ages) == 1 {
+		f.since = ages[0]
 	}
 	sortAll(f.port, f.lport, f.rport)
 	sortAll(f.pid, f.uid)
@@ -169,7 +183,7 @@ func (p *parser) known(params []Param) {
 	}
 	for name, values := range p.values {
 		most := maxValues
-		if name == "unit" || name == "container" || name == "pod" || name == "netns" {
+		if slices.Contains([]string{"unit", "container", "pod", "netns", "addr", "end"}, name) {
 			most = maxCompared
 		}
 		switch {
@@ -224,7 +238,10 @@ func eachPort(p *parser, name string) []uint16 {
 type ports struct{ low, high uint16 }
 
 // parsePorts accepts 80, 80-90 and http.
-func parsePorts(s string) (ports, error) {
+func parsePorts(s string) (ports, error) { return parsePortsOf(s, protos()) }
+
+// parsePortsOf is parsePorts of services of some protocols.
+func parsePortsOf(s string, of []tracer.Proto) (ports, error) {
 	if port, err := parsePort(s); err == nil {
 		return ports{port, port}, nil
 	}
@@ -235,11 +252,10 @@ func parsePorts(s string) (ports, error) {
 			return ports{low, high}, nil
 		}
 	}
-	if port, ok := numberOf(s, false); ok {
-		return ports{port, port}, nil
-	}
-	if port, ok := numberOf(s, true); ok {
-		return ports{port, port}, nil
+	for _, proto := range of {
+		if port, ok := numberOf(s, proto == tracer.UDP); ok {
+			return ports{port, port}, nil
+		}
 	}
 	return ports{}, fmt.Errorf("port %q: want a number from 1 to 65535, a range as 80-90, or a service as http", s)
 }
@@ -360,7 +376,7 @@ func (f *Filter) ports(local, remote uint16) bool {
 func (f *Filter) Event(cgroups *identity.Cgroups, ev *tracer.Event) bool {
 	p := &ev.Process
 	return pass(f.event, ev.Type) && pass(f.proto, ev.Proto) && f.inNetNS(identity.NetNS{Inode: ev.NetNS, Cookie: ev.NetNSCookie}, ev.Time) &&
-		f.ports(ev.Local.Port(), ev.Remote.Port()) &&
+		f.ports(ev.Local.Port(), ev.Remote.Port()) && f.touches(ev.Proto, ev.Local, ev.Remote, ev.DeviceID()) &&
 		(len(f.pid) == 0 || has(f.pid, p.PID)) &&
 		(len(f.uid) == 0 || p.PID != 0 && has(f.uid, p.UID)) &&
 		f.comm.pass(p.Comm) &&
@@ -371,7 +387,7 @@ func (f *Filter) Event(cgroups *identity.Cgroups, ev *tracer.Event) bool {
 // does; uid is the socket's own.
 func (f *Filter) Socket(cgroups *identity.Cgroups, s *tracer.Socket) bool {
 	if !f.likeSS(s) || !pass(f.proto, s.Proto) || !pass(f.state, s.State) || !pass(f.role, s.Role) ||
-		!f.ports(s.Local.Port(), s.Remote.Port()) || !f.inNetNS(identity.NetNS{Inode: s.NetNS, Cookie: s.NetNSCookie}, f.located) {
+		!f.ports(s.Local.Port(), s.Remote.Port()) || !f.touches(s.Proto, s.Local, s.Remote, s.DeviceID()) || !f.inNetNS(identity.NetNS{Inode: s.NetNS, Cookie: s.NetNSCookie}, f.located) {
 		return false
 	}
 	if len(f.uid) > 0 && (s.Role == tracer.RoleTimeWait || !has(f.uid, s.UID)) {

@@ -57,16 +57,6 @@ func ParsePort(number string, values Values) (q Port, err error) {
 	return q, err
 }
 
-// ParsePortWord reads a port as people write it, as ParseEndWord does; an address is left out: who
-// has the port on another is told too. The error is a *Wrong.
-func ParsePortWord(word string) (Port, error) {
-	end, err := ParseEndWord(word)
-	if err != nil {
-		return Port{}, err
-	}
-	return Port{Number: end.Port, Protos: end.Protos, Limit: Unlimited}, nil
-}
-
 // Narrow leaves only what filters of ports let pass. Locate looks for the namespaces before
 // Has is asked. The error is a *Wrong.
 func (q *Port) Narrow(values Values) (err error) {

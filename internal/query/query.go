@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
+	"time"
 
 	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/tracer"
@@ -51,14 +53,35 @@ const Unlimited = math.MaxInt
 // Sockets asks for the sockets that a filter lets pass.
 type Sockets struct {
 	*Filter
-	values Values
+	values  Values
+	asked   time.Time
+	undated atomic.Int64
 }
 
 // ParseSockets reads filters of sockets. The error is a *Wrong.
 func ParseSockets(values Values) (*Sockets, error) {
 	f, err := ParseFilter(OfSockets, values)
-	return &Sockets{f, values}, err
+	return &Sockets{Filter: f, values: values, asked: time.Now()}, err
 }
+
+// Socket is Filter.Socket, and with since tells whether a socket took its port within that time. One
+// of which that is not known does not pass, and is counted.
+func (q *Sockets) Socket(cgroups *identity.Cgroups, s *tracer.Socket) bool {
+	if !q.Filter.Socket(cgroups, s) {
+		return false
+	}
+	if q.since > 0 && s.Since.IsZero() {
+		q.undated.Add(1)
+		return false
+	}
+	return q.since == 0 || !s.Since.Before(q.asked.Add(-q.since))
+}
+
+// Dated tells whether it matters when sockets took their port.
+func (q *Sockets) Dated() bool { return q.since > 0 }
+
+// Undated is how many sockets did not pass because it is not known when they took their port.
+func (q *Sockets) Undated() int { return int(q.undated.Load()) }
 
 // Values are what the question was read from.
 func (q *Sockets) Values() Values { return maps.Clone(q.values) }

@@ -1,6 +1,8 @@
 package query
 
 import (
+	"github.com/porthole-dev/porthole/tracer"
+
 	"errors"
 	"math"
 	"strings"
@@ -43,11 +45,7 @@ func TestValuesOfQuestions(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	port, err := ParsePortWord("53/udp")
-	if err != nil {
-		t.Fatal(err)
-	}
-	port.Limit = 7
+	port := Port{Number: 53, Protos: []tracer.Proto{tracer.UDP}, Limit: 7}
 	for name, test := range map[string]struct {
 		values Values
 		want   string

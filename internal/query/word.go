@@ -1,25 +1,56 @@
 package query
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
+	"net/url"
 	"strings"
 
+	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
-// End is a local port as people write it, or paste it from elsewhere.
+// End is a port as people write it, or paste it from elsewhere.
 type End struct {
 	Addr   netip.Addr // not valid: none is given
 	Device string     // of the address; "": none
+	Host   string     // a name instead of an address; "": none, or localhost
 	Port   uint16
 	Protos []tracer.Proto // at least one
 }
 
-// ParseEndWord reads 8080, :8080, *:8080, 127.0.0.1:8080, [::1]:8080 and http, each alone, followed
-// by /tcp or /udp, or after tcp/ or udp/. The error is a *Wrong.
+// Ends are ports as people write them, a range at most.
+type Ends struct {
+	End
+	Last uint16 // of the range that begins with Port; without a range it is Port
+}
+
+// ParseEndWord reads a port as ParseEndsWord does, but no range. The error is a *Wrong.
 func ParseEndWord(word string) (End, error) {
-	end := End{Protos: protos()}
+	ends, err := ParseEndsWord(word)
+	if err == nil && ends.Last != ends.Port {
+		err = &Wrong{Err: fmt.Errorf("%q: want one port, not a range", word)}
+	}
+	return ends.End, err
+}
+
+// ParseEndsWord reads 8080, 80-90, http, :8080, *:8080, 127.0.0.1:8080, [::1]:8080 and
+// localhost:8080, each alone, followed by /tcp or /udp, or after tcp/, udp/, tcp: or udp:; and the
+// port of a URL. The error is a *Wrong.
+func ParseEndsWord(word string) (Ends, error) {
+	ends, err := parseEnds(word)
+	if err != nil {
+		return Ends{}, &Wrong{Err: err}
+	}
+	return ends, nil
+}
+
+func parseEnds(word string) (Ends, error) {
+	if strings.Contains(word, "://") {
+		return parseURL(word)
+	}
+	ends := Ends{End: End{Protos: protos()}}
 	rest := word
 	if head, tail, ok := strings.Cut(word, "/"); ok {
 		proto := tail
@@ -29,32 +60,87 @@ func ParseEndWord(word string) (End, error) {
 		}
 		p, err := parseProto(proto)
 		if err != nil {
-			return End{}, &Wrong{Err: fmt.Errorf("protocol %w", err)}
+			return Ends{}, fmt.Errorf("protocol %w", err)
 		}
-		end.Protos = []tracer.Proto{p}
+		ends.Protos = []tracer.Proto{p}
+	} else if head, tail, ok := strings.Cut(word, ":"); ok { // as in lsof -i tcp:80
+		if p, err := parseProto(head); err == nil {
+			ends.Protos, rest = []tracer.Proto{p}, tail
+		}
 	}
 	number := rest
 	if i := strings.LastIndexByte(rest, ':'); i >= 0 {
-		host := rest[:i]
 		number = rest[i+1:]
-		if host != "" && host != "*" {
-			var err error
-			if end.Addr, end.Device, err = parseAddr(host); err != nil {
-				return End{}, &Wrong{Err: err}
-			}
+		if err := ends.setHost(rest[:i]); err != nil {
+			return Ends{}, err
 		}
 	}
-	port, err := parsePort(number)
+	found, err := parsePortsOf(number, ends.Protos)
 	if err != nil {
-		if named, ok := numberOf(number, end.Protos[0] == tracer.UDP); ok {
-			port, err = named, nil
+		return Ends{}, fmt.Errorf("%w; before it an address if need be, and after it /tcp or /udp", err)
+	}
+	ends.Port, ends.Last = found.low, found.high
+	return ends, nil
+}
+
+// setHost takes what stands before a port: nothing, an address or a name.
+func (e *End) setHost(host string) (err error) {
+	switch {
+	case host == "", host == "*", strings.EqualFold(host, "localhost"):
+		return nil
+	case isHostName(host):
+		e.Host = host
+		return nil
+	}
+	e.Addr, e.Device, err = parseAddr(host)
+	return err
+}
+
+// isHostName tells whether a word looks like the name of a host and is no attempt at an address.
+func isHostName(s string) bool {
+	letters := false
+	for _, c := range s {
+		switch {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z':
+			letters = true
+		case c >= '0' && c <= '9', c == '-', c == '.', c == '_':
+		default:
+			return false
 		}
 	}
+	return letters
+}
+
+// parseURL takes the port of a URL, which may follow from its scheme.
+func parseURL(word string) (Ends, error) {
+	u, err := url.Parse(word)
 	if err != nil {
-		return End{}, &Wrong{Err: fmt.Errorf("%w, or a service as http; before it an address if need be, and after it /tcp or /udp", err)}
+		var failed *url.Error
+		if errors.As(err, &failed) {
+			err = failed.Err
+		}
+		return Ends{}, fmt.Errorf("URL %q: %w", word, err)
 	}
-	end.Port = port
-	return end, nil
+	ends := Ends{End: End{Protos: []tracer.Proto{tracer.TCP}}}
+	if p, err := parseProto(u.Scheme); err == nil {
+		ends.Protos[0] = p
+	}
+	if err := ends.setHost(u.Hostname()); err != nil {
+		return Ends{}, err
+	}
+	number := u.Port()
+	if number == "" {
+		number = map[string]string{"ws": "80", "wss": "443", "postgres": "5432", "postgresql": "5432"}[u.Scheme]
+	}
+	if number == "" {
+		number = u.Scheme
+	}
+	found, err := parsePortsOf(number, ends.Protos)
+	if err != nil {
+		return Ends{}, fmt.Errorf("URL %q: no port in it, and none is known of %s", word, identity.Safe(u.Scheme))
+	}
+	ends.Port, ends.Last = found.low, found.high
+	return ends, nil
 }
 
 // ParseAddr reads an address as --addr has it, and its device. The error is a *Wrong.

@@ -210,6 +210,18 @@ func SocketsOfRows(rows *tracer.Rows, keep func(*tracer.Socket) bool) Sockets {
 	}}
 }
 
+// Sockets makes the rows of those that are to be listed.
+func (n Renderer) Sockets(sockets Sockets) []Socket {
+	rows := []Socket{}
+	for i := range sockets.count {
+		var so tracer.Socket // its own: rows refer to it
+		if sockets.read(i, &so) {
+			rows = append(rows, n.Socket(&so))
+		}
+	}
+	return rows
+}
+
 // Socket makes the row of a socket.
 func (n Renderer) Socket(s *tracer.Socket) Socket { return n.socket(s, []Holder{}) }
 

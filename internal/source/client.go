@@ -30,6 +30,7 @@ type response struct {
 	io.ReadCloser
 	unfinished int // as of tracer.Snapshot
 	note       string
+	trailer    http.Header // there once the body was read
 }
 
 const (
@@ -142,5 +143,5 @@ func (c *client) get(ctx context.Context, path string, values query.Values) (*re
 	if err != nil {
 		note = ""
 	}
-	return &response{resp.Body, unfinished, note}, nil
+	return &response{resp.Body, unfinished, note, resp.Trailer}, nil
 }

@@ -54,8 +54,8 @@ func readRows(port uint16, also func(*tracer.Snapshotter, *tracer.Rows) error) (
 }
 
 // Sockets implements Source.
-func (l *Local) Sockets(_ context.Context, q *query.Sockets) (Answer, error) {
-	a := &localSockets{names: identity.Load(livingNow)}
+func (l *Local) Sockets(_ context.Context, q *query.Sockets) (SocketsAnswer, error) {
+	a := &localSockets{names: identity.Load(livingNow), undated: q.Undated}
 	err := q.Locate(a.names.NetNS)
 	var rows *tracer.Rows
 	if err == nil {
@@ -65,6 +65,7 @@ func (l *Local) Sockets(_ context.Context, q *query.Sockets) (Answer, error) {
 		return nil, errors.Join(err, a.Close())
 	}
 	a.names.Device = rows.Devices.Name
+	q.NameDevices(a.names.Device)
 	a.unfinished, a.note = rows.Unfinished, q.Note(a.names.Cgroups)
 	a.sockets = render.SocketsOfRows(rows, func(s *tracer.Socket) bool { return q.Socket(a.names.Cgroups, s) })
 	return a, nil
@@ -76,11 +77,20 @@ type localSockets struct {
 	sockets    render.Sockets
 	unfinished int
 	note       string
+	undated    func() int
 }
 
 func (a *localSockets) Unfinished() int { return a.unfinished }
 func (a *localSockets) Note() string    { return a.note }
 func (a *localSockets) Close() error    { return a.names.Cgroups.Close() }
+
+// Undated implements SocketsAnswer.
+func (a *localSockets) Undated() int { return a.undated() }
+
+// Rows implements SocketsAnswer.
+func (a *localSockets) Rows() ([]render.Socket, error) {
+	return render.New(a.names).Sockets(a.sockets), nil
+}
 
 func (a *localSockets) JSON(w io.Writer) error {
 	return render.New(a.names).SocketsJSON(w, a.sockets)
@@ -270,6 +280,7 @@ func (l *Local) Events(ctx context.Context, q *query.Events) (Events, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	s := &localEvents{t: t, q: q, names: identity.Load(t.NetNamespaces), cancel: cancel, ended: make(chan error, 1)}
 	s.names.Follow(t)
+	q.NameDevices(s.names.Device)
 	if err := q.Locate(s.names.NetNS); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}

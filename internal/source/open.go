@@ -98,7 +98,7 @@ type preferred struct {
 func instead(ctx context.Context, err error) bool { return err != nil && ctx.Err() == nil }
 
 // Sockets implements Source.
-func (p *preferred) Sockets(ctx context.Context, q *query.Sockets) (Answer, error) {
+func (p *preferred) Sockets(ctx context.Context, q *query.Sockets) (SocketsAnswer, error) {
 	a, err := p.Remote.Sockets(ctx, q)
 	if instead(ctx, err) {
 		return p.kernel.Sockets(ctx, q)

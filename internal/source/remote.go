@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 
 	"github.com/porthole-dev/porthole/internal/api"
 	"github.com/porthole-dev/porthole/internal/doctor"
@@ -49,7 +50,7 @@ func (a *response) Unfinished() int { return a.unfinished }
 func (a *response) Note() string { return a.note }
 
 // Sockets implements Source.
-func (r *Remote) Sockets(ctx context.Context, q *query.Sockets) (Answer, error) {
+func (r *Remote) Sockets(ctx context.Context, q *query.Sockets) (SocketsAnswer, error) {
 	a, err := r.client.get(ctx, "/v1/sockets", q.Values())
 	if err != nil {
 		return nil, err
@@ -59,13 +60,25 @@ func (r *Remote) Sockets(ctx context.Context, q *query.Sockets) (Answer, error) 
 
 type remoteSockets struct{ *response }
 
+// Undated implements SocketsAnswer.
+func (a remoteSockets) Undated() int {
+	n, err := strconv.Atoi(a.trailer.Get(api.UndatedTrailer))
+	if err != nil {
+		return 0 // not there
+	}
+	return n
+}
+
+// Rows implements SocketsAnswer.
+func (a remoteSockets) Rows() ([]render.Socket, error) { return decodeRows[render.Socket](a.response) }
+
 func (a remoteSockets) JSON(w io.Writer) error {
 	_, err := io.Copy(w, a.response)
 	return err
 }
 
 func (a remoteSockets) Text(w io.Writer, style render.Style) error {
-	rows, err := decodeRows[render.Socket](a.response)
+	rows, err := a.Rows()
 	if err != nil {
 		return err
 	}

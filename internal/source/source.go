@@ -19,7 +19,7 @@ type Source interface {
 	// PartialView is what of the machine is not seen, one sentence each.
 	PartialView() []string
 	// Sockets answers with the sockets there are.
-	Sockets(ctx context.Context, q *query.Sockets) (Answer, error)
+	Sockets(ctx context.Context, q *query.Sockets) (SocketsAnswer, error)
 	// Port answers who has a port and, where that is known, had it before.
 	Port(ctx context.Context, q query.Port) (PortAnswer, error)
 	// Headroom answers how many more ports there are.
@@ -52,6 +52,16 @@ type Answer interface {
 type Headroom struct {
 	Rows []render.Headroom // the fullest first
 	Note string            // as that of an Answer
+}
+
+// SocketsAnswer is a list of sockets.
+type SocketsAnswer interface {
+	Answer
+	// Rows returns them, instead of writing them.
+	Rows() ([]render.Socket, error)
+	// Undated is, once they were written, how many were left out because it is not known when
+	// they took their port, as of query.Sockets.
+	Undated() int
 }
 
 // PortAnswer is an answer about a port.
