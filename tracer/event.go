@@ -170,11 +170,25 @@ type Event struct {
 	first uint64 // bind, connect of a further subflow of MPTCP: address of the first one's struct sock
 	flags uint8  // bpfEventFlag
 	asks  bool   // HeldBy is what the table knows: see completer
+	role  Role   // as Role
+	asked bool   // as Asked
+	since uint64 // CLOCK_BOOTTIME of when the socket took its port, nanoseconds; 0: not known
 }
 
 // Boottime is what the kernel's CLOCK_BOOTTIME said at the hook: unlike Time it does not change when
 // the clock is set. See Boottime.
 func (ev *Event) Boottime() time.Duration { return time.Duration(ev.boot) }
+
+// Role says what the socket is there for since the event, of a close what it was there for; 0 of a
+// call that was refused.
+func (ev *Event) Role() Role { return ev.role }
+
+// Asked tells whether a bind() gave the socket its port, as far as that was seen.
+func (ev *Event) Asked() bool { return ev.asked }
+
+// Taken is what CLOCK_BOOTTIME said when the socket took its port; 0: that is not known. With the
+// namespace, the protocol and the port it tells the events of one socket from those of others.
+func (ev *Event) Taken() time.Duration { return time.Duration(ev.since) }
 
 // ErrnoName returns the symbol of Errno ("EADDRINUSE"), "" on success.
 func (ev *Event) ErrnoName() string { return errnoName(ev.Errno) }
@@ -245,6 +259,14 @@ type Socket struct {
 
 	id       uint64 // address of the kernel's struct sock
 	attached bool   // a struct socket is attached: not orphaned, nor in an accept queue
+	asked    bool   // as Asked
+	taken    uint64 // as Taken
 	late     bool   // the Owner may be newer than the Holders
 	stamp    uint64 // CLOCK_BOOTTIME of the last word about it, nanoseconds
 }
+
+// Asked tells, of a socket of the Table, whether a bind() gave it its port, as far as that was seen.
+func (s *Socket) Asked() bool { return s.asked }
+
+// Taken is Since of a socket of the Table by CLOCK_BOOTTIME; 0: not observed.
+func (s *Socket) Taken() time.Duration { return time.Duration(s.taken) }

@@ -80,6 +80,7 @@ type entry struct {
 	shared    bool // there are more holders
 	peered    bool // linked by Table.byPeer
 	closed    bool // a close was published, and a snapshot had it later: one came between the word and the deed
+	asked     bool // a bind() gave it its port
 	merged    merged
 }
 
@@ -191,6 +192,7 @@ func (t *Table) applyTaken(e *entry, ev *Event) bool {
 	}
 	if e != nil && e.stamp > ev.boot {
 		t.adopt(e, ev) // a later snapshot knows its state better
+		e.tell(ev)
 		return true
 	}
 	if e == nil {
@@ -219,7 +221,16 @@ func (t *Table) applyTaken(e *entry, ev *Event) bool {
 	default:
 		e.state, e.role = StateSynSent, RoleClient
 	}
+	if ev.Type == EventBind {
+		e.asked = !ev.Implicit
+	}
+	e.tell(ev)
 	return true
+}
+
+// tell adds to an event what is known of the socket.
+func (e *entry) tell(ev *Event) {
+	ev.role, ev.asked, ev.since = e.role, e.asked, e.since
 }
 
 // accepted tells whether the accept of a connection is known: it was told, or was before
@@ -332,6 +343,7 @@ func (t *Table) removeUnseen(e *entry, known uint64) {
 // fillClose adds what is known of a socket to its close.
 func (t *Table) fillClose(e *entry, ev *Event) {
 	ev.Process = t.owner(e)
+	e.tell(ev)
 	ev.Local, ev.MPTCP = addrPort(e.flow.LocalIp, e.flow.LocalPort), e.mptcp
 	ev.NetNS, ev.NetNSCookie, ev.Device, ev.V6Only = e.flow.Netns, e.flow.NetnsCookie, e.flow.Dev, e.v6Only
 	if remote := peer(e.flow.RemoteIp, e.flow.RemotePort); remote.IsValid() {

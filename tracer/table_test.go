@@ -127,10 +127,16 @@ func (tt tableTest) reconcile(at int, sockets ...Socket) {
 	tt.Table.reconcile(&Snapshot{Sockets: sockets, start: bootAt(at)})
 }
 
+// beside is what events and sockets tell of the socket's whole life: see TestTableTells.
+func beside(p gocmp.Path) bool {
+	field, ok := p.Last().(gocmp.StructField)
+	return ok && slices.Contains([]string{"role", "asked", "since", "taken"}, field.Name())
+}
+
 // equal fails the test where two values differ, fields of this package included.
 func equal(t testing.TB, what string, want, got any) {
 	t.Helper()
-	if d := gocmp.Diff(want, got, gocmp.AllowUnexported(Event{}, Socket{}), gocmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); d != "" {
+	if d := gocmp.Diff(want, got, gocmp.AllowUnexported(Event{}, Socket{}), gocmp.FilterPath(beside, gocmp.Ignore()), gocmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); d != "" {
 		t.Errorf("%s (-want +got):\n%s", what, d)
 	}
 }
@@ -154,6 +160,34 @@ func TestTableListenerFromBindToClose(t *testing.T) {
 	// Once the port is given back the kernel may show other ends.
 	equal(t, "close", want, tt.news(tcp(1010, EventClose, sockA, "0.0.0.0:8080", "10.0.0.9:1")))
 	tt.empty()
+}
+
+// Every event tells what its socket is there for, whether bind() gave it its port, and since when it has
+// that; the close tells the same as the events before.
+func TestTableTells(t *testing.T) {
+	tt := newTableTest(t)
+	implicit := udp(10, EventBind, sockB, "0.0.0.0:40000", "")
+	implicit.Implicit = true
+	for _, c := range []struct {
+		ev    Event
+		role  Role
+		asked bool
+		since int
+	}{
+		{tcp(10, EventBind, sockA, "127.0.0.1:8080", ""), RoleBound, true, 10},
+		{tcp(20, EventListen, sockA, "127.0.0.1:8080", ""), RoleListener, true, 10},
+		{tcp(30, EventClose, sockA, "127.0.0.1:8080", ""), RoleListener, true, 10},
+		{failed(syscall.EADDRINUSE, tcp(35, EventBind, sockA, "127.0.0.1:8080", "")), 0, false, 0},
+		{tcp(40, EventConnect, sockA, "127.0.0.1:50000", "127.0.0.1:80"), RoleClient, false, 40},
+		{tcp(50, EventClose, sockA, "127.0.0.1:50000", ""), RoleClient, false, 40},
+		{tcp(60, EventAccept, sockA, "127.0.0.1:80", "127.0.0.1:50001"), RoleServer, false, 60},
+		{implicit, RoleBound, false, 10},
+	} {
+		got := tt.news(c.ev)
+		if got.Role() != c.role || got.Asked() != c.asked || got.Taken() != time.Duration(bootAt(c.since)) {
+			t.Errorf("%s at %v: role %s, asked %v, since %v; want %s, %v, %d ms", got.Type, got.Boottime(), got.Role(), got.Asked(), got.Taken(), c.role, c.asked, c.since)
+		}
+	}
 }
 
 // Without these a table could not tell who is in the way of a bind.

@@ -87,7 +87,7 @@ func (t *Table) socket(e *entry) Socket {
 		NetNS: e.flow.Netns, NetNSCookie: e.flow.NetnsCookie, Device: e.flow.Dev,
 		Inode: e.inode, UID: e.uid, MPTCP: e.mptcp, V6Only: e.v6Only, ReuseAddr: e.reuseAddr, ReusePort: e.reusePort,
 		Owner: t.procs.at(e.owner), Since: t.wall(e.since), Origin: e.origin,
-		id: e.id, attached: e.attached, stamp: e.stamp,
+		id: e.id, attached: e.attached, stamp: e.stamp, asked: e.asked, taken: e.since,
 	}
 }
 
