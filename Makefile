@@ -98,6 +98,7 @@ unit:
 .PHONY: race
 race:
 	@CGO_ENABLED=1 $(GO) test -race $(UNIT) ./internal/agent ./internal/api ./internal/identity ./internal/metrics ./internal/source ./internal/render
+	@CGO_ENABLED=1 $(GO) test -race -exec '$(SUDO)' -skip '^TestKill$$' ./internal/store
 	@CGO_ENABLED=1 $(GO) test -race -exec '$(SUDO)' -run '^Test(Matcher|Rows|Table|Completer|Fanout|Events|KernelStartsAtOnce)' ./tracer
 
 ## test-kernels: the kernel tests (RUN=: those) in VMs of other kernels; needs no root
