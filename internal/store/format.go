@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/porthole-dev/porthole/internal/identity"
@@ -288,6 +290,17 @@ func (t *texts) next() string {
 	return s
 }
 
+// count reads how many texts follow: no more than there is room for.
+func (t *texts) count() int {
+	if len(t.p) < 2 {
+		t.p = nil
+		return 0
+	}
+	n := int(le.Uint16(t.p))
+	t.p = t.p[2:]
+	return min(n, len(t.p)/2)
+}
+
 // space is a network namespace.
 type space struct {
 	inode  uint32
@@ -313,7 +326,11 @@ const (
 	hasUnitUser = 1 << iota
 	hasContainer
 	hasPod
+	labelsCut // of the pod there are more labels
 )
+
+// maxLabels bounds the bytes of a pod's labels: an entry has at most 65,535.
+const maxLabels = 32 << 10
 
 func appendPlace(b []byte, c *identity.Cgroup) []byte {
 	var has, user uint32
@@ -327,12 +344,27 @@ func appendPlace(b []byte, c *identity.Cgroup) []byte {
 	}
 	if c.Pod != nil {
 		has, pod = has|hasPod, *c.Pod
+		if pod.LabelsCut {
+			has |= labelsCut
+		}
 	}
+	at := len(b)
 	b = le.AppendUint32(le.AppendUint32(b, has), user)
 	for _, s := range []string{
 		c.Unit, container.ID, container.Name, container.Image, container.Runtime, pod.Namespace, pod.Name, pod.UID, pod.Container,
 	} {
 		b = appendText(b, s)
+	}
+	count, room := len(b), maxLabels
+	b = append(b, 0, 0)
+	for _, k := range slices.Sorted(maps.Keys(pod.Labels)) {
+		v := pod.Labels[k]
+		if room -= len(k) + len(v) + 4; room < 0 {
+			le.PutUint32(b[at:], has|labelsCut)
+			break
+		}
+		b = appendText(appendText(b, k), v)
+		le.PutUint16(b[count:], le.Uint16(b[count:])+1)
 	}
 	return b
 }
@@ -344,7 +376,14 @@ func parsePlace(p []byte) (c identity.Cgroup) {
 	has, user, t := le.Uint32(p), le.Uint32(p[4:]), texts{p[8:]}
 	c.Unit = t.next()
 	container := identity.Container{ID: t.next(), Name: t.next(), Image: t.next(), Runtime: t.next()}
-	pod := identity.Pod{Namespace: t.next(), Name: t.next(), UID: t.next(), Container: t.next()}
+	pod := identity.Pod{Namespace: t.next(), Name: t.next(), UID: t.next(), Container: t.next(), LabelsCut: has&labelsCut != 0}
+	for range t.count() {
+		if pod.Labels == nil {
+			pod.Labels = make(map[string]string)
+		}
+		k := t.next()
+		pod.Labels[k] = t.next()
+	}
 	if has&hasUnitUser != 0 {
 		c.UnitUser = &user
 	}
@@ -394,15 +433,7 @@ func parseProcess(p []byte) (out Process, place uint32) {
 	out.Start = time.Duration(le.Uint64(p[16:]))
 	t := texts{p[24:]}
 	out.Comm, out.Exe = t.next(), t.next()
-	if len(t.p) < 2 {
-		return out, place
-	}
-	n := int(le.Uint16(t.p))
-	t.p = t.p[2:]
-	for range n {
-		if t.p == nil {
-			break
-		}
+	for range t.count() {
 		out.Args = append(out.Args, t.next())
 	}
 	return out, place

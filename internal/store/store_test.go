@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"testing"
 	"time"
@@ -116,7 +117,7 @@ func TestRoundTrip(t *testing.T) {
 	place := identity.Cgroup{
 		Path: "/x", Unit: "web.service", UnitUser: &user,
 		Container: &identity.Container{ID: "abc", Name: "web", Image: "nginx:1", Runtime: "docker"},
-		Pod:       &identity.Pod{Namespace: "shop", Name: "web-1", UID: "u", Container: "c"},
+		Pod:       &identity.Pod{Namespace: "shop", Name: "web-1", UID: "u", Container: "c", Labels: map[string]string{"app": "web", "": ""}},
 	}
 	s := openAt(t, dir, c, func(cfg *Config) {
 		cfg.Describe = func(*tracer.Process) Process {
@@ -161,7 +162,7 @@ func TestRoundTrip(t *testing.T) {
 		}
 		o := r.Owner
 		if o == nil || o.PID != 100 || o.UID != 33 || o.Start != nginx.Start || o.Exe != "/usr/sbin/nginx" || !slices.Equal(o.Args, []string{"nginx", "-g", "daemon off;", ""}) ||
-			o.Place.Unit != "web.service" || *o.Place.UnitUser != user || *o.Place.Container != *place.Container || *o.Place.Pod != *place.Pod {
+			o.Place.Unit != "web.service" || *o.Place.UnitUser != user || *o.Place.Container != *place.Container || !reflect.DeepEqual(o.Place.Pod, place.Pod) {
 			t.Errorf("%s: owner %+v", what, o)
 		}
 	}

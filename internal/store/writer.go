@@ -65,7 +65,7 @@ type dict struct {
 	next   uint32
 	addrs  map[[16]byte]uint32
 	spaces map[spaceKey]uint32
-	places map[placeKey]uint32
+	places map[string]uint32 // by what appendPlace makes
 	procs  map[tracer.Process]numbered
 
 	// What the record before had.
@@ -80,15 +80,6 @@ type spaceKey struct {
 	cookie uint64
 }
 
-// placeKey is an identity.Cgroup by what it says.
-type placeKey struct {
-	unit      string
-	user      uint32
-	has       uint32
-	container identity.Container
-	pod       identity.Pod
-}
-
 // numbered is the entry of a process, and the place it has there.
 type numbered struct {
 	id    uint32
@@ -96,7 +87,7 @@ type numbered struct {
 }
 
 func newDict() dict {
-	return dict{addrs: make(map[[16]byte]uint32), spaces: make(map[spaceKey]uint32), places: make(map[placeKey]uint32), procs: make(map[tracer.Process]numbered)}
+	return dict{addrs: make(map[[16]byte]uint32), spaces: make(map[spaceKey]uint32), places: make(map[string]uint32), procs: make(map[tracer.Process]numbered)}
 }
 
 // begin begins a segment, in memory. Hold mu.
@@ -369,24 +360,15 @@ func (n *numbered) is(c *identity.Cgroup) bool {
 }
 
 func (w *writer) placeOf(c *identity.Cgroup) uint32 {
-	k := placeKey{unit: c.Unit}
-	if c.UnitUser != nil {
-		k.has, k.user = k.has|hasUnitUser, *c.UnitUser
-	}
-	if c.Container != nil {
-		k.has, k.container = k.has|hasContainer, *c.Container
-	}
-	if c.Pod != nil {
-		k.has, k.pod = k.has|hasPod, *c.Pod
-	}
-	if k == (placeKey{}) {
+	if c.Unit == "" && c.Container == nil && c.Pod == nil {
 		return 0
 	}
-	id, ok := w.dict.places[k]
+	body := appendPlace(nil, c)
+	id, ok := w.dict.places[string(body)]
 	if !ok {
 		id = w.dict.number()
-		w.dict.places[k] = id
-		w.entries = appendEntry(w.entries, entryPlace, id, func(to []byte) []byte { return appendPlace(to, c) })
+		w.dict.places[string(body)] = id
+		w.entries = appendEntry(w.entries, entryPlace, id, func(to []byte) []byte { return append(to, body...) })
 	}
 	return id
 }
