@@ -153,10 +153,9 @@ func newRunning(cfg Config) (*running, error) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	run := &running{tracer: tr, cancel: cancel, ended: make(chan error, 1)}
-	ready := make(chan struct{})
-	go func() { run.ended <- tr.Run(ctx, func(*Snapshot) { close(ready) }) }()
+	go func() { run.ended <- tr.Run(ctx, nil) }()
 	select {
-	case <-ready:
+	case <-tr.Ready():
 		return run, nil
 	case err := <-run.ended:
 		cancel()

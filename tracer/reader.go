@@ -23,26 +23,17 @@ const (
 	checkEvery = 100 * time.Millisecond
 )
 
-// Run reads events until ctx ends, and calls ready, if not nil, with the first
-// snapshot, which is ready's to keep, once it is in the table: an event older
-// than it is not published, for the snapshot tells it. When ctx ends Run hands on what the kernel has collected,
-// ends every subscription and returns nil.
+// Run reads events until ctx ends. First it puts the sockets there are into the table: an event
+// older than that is not published. Once they are there it calls ready, if not nil, with them, to
+// keep; who does not want them (100,000 take 40 MB) waits for Ready. When ctx ends Run hands on
+// what the kernel has collected, ends every subscription and returns nil.
 func (t *Tracer) Run(ctx context.Context, ready func(*Snapshot)) error {
 	defer t.out.close()
-	snap, err := t.snap.Take(0)
+	err := t.load(ready)
 	if err != nil {
 		return err
 	}
-	t.readClock()
-	t.table.reconcile(snap)
-	t.settleSoon()
-	if t.every > 0 {
-		t.next = time.Now().Add(t.every)
-	}
-	t.round.Store(boottime())
-	if ready != nil {
-		ready(snap)
-	}
+	close(t.ready)
 	defer t.complete()()
 	t.reader.SetDeadline(t.quiet())
 	var last atomic.Uint64 // CLOCK_BOOTTIME when ctx ended: events go on, maybe as fast as they are read
@@ -90,6 +81,33 @@ func (t *Tracer) Run(ctx context.Context, ready func(*Snapshot)) error {
 		}
 	}
 }
+
+// load puts the sockets there are into the table.
+func (t *Tracer) load(ready func(*Snapshot)) error {
+	if ready == nil {
+		t.readClock()
+		if err := t.resync(); err != nil {
+			return err
+		}
+	} else {
+		snap, err := t.snap.Take(0)
+		if err != nil {
+			return err
+		}
+		t.readClock()
+		t.table.reconcile(snap)
+		t.settleSoon()
+		defer ready(snap)
+	}
+	if t.every > 0 {
+		t.next = time.Now().Add(t.every)
+	}
+	t.round.Store(boottime())
+	return nil
+}
+
+// Ready is closed once the table has the sockets that there were when Run began.
+func (t *Tracer) Ready() <-chan struct{} { return t.ready }
 
 // quiet is until when to sleep, unless an event wakes the reader.
 func (t *Tracer) quiet() time.Time {
@@ -148,6 +166,9 @@ func (t *Tracer) take(record []byte) {
 // handOnUnseen hands on the closes that were not seen.
 func (t *Tracer) handOnUnseen() {
 	unseen := t.table.unseen
+	if !t.table.loaded {
+		unseen = nil // two sockets of one address were read: of the first nobody has heard
+	}
 	for i := range unseen {
 		if t.batch = append(t.batch, unseen[i]); len(t.batch) == maxBatch {
 			t.handOn()
@@ -195,8 +216,12 @@ func (t *Tracer) count(to *uint64, n uint64) {
 	t.mu.Unlock()
 }
 
-// catchUp reads what the kernel has collected, up to a time of CLOCK_BOOTTIME.
+// catchUp reads what the kernel has collected, up to a time of CLOCK_BOOTTIME; but nothing
+// before the table has its first sockets, for what they tell is not told again.
 func (t *Tracer) catchUp(until uint64) error {
+	if !t.table.loaded {
+		return nil
+	}
 	start := time.Now()
 	defer func() {
 		t.caughtUp = time.Now()

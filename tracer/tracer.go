@@ -58,6 +58,7 @@ type Tracer struct {
 	history        *History
 	out            fanout
 	completer      *completer
+	ready          chan struct{} // closed by Run
 
 	mu    sync.Mutex
 	stats Stats
@@ -99,7 +100,7 @@ func Open(cfg Config) (*Tracer, error) {
 		return nil, fmt.Errorf("ring buffer of %d bytes: want a power of two, at least %d", cfg.RingBytes, page)
 	}
 	t := &Tracer{
-		table: newTable(), history: newHistory(cfg.History), tally: tally{failures: make(map[Failure]uint64)}, every: cfg.Reconcile,
+		table: newTable(), ready: make(chan struct{}), history: newHistory(cfg.History), tally: tally{failures: make(map[Failure]uint64)}, every: cfg.Reconcile,
 		dec: newDecoder(), batch: make([]Event, 0, maxBatch),
 	}
 	if cfg.Reconcile > 0 {

@@ -142,7 +142,6 @@ func (a *agent) serve(ctx context.Context, socket *socket, front *webFront) erro
 	})
 	inside := api.NewHTTP(answers.SocketHandler(), a.cfg.Log)
 	outside := front.servers(answers.WebHandler(), a.cfg.Log)
-	ready := make(chan struct{})
 	start("name cgroups", func() error { a.names.Cgroups.Run(ctx); return nil })
 	if kubelet := a.cfg.Kubelet; kubelet != nil {
 		start("ask the kubelet", func() error {
@@ -150,14 +149,12 @@ func (a *agent) serve(ctx context.Context, socket *socket, front *webFront) erro
 			return nil
 		})
 	}
-	start("trace", func() error {
-		return a.tracer.Run(ctx, func(*tracer.Snapshot) { answers.SetReady(); close(ready) })
-	})
+	start("trace", func() error { return a.tracer.Run(ctx, nil) })
 	start("serve "+a.cfg.Socket, func() error { return inside.Serve(api.Limit(socket)) })
 	for i, server := range outside {
 		start("serve metrics", func() error { return front.serve(i, server, a.cfg.Log) })
 	}
-	start("watch", func() error { return a.watch(ctx, ready, front.urls()) })
+	start("watch", func() error { return a.watch(ctx, answers, front.urls()) })
 	<-ctx.Done()
 	// Every stream of events ends with the tracer.
 	end(append(outside, inside))

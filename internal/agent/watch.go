@@ -8,6 +8,7 @@ import (
 
 	"github.com/coreos/go-systemd/v22/daemon"
 
+	"github.com/porthole-dev/porthole/internal/api"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
@@ -21,7 +22,7 @@ const (
 
 // watch tells systemd that the agent is ready, that it lives, as often as systemd
 // wants to hear it, and that it stops; and the log what was lost.
-func (a *agent) watch(ctx context.Context, ready <-chan struct{}, metrics []string) error {
+func (a *agent) watch(ctx context.Context, answers *api.Server, metrics []string) error {
 	watchdog, err := daemon.SdWatchdogEnabled(false)
 	if err != nil {
 		return fmt.Errorf("read WATCHDOG_USEC: %w", err)
@@ -32,12 +33,13 @@ func (a *agent) watch(ctx context.Context, ready <-chan struct{}, metrics []stri
 	}
 	patience := max(watchdog, stuckAfter)
 	select {
-	case <-ready:
+	case <-a.tracer.Ready():
+		answers.SetReady()
 	case <-ctx.Done():
 		return nil
 	}
 	if a.cfg.Confine {
-		debug.FreeOSMemory() // what loading programs and the first snapshot took
+		debug.FreeOSMemory() // what loading programs took
 	}
 	if a.cfg.Ready != nil {
 		a.cfg.Ready(Info{Tier: a.tracer.Tier(), Hooks: a.report.CountAttached(), Metrics: metrics, Socket: a.cfg.Socket})
