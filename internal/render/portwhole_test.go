@@ -2,6 +2,7 @@ package render
 
 import (
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -24,6 +25,13 @@ func node(pid uint32, place Place, args ...string) Holder {
 	return Holder{PID: pid, Comm: "node", UID: &uid, Place: place, Process: &Process{
 		Exe: "/usr/bin/node", Args: args, Started: Stamp{time.Now().Add(-200 * time.Minute)}, PPID: 1, Parents: []identity.Parent{{PID: 1, Comm: "systemd"}},
 	}}
+}
+
+// TestMain has it noon, so that three hours ago was today: of another day a longer time is written.
+func TestMain(m *testing.M) {
+	noon := time.Now().UTC().Truncate(24 * time.Hour).Add(12 * time.Hour)
+	time.Local = time.FixedZone("noon", int(time.Until(noon).Seconds()))
+	os.Exit(m.Run())
 }
 
 // The whole answer, for each kind of holder.
