@@ -21,7 +21,7 @@ GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 TEST_NEEDS := gcc=gcc python3=python3 ss=iproute2 lsof=lsof qemu-system-x86_64=qemu-system-x86 qemu-system-aarch64=qemu-system-arm xz=xz-utils \
 	prometheus=prometheus promtool=prometheus nft=nftables iptables-legacy=iptables \
 	dockerd=docker.io ctr=containerd runc=runc podman=podman /usr/lib/podman/netavark=netavark \
-	/usr/libexec/podman/catatonit=catatonit /bin/busybox=busybox-static
+	/usr/libexec/podman/catatonit=catatonit newuidmap=uidmap slirp4netns=slirp4netns /bin/busybox=busybox-static
 # Their packages start servers and let them start at boot; the tests start their own.
 stop = for server in $(1); do if [ -d /run/systemd/system ]; then systemctl disable --now $$server || :; \
 	elif [ -x /etc/init.d/$$server ]; then /etc/init.d/$$server stop; fi; done
@@ -85,7 +85,7 @@ test-here: deps build
 # The packages all of whose tests anybody can run, anywhere.
 UNIT := ./internal/cache ./internal/doctor ./internal/query ./test/vm
 # Of identity, those that cannot.
-IDENTITY_AS_ROOT := ^Test(CgroupsAreBounded|Container(IsBelieved|InWritableDirectory|Name|Renamed)|NAT|Names([GOR]|Follow|NumberUsedAgain)|Resolve(Again|Gone|Made)|Want)
+IDENTITY_AS_ROOT := ^Test(CgroupsAreBounded|Container(IsBelieved|InWritableDirectory|Name|Renamed)|NAT|NetNSOfChild|Names([GOR]|Follow|NumberUsedAgain)|Resolve(Again|Gone|Made)|Want)
 
 ## unit: the tests that need no root, no packages and no network: seconds
 .PHONY: unit

@@ -3,15 +3,19 @@ package identity
 import (
 	"bytes"
 	"encoding/hex"
+	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
 
 	"github.com/porthole-dev/porthole/tracer"
 )
 
 // Behind finds who has an address and port in another network namespace than the one it is
 // reached from: of the sockets of the port, those that are bound to the address, or to any in a
-// namespace that has it. netns, if not 0, is that namespace. It reads a file of /proc for each
-// namespace.
+// namespace that has it. netns, if not 0, is that namespace; then an address that is not valid stands
+// for any. It reads a file of /proc for each namespace.
 func Behind(sockets []tracer.Socket, proto tracer.Proto, to netip.Addr, from NetNS, netns uint32) []tracer.Socket {
 	var out []tracer.Socket
 	has := make(map[NetNS]bool)
@@ -111,6 +115,21 @@ func trieHas(trie []byte, addr netip.Addr) bool {
 		}
 		trie = rest
 	}
+}
+
+// NetNSOfChild is the inode number of the network namespace of a process's child, where that is not own;
+// 0: it has none such, or that may not be known.
+func NetNSOfChild(pid, own uint32) uint32 {
+	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid)) // of each its own
+	for _, name := range threads {
+		b, _ := os.ReadFile(name)
+		for child := range strings.FieldsSeq(string(b)) {
+			if inode, err := netNSInode("/proc/" + child + "/ns/net"); err == nil && inode != own {
+				return inode
+			}
+		}
+	}
+	return 0
 }
 
 // NetNSOfFile is the inode number of the namespace that a file refers to, 0 where that is not

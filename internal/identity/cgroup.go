@@ -545,6 +545,7 @@ func (r *Cgroups) container(w *where, a *answer) error {
 		}
 		if rec != nil && !rec.virtual && (o.user != nil || agrees("/"+strings.Join(w.parts[:c.part+1], "/"), rec.place, r.whole)) {
 			rec.bound()
+			rec.container.User = o.user
 			a.Container, a.Pod, a.owner, a.files = &rec.container, rec.pod, o, rec.files
 			return err
 		}

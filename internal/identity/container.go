@@ -14,6 +14,8 @@ type Container struct {
 	Name    string `json:"name,omitempty"`
 	Image   string `json:"image,omitempty"`
 	Runtime string `json:"runtime,omitempty"` // docker, podman, containerd, cri-o, lxc, nspawn, machined, buildkit, ecs
+	// User is the uid of whose runtime it is; nil: the system's.
+	User *uint32 `json:"user,omitempty"`
 }
 
 // Label names the container for people: its name, or the start of its id.

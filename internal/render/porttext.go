@@ -1,6 +1,7 @@
 package render
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"net/netip"
@@ -528,7 +529,7 @@ func (w *portWriter) sends(several []Forward) {
 	}
 	w.words(head + f.sends("it"))
 	w.behind(f)
-	if command := stopPlace(&f.Place); command != "" && !w.heldHere(f.Proto) {
+	if command := w.stopPlace(&f.Place); command != "" && !w.heldHere(f.Proto) {
 		w.advise(command)
 	}
 }
@@ -620,11 +621,13 @@ func (f *Forward) target() string {
 // forward says where a process leads the connections.
 func (w *portWriter) forward(f *Forward) {
 	text := fmt.Sprintf("%s leads to %s", f.By, f.target())
+	place := w.place(&f.Place)
 	switch {
 	case f.By == "conmon" && f.Container != nil:
 		text = "conmon only keeps the port for its container, NAT leads there"
 	case !f.IP.IsValid() && f.Port == 0 && f.By != "docker-proxy":
-		text = f.By + " leads to a container"
+		w.phrase("  "+f.By+" leads to ", "    ", cmp.Or(place, "a container"))
+		return
 	case !f.IP.IsValid() && f.NetNS != 0:
 		text += " of another network namespace"
 	}
@@ -956,7 +959,7 @@ func duration(d time.Duration) string {
 func (w *portWriter) stopGroup(s *Socket, holders []*Holder) {
 	for i := range s.ForwardsTo {
 		f := &s.ForwardsTo[i]
-		if command := stopPlace(&f.Place); command != "" {
+		if command := w.stopPlace(&f.Place); command != "" {
 			w.advise(command)
 			return
 		}
@@ -974,18 +977,18 @@ func (w *portWriter) socketUnit(s *Socket, holders []*Holder) []string {
 		return nil
 	}
 	w.printf("  of socket unit %s: systemd starts its service when somebody connects\n", identity.Safe(s.SocketUnit))
-	user := ""
-	if len(holders) > 0 && holders[0].UnitUser != nil {
-		user = " --user"
+	var user *uint32
+	if len(holders) > 0 {
+		user = holders[0].UnitUser
 	}
-	return []string{"systemctl" + user + " stop " + shellWord(s.SocketUnit)}
+	return []string{w.stopUnit(s.SocketUnit, user)}
 }
 
 // stop says how to stop processes, besides what is stopped by commands.
 func (w *portWriter) stop(holders []*Holder, commands ...string) {
 	var pids []string
 	for _, h := range holders {
-		switch command := stopPlace(&h.Place); {
+		switch command := w.stopPlace(&h.Place); {
 		case command != "":
 			if !slices.Contains(commands, command) {
 				commands = append(commands, command)
@@ -1036,16 +1039,19 @@ func (w *portWriter) advise(commands ...string) {
 	w.printf("  %s%s\n", where, strings.Join(commands, "; "))
 }
 
-// stopPlace is the command that stops what a process belongs to, "" where none is known.
-func stopPlace(p *Place) string {
+// stopPlace is the command that stops what a process belongs to, and who has to give it; "" where none
+// is known.
+func (w *portWriter) stopPlace(p *Place) string {
 	switch {
+	case p.Pod != nil && p.Pod.UID != "" && !strings.Contains(p.Pod.UID, "-"): // the hash of a file
+		return "remove its manifest (by default in /etc/kubernetes/manifests)"
 	case p.Pod != nil:
 		return fmt.Sprintf("kubectl -n %s delete pod %s", shellWord(p.Pod.Namespace), shellWord(p.Pod.Name))
 	case p.Container != nil:
 		name := shellWord(p.Container.Label())
 		switch p.Container.Runtime {
 		case "docker", "podman":
-			return p.Container.Runtime + " stop " + name
+			return p.Container.Runtime + " stop " + name + w.asUser(p.Container.User)
 		case "lxc":
 			return "lxc-stop -n " + name
 		case "nspawn", "machined":
@@ -1056,10 +1062,23 @@ func stopPlace(p *Place) string {
 		return ""
 	case !isService(p.Unit):
 		return ""
-	case p.UnitUser != nil:
-		return "systemctl --user stop " + shellWord(p.Unit)
 	}
-	return "systemctl stop " + shellWord(p.Unit)
+	return w.stopUnit(p.Unit, p.UnitUser)
+}
+
+func (w *portWriter) stopUnit(unit string, user *uint32) string {
+	if user != nil {
+		return "systemctl --user stop " + shellWord(unit) + w.asUser(user)
+	}
+	return "systemctl stop " + shellWord(unit)
+}
+
+// asUser says whose command it is, where it is not the system's.
+func (w *portWriter) asUser(user *uint32) string {
+	if user == nil {
+		return ""
+	}
+	return " (as user " + w.user(*user) + ")"
 }
 
 // shellWord is a word as a shell takes it, and a terminal.

@@ -48,6 +48,9 @@ func TestPortTextWhole(t *testing.T) {
 	full.Backlog, full.BacklogMax = &four, &three
 	proxy := listener(node(10, Place{}, "docker-proxy"))
 	proxy.ForwardsTo = []Forward{{By: "docker-proxy", Proto: "tcp", IP: netip.MustParseAddr("172.17.0.2"), Port: 80}}
+	rootless, lost := listener(node(10, Place{}, web...)), listener(node(10, Place{}, web...))
+	rootless.ForwardsTo = []Forward{{By: "rootlessport", Proto: "tcp", Place: Place{Container: &identity.Container{ID: "8d2f", Name: "web", Runtime: "podman", User: &uid}}}}
+	lost.ForwardsTo = []Forward{{By: "rootlessport", Proto: "tcp"}}
 	known := proxy
 	known.ForwardsTo = []Forward{{By: "docker-proxy", Proto: "tcp", IP: netip.MustParseAddr("172.17.0.2"), Port: 80,
 		Place: Place{Container: &identity.Container{ID: "8d2f", Name: "web", Runtime: "docker"}}, Holders: []Holder{node(20, Place{}, "nginx: master")}}}
@@ -66,7 +69,7 @@ func TestPortTextWhole(t *testing.T) {
 		{"a unit", listener(node(10, Place{Unit: "shop.service"}, web...)),
 			head + line + "  unit shop.service" + started + "  stop it: systemctl stop shop.service\n"},
 		{"a user's unit", listener(node(10, Place{Unit: "shop.service", UnitUser: &uid}, web...)),
-			head + line + "  unit shop.service of user 4000000001,\n    started T (3 h ago) by systemd (pid 1)\n  stop it: systemctl --user stop shop.service\n"},
+			head + line + "  unit shop.service of user 4000000001,\n    started T (3 h ago) by systemd (pid 1)\n  stop it: systemctl --user stop shop.service (as user 4000000001)\n"},
 		{"a session", listener(node(10, Place{Unit: "session-3.scope"}, web...)),
 			head + line + "  unit session-3.scope" + started + "  stop it: kill 10\n"},
 		{"docker", listener(node(10, Place{Container: &identity.Container{ID: "8d2f", Name: "web", Runtime: "docker"}}, web...)),
@@ -93,6 +96,13 @@ func TestPortTextWhole(t *testing.T) {
 			head + line + "  container web (docker)" + started + "  stop it: docker stop web\n"},
 		{"conmon", conmon, head + line + "  started T (3 h ago) by systemd (pid 1)\n  conmon only keeps the port for its container, NAT leads there\n" +
 			"  container 0123456789ab (podman)\n  stop it: podman stop 0123456789ab\n"},
+		{"a container of a user", listener(node(10, Place{Container: &identity.Container{ID: "8d2f", Name: "web", Runtime: "podman", User: &uid}}, web...)),
+			head + line + "  container web (podman)" + started + "  stop it: podman stop web (as user 4000000001)\n"},
+		{"a static pod", listener(node(10, Place{Pod: &identity.Pod{Namespace: "shop", Name: "web-node1", UID: "0123456789abcdef0123456789abcdef"}}, web...)),
+			head + line + "  pod shop/web-node1" + started + "  stop it: remove its manifest (by default in /etc/kubernetes/manifests)\n"},
+		{"rootlessport", rootless, head + line + "  started T (3 h ago) by systemd (pid 1)\n  rootlessport leads to container web (podman)\n" +
+			"  stop it: podman stop web (as user 4000000001)\n"},
+		{"rootlessport to nobody knows where", lost, head + line + "  started T (3 h ago) by systemd (pid 1)\n  rootlessport leads to a container\n  stop it: kill 10\n"},
 		{"a forwarder", proxy, head + "  docker-proxy\n  started T (3 h ago) by systemd (pid 1)\n  docker-proxy leads to 172.17.0.2:80\n  stop it: stop its container, see docker ps --filter publish=8080\n"},
 		{"a forwarder to a container", known, head + "  docker-proxy\n  started T (3 h ago) by systemd (pid 1)\n  docker-proxy leads to 172.17.0.2:80\n" +
 			"  there: node (pid 20, user 4000000001), container web (docker)\n    nginx: master\n  stop it: docker stop web\n"},

@@ -110,6 +110,22 @@ func (n Renderer) behind(f *Forward, proto tracer.Proto, to netip.AddrPort, from
 	}
 }
 
+// inside adds the container that listens in the namespace where a port is led, to nobody knows which port
+// of it; none where several do.
+func (n Renderer) inside(f *Forward, proto tracer.Proto, from identity.NetNS, netns uint32) {
+	if n.Behind == nil {
+		return
+	}
+	for _, so := range n.Behind(proto, netip.AddrPort{}, from, netns) {
+		place := n.placeOf(&so)
+		if place.Container == nil || f.Container != nil && f.Container.ID != place.Container.ID {
+			f.Place = Place{}
+			return
+		}
+		f.NetNS, f.Cookie, f.Place = so.NetNS, so.NetNSCookie, place
+	}
+}
+
 // addForward adds where a holder of a socket leads its connections.
 func (n Renderer) addForward(row *Socket, s *tracer.Socket, h *Holder) {
 	if len(row.ForwardsTo) > 0 {
@@ -130,7 +146,14 @@ func (n Renderer) addForward(row *Socket, s *tracer.Socket, h *Holder) {
 			f.NetNS = netns
 		}
 	}
-	n.behind(&f, s.Proto, to.To, identity.NetNS{Inode: s.NetNS, Cookie: s.NetNSCookie}, netns)
+	own := identity.NetNS{Inode: s.NetNS, Cookie: s.NetNSCookie}
+	if to.By == "rootlessport" { // where it leads was on its standard input; its child is there
+		netns = identity.NetNSOfChild(h.PID, s.NetNS)
+	}
+	if netns != 0 && to.To.Port() == 0 {
+		n.inside(&f, s.Proto, own, netns)
+	}
+	n.behind(&f, s.Proto, to.To, own, netns)
 	if to.ContainerID != "" && f.Container == nil {
 		f.Container = &identity.Container{ID: to.ContainerID, Name: to.Container, Runtime: to.Runtime}
 	}

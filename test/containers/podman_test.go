@@ -8,19 +8,28 @@ import (
 	"github.com/porthole-dev/porthole/internal/render"
 )
 
-func TestPodman(t *testing.T) {
-	v := watch(t)
-	// runc, and no limits: not every machine has what they take.
+// podmansImage is what podman calls the image.
+const podmansImage = "localhost/" + image
+
+// configurePodman writes what podman goes by, of root and of users: runc, and no limits, because not every
+// machine has what they take.
+func configurePodman(t *testing.T) {
+	t.Helper()
 	const conf = "[containers]\npids_limit=0\ndefault_ulimits=[\"nofile=512:512\",\"nproc=512:512\"]\n" +
 		"[engine]\ncgroup_manager=\"cgroupfs\"\nevents_logger=\"file\"\nruntime=\"runc\"\n"
 	if err := os.MkdirAll("/etc/containers", 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile("/etc/containers/containers.conf", []byte(conf), 0o600); err != nil {
+	if err := os.WriteFile("/etc/containers/containers.conf", []byte(conf), 0o644); err != nil {
 		t.Fatal(err)
 	}
+}
+
+func TestPodman(t *testing.T) {
+	v := watch(t)
+	configurePodman(t)
 	run(t, "podman", "load", "-i", archive(t))
-	const name = "localhost/" + image
+	const name = podmansImage
 	begin := func(container string, args ...string) place {
 		t.Helper()
 		id := run(t, "podman", append([]string{"run", "-d", "--name", container}, args...)...)
