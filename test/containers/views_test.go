@@ -58,8 +58,8 @@ type views struct {
 	events []render.Event
 }
 
-// watch starts an agent and follows its events.
-func watch(t *testing.T) *views {
+// watch starts an agent, with flags besides, and follows its events.
+func watch(t *testing.T, flags ...string) *views {
 	t.Helper()
 	socket := filepath.Join(t.TempDir(), "s")
 	v := &views{T: t, porthole: porthole(t), agent: &http.Client{Transport: &http.Transport{
@@ -74,7 +74,7 @@ func watch(t *testing.T) *views {
 		}
 		defer resp.Body.Close()
 		return resp.StatusCode == http.StatusOK
-	}, v.porthole, "agent", "--socket", socket, "--web.listen-address=")
+	}, v.porthole, append([]string{"agent", "--socket", socket, "--web.listen-address="}, flags...)...)
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://porthole/v1/events", nil)
 	if err != nil {
 		t.Fatal(err)
@@ -153,12 +153,22 @@ type place struct {
 
 func of(p render.Place) place { return place{p.Container, p.Pod} }
 
+// ofFiles is a place without what a kubelet alone says of it.
+func (p place) ofFiles() place {
+	if p.Pod != nil {
+		pod := *p.Pod
+		pod.Labels = nil
+		p.Pod = &pod
+	}
+	return p
+}
+
 // began looks whether an event says that a container began to listen on a port.
 func (v *views) began(port uint16, want place) {
 	v.Helper()
 	eventually(v.T, "the event of "+want.Container.ID, func() bool {
 		return len(v.seen(func(ev *render.Event) bool {
-			return ev.Event == "listen" && ev.LocalPort == port && cmp.Equal(of(ev.Place), want)
+			return ev.Event == "listen" && ev.LocalPort == port && cmp.Equal(of(ev.Place).ofFiles(), want.ofFiles())
 		})) > 0
 	})
 }
@@ -168,7 +178,7 @@ func (v *views) listens(filter string, port uint16, want place) {
 	v.Helper()
 	v.Run("listens "+filter, func(t *testing.T) {
 		number := fmt.Sprint(port)
-		isNamed := func(view string, sockets []render.Socket) {
+		isNamed := func(view string, sockets []render.Socket, want place) {
 			t.Helper()
 			i := slices.IndexFunc(sockets, func(s render.Socket) bool {
 				return s.Role == "listener" && s.LocalPort == port && len(s.Holders) > 0 && of(s.Place).Container != nil
@@ -184,15 +194,19 @@ func (v *views) listens(filter string, port uint16, want place) {
 		}
 		eventually(t, "it listens", func() bool { return len(listed()) > 0 })
 		name, value, _ := strings.Cut(filter, "=")
-		isNamed("/v1/sockets", listed())
-		isNamed("ls", rows[render.Socket](t, run(t, v.porthole, "ls", "--json", "--lport", number, "--"+name, value)))
+		eventually(t, "labels are known", func() bool { // the kubelet is asked once a second
+			all := listed()
+			return want.Pod == nil || want.Pod.Labels == nil || len(all) > 0 && all[0].Pod != nil && all[0].Pod.Labels != nil
+		})
+		isNamed("/v1/sockets", listed(), want)
+		isNamed("ls", rows[render.Socket](t, run(t, v.porthole, "ls", "--json", "--lport", number, "--"+name, value)), want.ofFiles())
 		var who render.Port
 		if err := json.Unmarshal([]byte(run(t, v.porthole, "who", "--json", number)), &who); err != nil {
 			t.Fatal(err)
 		}
 		isNamed("who", slices.DeleteFunc(who.Sockets, func(s render.Socket) bool {
 			return s.Container == nil || s.Container.ID != want.Container.ID
-		}))
+		}), want.ofFiles())
 		for _, h := range who.Sockets[0].Holders {
 			if of(h.Place).Container == nil {
 				t.Errorf("who: holder %+v has no container", h)
