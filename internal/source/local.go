@@ -96,6 +96,12 @@ func (a *localSockets) JSON(w io.Writer) error {
 	return render.New(a.names).SocketsJSON(w, a.sockets)
 }
 
+// Each implements SocketsAnswer.
+func (a *localSockets) Each(f func(*render.Socket)) error {
+	render.New(a.names).EachSocket(a.sockets, f)
+	return nil
+}
+
 func (a *localSockets) Text(w io.Writer, style render.Style) error {
 	return render.New(a.names).SocketsText(w, style, a.sockets)
 }
@@ -349,7 +355,6 @@ func (s *localEvents) Next() (Happened, error) {
 		ev := &s.events[s.next]
 		s.next++
 		if s.q.Event(s.names.Cgroups, ev) {
-			s.row = render.New(s.names).Event(ev)
 			return Event, nil
 		}
 	}
@@ -392,13 +397,25 @@ func (s *localEvents) lostSince() (bool, error) {
 // Lost implements Events.
 func (s *localEvents) Lost() api.Lost { return s.lost }
 
+// Row implements Events. It is not made before it is asked for: what only counts events needs none.
+func (s *localEvents) Row(row *render.Event) error {
+	*row = render.New(s.names).Event(&s.events[s.next-1])
+	return nil
+}
+
 // AppendJSON implements Events.
 func (s *localEvents) AppendJSON(b []byte) ([]byte, error) {
+	if err := s.Row(&s.row); err != nil {
+		return b, err
+	}
 	return append(s.json.AppendEvent(b, &s.row), '\n'), nil
 }
 
 // AppendText implements Events.
 func (s *localEvents) AppendText(b []byte, style render.Style) ([]byte, error) {
+	if err := s.Row(&s.row); err != nil {
+		return b, err
+	}
 	return append(append(b, render.New(s.names).EventLine(style, &s.row)...), '\n'), nil
 }
 

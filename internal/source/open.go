@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -65,7 +66,7 @@ func Open(c Choice) (Source, error) {
 		c.Tell(fmt.Sprintf("the agent on %s sees less than this process: querying the kernel", c.Socket))
 		return kernel(c)
 	case err == nil:
-		return &preferred{agent, c.Kernel, c.Tell}, nil
+		return &preferred{Remote: agent, kernel: c.Kernel, tell: c.Tell}, nil
 	case errors.Is(c.Cannot, tracer.ErrNotPermitted):
 		return nil, fmt.Errorf("%w; %w", c.Cannot, err)
 	case errors.Is(err, fs.ErrPermission):
@@ -92,15 +93,29 @@ type preferred struct {
 	*Remote
 	kernel *Local
 	tell   func(string)
+	failed atomic.Bool // the agent has not answered, which was told
 }
 
-// instead tells whether the kernel is to be asked for what the agent has not answered.
-func instead(ctx context.Context, err error) bool { return err != nil && ctx.Err() == nil }
+// instead tells whether the kernel is to be asked for what the agent has not answered. What is asked
+// again and again says so once.
+func (p *preferred) instead(ctx context.Context, err error) bool {
+	switch {
+	case err == nil:
+		p.failed.Store(false)
+		return false
+	case ctx.Err() != nil:
+		return false
+	}
+	if !p.failed.Swap(true) {
+		p.tell(fmt.Sprintf("the agent has no answer: querying the kernel (%v)", err))
+	}
+	return true
+}
 
 // Sockets implements Source.
 func (p *preferred) Sockets(ctx context.Context, q *query.Sockets) (SocketsAnswer, error) {
 	a, err := p.Remote.Sockets(ctx, q)
-	if instead(ctx, err) {
+	if p.instead(ctx, err) {
 		return p.kernel.Sockets(ctx, q)
 	}
 	return a, err
@@ -109,7 +124,7 @@ func (p *preferred) Sockets(ctx context.Context, q *query.Sockets) (SocketsAnswe
 // Port implements Source.
 func (p *preferred) Port(ctx context.Context, q query.Port) (PortAnswer, error) {
 	a, err := p.Remote.Port(ctx, q)
-	if instead(ctx, err) {
+	if p.instead(ctx, err) {
 		return p.kernel.Port(ctx, q)
 	}
 	return a, err
@@ -118,7 +133,7 @@ func (p *preferred) Port(ctx context.Context, q query.Port) (PortAnswer, error) 
 // Headroom implements Source.
 func (p *preferred) Headroom(ctx context.Context, q *query.Headroom) (*Headroom, error) {
 	h, err := p.Remote.Headroom(ctx, q)
-	if instead(ctx, err) {
+	if p.instead(ctx, err) {
 		return p.kernel.Headroom(ctx, q)
 	}
 	return h, err
@@ -127,7 +142,7 @@ func (p *preferred) Headroom(ctx context.Context, q *query.Headroom) (*Headroom,
 // Events implements Source. Where the agent ends, the kernel is followed.
 func (p *preferred) Events(ctx context.Context, q *query.Events) (Events, error) {
 	events, err := p.Remote.Events(ctx, q)
-	if instead(ctx, err) {
+	if p.instead(ctx, err) {
 		return p.kernel.Events(ctx, q)
 	} else if err != nil {
 		return nil, err
@@ -165,4 +180,13 @@ func (s *preferredEvents) Next() (Happened, error) {
 func (s *preferredEvents) End() (uint64, error) {
 	lost, err := s.Events.End()
 	return s.lost + lost, err
+}
+
+// Name is who a source asks first, in a word: "agent" or "kernel".
+func Name(s Source) string {
+	switch s.(type) {
+	case *Remote, *preferred:
+		return "agent"
+	}
+	return "kernel"
 }

@@ -30,16 +30,21 @@ func (r *Remote) PartialView() []string { return r.partialView }
 func badAnswer(err error) error { return fmt.Errorf("read the agent's answer: %w", err) }
 
 // decodeRows reads objects a line each.
-func decodeRows[T any](from io.Reader) ([]T, error) {
-	var rows []T
+func decodeRows[T any](from io.Reader) (rows []T, err error) {
+	err = eachRow(from, func(row *T) { rows = append(rows, *row) })
+	return rows, err
+}
+
+// eachRow reads objects a line each, and calls each with every one.
+func eachRow[T any](from io.Reader, each func(*T)) error {
 	for dec := json.NewDecoder(from); ; {
 		var row T
 		if err := dec.Decode(&row); errors.Is(err, io.EOF) {
-			return rows, nil
+			return nil
 		} else if err != nil {
-			return nil, badAnswer(err)
+			return badAnswer(err)
 		}
-		rows = append(rows, row)
+		each(&row)
 	}
 }
 
@@ -76,6 +81,9 @@ func (a remoteSockets) JSON(w io.Writer) error {
 	_, err := io.Copy(w, a.response)
 	return err
 }
+
+// Each implements SocketsAnswer.
+func (a remoteSockets) Each(f func(*render.Socket)) error { return eachRow(a.response, f) }
 
 func (a remoteSockets) Text(w io.Writer, style render.Style) error {
 	rows, err := a.Rows()
@@ -153,6 +161,20 @@ func (r *Remote) Headroom(ctx context.Context, q *query.Headroom) (*Headroom, er
 		return nil, err
 	}
 	return &Headroom{rows, a.note}, nil
+}
+
+// History tells what had ports before, the latest first.
+func (r *Remote) History(ctx context.Context, q *query.History) ([]render.Tenancy, error) {
+	values := query.Values{"limit": {strconv.Itoa(q.Limit)}}
+	if q.Port != 0 {
+		values["port"] = []string{strconv.Itoa(int(q.Port))}
+	}
+	a, err := r.client.get(ctx, "/v1/history", values)
+	if err != nil {
+		return nil, err
+	}
+	defer a.Close()
+	return decodeRows[render.Tenancy](a)
 }
 
 // status asks for the agent's status, and returns it also as it was sent.
@@ -273,14 +295,23 @@ func (s *remoteEvents) Next() (Happened, error) {
 // Lost implements Events.
 func (s *remoteEvents) Lost() api.Lost { return s.lost }
 
+// Row implements Events.
+func (s *remoteEvents) Row(row *render.Event) error {
+	*row = render.Event{}
+	if err := json.Unmarshal(s.line, row); err != nil {
+		return badEvent(err)
+	}
+	return nil
+}
+
 // AppendJSON implements Events: as the agent has sent it.
 func (s *remoteEvents) AppendJSON(b []byte) ([]byte, error) { return append(b, s.line...), nil }
 
 // AppendText implements Events.
 func (s *remoteEvents) AppendText(b []byte, style render.Style) ([]byte, error) {
 	var row render.Event
-	if err := json.Unmarshal(s.line, &row); err != nil {
-		return b, badEvent(err)
+	if err := s.Row(&row); err != nil {
+		return b, err
 	}
 	return append(append(b, render.New(s.names).EventLine(style, &row)...), '\n'), nil
 }

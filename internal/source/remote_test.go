@@ -14,6 +14,7 @@ import (
 	"github.com/porthole-dev/porthole/internal/api"
 	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/internal/query"
+	"github.com/porthole-dev/porthole/internal/render"
 )
 
 // eventsFrom is the stream of an agent that sends what in has.
@@ -30,6 +31,10 @@ func TestRemoteEvents(t *testing.T) {
 	for i, want := range []Happened{Event, Loss, Event, Loss, Pause} {
 		if got, err := s.Next(); err != nil || got != want {
 			t.Fatalf("step %d: %v, %v; want %v", i, got, err, want)
+		}
+		var row render.Event
+		if err := s.Row(&row); want == Event && (err != nil || row.Event == "") {
+			t.Errorf("step %d: row %+v, %v", i, row, err)
 		}
 		if line, _ := s.AppendJSON(nil); want == Event && !strings.HasPrefix(string(line), `{"event":`) {
 			t.Errorf("step %d: event %q", i, line)
@@ -57,6 +62,68 @@ func TestRemoteEventsCancelled(t *testing.T) {
 	agent.CloseWithError(context.Canceled)
 	if _, err := s.Next(); err != io.EOF {
 		t.Errorf("%v, want %v", err, io.EOF)
+	}
+}
+
+// Rows of sockets and of tenancies are those of an agent's answer; one that breaks off is an error.
+func TestRemoteRows(t *testing.T) {
+	path := t.TempDir() + "/s"
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := make(chan string, 1)
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked <- r.URL.RequestURI()
+		switch r.URL.Path {
+		case "/v1/history":
+			fmt.Fprintln(w, `{"proto":"tcp","local_ip":"127.0.0.1","local_port":80,"netns":1,"comm":"a","until":"2026-01-01T00:00:00Z"}`)
+		default:
+			fmt.Fprintln(w, `{"proto":"tcp","role":"listener","local_ip":"127.0.0.1","local_port":80,"netns":1,"holders":[{"pid":1,"comm":"a","fd":3}]}`)
+			fmt.Fprint(w, `{"proto":"udp","role":"bound","local_ip":"::`)
+		}
+	})}
+	go server.Serve(l)
+	defer server.Close()
+	r := &Remote{client: newClient(path)}
+	past, err := r.History(t.Context(), &query.History{Port: 80, Limit: 7})
+	if uri := <-asked; err != nil || len(past) != 1 || past[0].Comm != "a" || uri != "/v1/history?limit=7&port=80" {
+		t.Errorf("%s: %+v, %v", uri, past, err)
+	}
+	q, err := query.ParseSockets(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer, err := r.Sockets(t.Context(), q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer answer.Close()
+	var rows []render.Socket
+	err = answer.Each(func(s *render.Socket) { rows = append(rows, *s) })
+	if err == nil || len(rows) != 1 || rows[0].LocalPort != 80 || len(rows[0].Holders) != 1 {
+		t.Errorf("%+v, %v", rows, err)
+	}
+}
+
+// Who is asked again and again says once that the agent has no answer, and says so again only after it
+// had one.
+func TestPreferredTellsOnce(t *testing.T) {
+	var told []string
+	p := &preferred{tell: func(note string) { told = append(told, note) }}
+	gone := errors.New("it is gone")
+	for i, c := range []struct {
+		err  error
+		told int
+	}{{nil, 0}, {gone, 1}, {gone, 1}, {nil, 1}, {gone, 2}} {
+		if instead := p.instead(t.Context(), c.err); instead != (c.err != nil) || len(told) != c.told {
+			t.Errorf("step %d: instead %v, told %q; want told %d times", i, instead, told, c.told)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if p.instead(ctx, gone) || len(told) != 2 {
+		t.Errorf("the kernel is queried for who has gone: %q", told)
 	}
 }
 

@@ -59,6 +59,8 @@ type SocketsAnswer interface {
 	Answer
 	// Rows returns them, instead of writing them.
 	Rows() ([]render.Socket, error)
+	// Each calls f with every row, which is valid until the next, instead of writing them.
+	Each(f func(*render.Socket)) error
 	// Undated is, once they were written, how many were left out because it is not known when
 	// they took their port, as of query.Sockets.
 	Undated() int
@@ -82,6 +84,8 @@ type Events interface {
 	Next() (Happened, error)
 	// Lost tells, after a Loss, how many events were lost and by whom.
 	Lost() api.Lost
+	// Row makes the row of the event.
+	Row(row *render.Event) error
 	// AppendJSON appends the event as a line of JSON.
 	AppendJSON(b []byte) ([]byte, error)
 	// AppendText appends the event as a line of text.
@@ -98,7 +102,7 @@ type Happened uint8
 
 // What can happen.
 const (
-	Event Happened = iota // AppendJSON and AppendText tell which
+	Event Happened = iota // Row, AppendJSON and AppendText tell which
 	Loss                  // of events
 	Pause                 // there is nothing more yet: what was written can be handed on
 )
