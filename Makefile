@@ -18,7 +18,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 # What is needed besides Go: command or file = Debian package.
-TEST_NEEDS := gcc=gcc python3=python3 ss=iproute2 lsof=lsof qemu-system-x86_64=qemu-system-x86 qemu-system-aarch64=qemu-system-arm xz=xz-utils \
+TEST_NEEDS := gcc=gcc python3=python3 tmux=tmux ss=iproute2 lsof=lsof qemu-system-x86_64=qemu-system-x86 qemu-system-aarch64=qemu-system-arm xz=xz-utils \
 	prometheus=prometheus promtool=prometheus nft=nftables iptables-legacy=iptables \
 	dockerd=docker.io ctr=containerd runc=runc podman=podman /usr/lib/podman/netavark=netavark \
 	/usr/libexec/podman/catatonit=catatonit newuidmap=uidmap slirp4netns=slirp4netns /bin/busybox=busybox-static
@@ -92,13 +92,15 @@ IDENTITY_AS_ROOT := ^Test(CgroupsAreBounded|Container(IsBelieved|InWritableDirec
 unit:
 	@$(GO) test $(UNIT)
 	@$(GO) test -skip '$(IDENTITY_AS_ROOT)' ./internal/identity
-	@$(GO) test -run '^Test(Help|WrongUsage|Version|Hints|StopWritesEnd|JSONDocs)$$' ./cmd/porthole
+	@$(GO) test -skip '^TestEnd(NumberUsedAgain|NotPermitted)$$' ./internal/top
+	@$(GO) test -run '^Test(Help|WrongUsage|Version|Hints|StopWritesEnd|JSONDocs|TopNoTerminal)$$' ./cmd/porthole
 
 ## race: goroutines that share what they must not, in the packages that can show it (needs a C compiler)
 .PHONY: race
 race:
 	@CGO_ENABLED=1 $(GO) test -race $(UNIT) ./internal/agent ./internal/api ./internal/identity ./internal/metrics ./internal/source ./internal/render
 	@CGO_ENABLED=1 $(GO) test -race -exec '$(SUDO)' -skip '^TestKill$$' ./internal/store
+	@CGO_ENABLED=1 $(GO) test -race -exec '$(SUDO)' ./internal/top
 	@CGO_ENABLED=1 $(GO) test -race -exec '$(SUDO)' -run '^Test(Matcher|Rows|Table|Completer|Fanout|Events|KernelStartsAtOnce)' ./tracer
 
 ## test-kernels: the kernel tests (RUN=: those) in VMs of other kernels; needs no root
