@@ -108,6 +108,7 @@ const (
 	RoleBound                    // has a port and no peer
 	RoleTimeWait                 // only the port is left, for up to a minute
 	RoleOrphan                   // alive in the kernel; no process has it, or none has accepted it yet
+	RoleUnknown                  // it cannot be told; of no Socket of this package
 )
 
 var roleNames = [...]string{

@@ -128,3 +128,39 @@ func (s *Snapshotter) readSpaces(w *bpfWalk, p *Ports) (udpTables []uint64, err 
 	})
 	return udpTables, errors.Join(err, readErr)
 }
+
+// PortsOf is Ports of sockets that were read in another way, all of one network namespace, of which low
+// and high are net.ipv4.ip_local_port_range and reserved tells the ports that are left out. A port counts
+// as blocked where a socket listens or is bound now, and no timewait sock as reusable: that the kernel
+// blocks more, and which it takes over, only its own tables tell.
+func PortsOf(netns NetNS, low, high uint16, reserved func(uint16) bool, devices Devices, sockets []Socket) *Ports {
+	p := newPorts()
+	p.names = func() (Devices, error) { return devices, nil }
+	space := bpfNetnsRow{Netns: netns.Inode, Cookie: netns.Cookie, Low: low, High: high}
+	for port := range 1 << 16 {
+		if reserved(uint16(port)) {
+			space.Reserved[port/64] |= 1 << (port % 64)
+		}
+	}
+	p.addSpace(&space)
+	for i := range sockets {
+		s := &sockets[i]
+		row := bpfRow{Proto: uint8(s.Proto), State: uint8(s.State), Sock: uint64(i) + 1, Flow: flowOf(s.Local, s.Remote)}
+		row.Flow.Netns, row.Flow.NetnsCookie, row.Flow.Dev = netns.Inode, netns.Cookie, s.Device
+		if s.V6Only {
+			row.Flags |= uint16(bpfRowFlagROW_V6ONLY)
+		}
+		switch s.Role {
+		case RoleTimeWait:
+			row.Flags |= uint16(bpfRowFlagROW_TIMEWAIT | bpfRowFlagROW_CONNECTED)
+		case RoleClient, RoleUnknown:
+			row.Flags |= uint16(bpfRowFlagROW_ACTIVE | bpfRowFlagROW_CONNECTED)
+		}
+		by := make([]Process, len(s.Holders))
+		for j := range s.Holders {
+			by[j] = s.Holders[j].Process
+		}
+		p.addOwner(&row, by)
+	}
+	return p
+}

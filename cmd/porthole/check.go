@@ -39,6 +39,7 @@ func newCheck(e *env) *cobra.Command {
 		Short: "Say whether a bind() or a connection would succeed, and why not",
 		Long: "With a PORT, say whether bind() would get it, by the kernel's own rules and without\n" +
 			"calling bind(), and which sockets are in the way. TCP alone unless /udp is given.\n" +
+			"(Without privileges and without an agent bind() is called, and undone at once.)\n" +
 			"With a HOST and a PORT, or a URL, connect to each address of the host, and say from\n" +
 			"which local address and port, how long it took, and what went wrong.\n" +
 			"Exits with 1 when any bind() would fail, or no address could be connected to.",
@@ -177,6 +178,7 @@ type bindAnswer struct {
 	Reserved         bool             `json:"reserved"`
 	ForwardsTo       []render.Forward `json:"forwards_to,omitempty"`
 	NATUnread        string           `json:"nat_unread,omitempty"`
+	Partial          bool             `json:"partial,omitempty"`
 
 	settings check.Settings
 	device   string
@@ -267,10 +269,10 @@ func checkBind(ctx context.Context, e *env, o *checkOptions, words []string) err
 		return err
 	}
 	tellView(e, src.PartialView())
-	tellPIDs(e.stderr)
+	tellPIDs(src.PIDs(), e.stderr)
 	all := true
 	for i := range ends {
-		a, err := answerBind(ctx, o, rows, where, ends[i])
+		a, err := answerBind(ctx, o, src.Partial(), rows, where, ends[i])
 		if err != nil {
 			return err
 		}
@@ -290,8 +292,9 @@ func checkBind(ctx context.Context, e *env, o *checkOptions, words []string) err
 	return nil
 }
 
-// answerBind asks for the kernel's settings, and compares with the sockets there are.
-func answerBind(ctx context.Context, o *checkOptions, rows []render.Socket, where space, end query.End) (*bindAnswer, error) {
+// answerBind asks for the kernel's settings, and compares with the sockets there are. Where not all
+// that decides is known of those, partial, the call itself is the answer.
+func answerBind(ctx context.Context, o *checkOptions, partial bool, rows []render.Socket, where space, end query.End) (*bindAnswer, error) {
 	call := check.Bind{Proto: end.Protos[0], Local: netip.AddrPortFrom(end.Addr, end.Port), Device: end.Device, ReuseAddr: o.reuseAddr}
 	any := !end.Addr.IsValid()
 	if any {
@@ -323,6 +326,14 @@ func answerBind(ctx context.Context, o *checkOptions, rows []render.Socket, wher
 	errno := call.Errno(settings, capable)
 	if errno == 0 && len(a.InTheWay) > 0 {
 		errno = unix.EADDRINUSE
+	}
+	if a.Partial = partial; partial {
+		if errno, err = call.Try(); err != nil {
+			return nil, err
+		}
+		if errno != unix.EADDRINUSE {
+			a.InTheWay = []render.Socket{}
+		}
 	}
 	if a.OK = errno == 0; !a.OK {
 		a.errno, a.Error = errno, unix.ErrnoName(errno)
@@ -360,7 +371,11 @@ func (a *bindAnswer) text(e *env) error {
 	if n := len(a.InTheWay); n > 0 && a.Error == "EADDRINUSE" {
 		names := identity.Load(nil)
 		defer names.Cgroups.Close()
-		fmt.Fprintln(out, "in the way:")
+		head := "in the way:"
+		if a.Partial {
+			head = "in the way, as far as an ordinary user may know:"
+		}
+		fmt.Fprintln(out, head)
 		if err := render.New(names).RowsText(out, e.style, a.InTheWay[:min(n, maxInTheWay)]); err != nil {
 			return err
 		}
@@ -406,6 +421,9 @@ func (a *bindAnswer) why() string {
 
 // advice says what would help where only the past is in the way.
 func (a *bindAnswer) advice() string {
+	if a.Partial { // it is not known which sockets have SO_REUSEADDR
+		return ""
+	}
 	past, reuse := 0, 0
 	for i := range a.InTheWay {
 		if a.InTheWay[i].Role == tracer.RoleTimeWait.String() {

@@ -134,7 +134,7 @@ func listeningIn(name string) (map[listening]bool, error) {
 }
 
 func listeningNow(ctx context.Context, e *env, o *diffOptions) (map[listening]bool, error) {
-	src, err := openSource(e, &o.agent)
+	src, err := openWhole(e, &o.agent) // else what cannot be seen would be told as removed
 	if err != nil {
 		return nil, err
 	}

@@ -67,8 +67,11 @@ func runHeadroom(cmd *cobra.Command, e *env, o *headroomOptions) error {
 	if err != nil {
 		return err
 	}
-	tellPIDs(e.stderr)
+	tellPIDs(src.PIDs(), e.stderr)
 	tellView(e, src.PartialView())
+	if src.Partial() {
+		tellView(e, []string{"how many ports are free is not exact: which ones a bind() has blocked, and which in TIME-WAIT connect() takes over, only root or an agent can know"})
+	}
 	answer, err := src.Headroom(cmd.Context(), q)
 	if errors.Is(err, identity.ErrNotPermitted) {
 		return fmt.Errorf("look up the route: %w; with --from there is no need to", err)

@@ -77,7 +77,7 @@ func ls(cmd *cobra.Command, e *env, o *lsOptions, ends []string) error {
 	tellUnfinished(e, answer.Unfinished())
 	tellNote(e, answer.Note())
 	tellView(e, src.PartialView())
-	tellPIDs(e.stderr)
+	tellPIDs(src.PIDs(), e.stderr)
 	if o.noHeader && !o.jsonRows {
 		bodyOf := *e
 		bodyOf.stdout = &withoutHeading{to: e.stdout}

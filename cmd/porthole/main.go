@@ -17,7 +17,6 @@ import (
 	"github.com/spf13/pflag"
 	"golang.org/x/term"
 
-	"github.com/porthole-dev/porthole/internal/doctor"
 	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/internal/query"
 	"github.com/porthole-dev/porthole/internal/render"
@@ -278,9 +277,9 @@ func tellView(e *env, notSeen []string) {
 }
 
 // tellPIDs says whose process numbers are shown, where they are not those of this
-// process's namespace.
-func tellPIDs(to io.Writer) {
-	if s := doctor.PIDs(); s != "" {
-		fmt.Fprintf(to, "porthole: %s\n", s)
+// process's namespace: as of source.Source.
+func tellPIDs(whose string, to io.Writer) {
+	if whose != "" {
+		fmt.Fprintf(to, "porthole: %s\n", whose)
 	}
 }

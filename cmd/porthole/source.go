@@ -23,6 +23,7 @@ type agentOptions struct {
 	socket     string
 	named      bool          // the user has named the socket
 	within     time.Duration // as of source.Choice
+	less       bool          // as of source.Choice
 }
 
 func (o *agentOptions) add(cmd *cobra.Command) {
@@ -49,7 +50,7 @@ func addSocketFlag(cmd *cobra.Command, socket *string) {
 
 // open returns where a command has its answers from. cannot is why the kernel cannot be asked.
 func (o *agentOptions) open(e *env, kernel *source.Local, cannot error) (source.Source, error) {
-	c := source.Choice{Socket: o.socket, Kernel: kernel, Cannot: cannot, Within: o.within, Tell: func(note string) { tellView(e, []string{note}) }}
+	c := source.Choice{Socket: o.socket, Kernel: kernel, Cannot: cannot, Within: o.within, Less: o.less, Tell: func(note string) { tellView(e, []string{note}) }}
 	switch {
 	case o.ask:
 		c.Ask = source.AskAgent
@@ -61,8 +62,16 @@ func (o *agentOptions) open(e *env, kernel *source.Local, cannot error) (source.
 	return source.Open(c)
 }
 
-// openSource returns where a command that asks once has its answer from.
+// openSource returns where a command that asks once has its answer from. Without privileges, and
+// without an agent, that is what the kernel tells every user.
 func openSource(e *env, o *agentOptions) (source.Source, error) {
+	some := *o
+	some.less = true
+	return openWhole(e, &some)
+}
+
+// openWhole is openSource of a command whose answer would be wrong without what is then missing.
+func openWhole(e *env, o *agentOptions) (source.Source, error) {
 	src, err := o.open(e, &source.Local{}, tracer.CheckSnapshot())
 	if err != nil {
 		return nil, err

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/porthole-dev/porthole/internal/api"
+	"github.com/porthole-dev/porthole/internal/doctor"
 	"github.com/porthole-dev/porthole/internal/query"
 	"github.com/porthole-dev/porthole/internal/render"
 	"github.com/porthole-dev/porthole/internal/source"
@@ -150,7 +151,7 @@ func (p *eventPrinter) start() error {
 		begun := p.events.Begun()
 		tellView(p.e, begun.PartialView)
 		tellNote(p.e, begun.Note)
-		tellPIDs(p.e.stderr)
+		tellPIDs(doctor.PIDs(), p.e.stderr)
 		tellAttached(p.e, begun.Tier, begun.Hooks)
 	}
 	if p.o.jsonRows {

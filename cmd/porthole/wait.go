@@ -39,7 +39,8 @@ func newWait(e *env) *cobra.Command {
 		Use:   "wait PORT[/tcp|/udp]...",
 		Short: "Wait until somebody listens on a port, or nobody does",
 		Long: "Wait until a process listens on a port, TCP unless /udp is given, or with --free until\n" +
-			"none does; of several ports on all of them. It is told by the kernel or the agent as it happens; it makes no\n" +
+			"none does; of several ports on all of them. It is told by the kernel or the agent\n" +
+			"as it happens (without privileges and an agent it looks every 100 ms); it makes no\n" +
 			"connection, so the server sees nothing of it, and returns at once where it is so\n" +
 			"already. With --comm, --pid, --tree, --unit, --container and --pod only that process\n" +
 			"counts.\n" +
@@ -85,6 +86,7 @@ type waitAnswer struct {
 	NetNS     uint32          `json:"netns"`
 	WaitedNS  int64           `json:"waited_ns"`
 	Sockets   []render.Socket `json:"sockets"`
+	Partial   bool            `json:"partial,omitempty"`
 }
 
 // waiter waits for ports.
@@ -134,7 +136,7 @@ func runWait(cmd *cobra.Command, e *env, o *waitOptions, words []string) error {
 	}
 	waited := time.Since(w.begin).Nanoseconds()
 	for i, end := range w.ends {
-		a := &waitAnswer{Free: o.free, Proto: end.Protos[0].String(), LocalPort: end.Port, NetNS: where.inode, WaitedNS: waited, Sockets: []render.Socket{}}
+		a := &waitAnswer{Free: o.free, Proto: end.Protos[0].String(), LocalPort: end.Port, NetNS: where.inode, WaitedNS: waited, Sockets: []render.Socket{}, Partial: w.src.Partial()}
 		a.OK = ok
 		if sockets != nil {
 			a.OK, a.Sockets = w.isSo(w.known[i]), sockets[i]
@@ -323,6 +325,9 @@ func (w *waiter) follow(ctx context.Context) (ok bool, sockets [][]render.Socket
 	events, err := w.src.Events(streaming, q)
 	if err != nil {
 		stop()
+		if w.src.Partial() { // nothing tells when it is so
+			return w.poll(ctx)
+		}
 		return false, nil, err
 	}
 	happened, ended := make(chan struct{}, 1), make(chan error, 1)
@@ -355,6 +360,25 @@ func (w *waiter) follow(ctx context.Context) (ok bool, sockets [][]render.Socket
 			if ok, sockets, err = w.look(ctx); ok || err != nil {
 				return ok, sockets, err
 			}
+		}
+	}
+}
+
+// pollEvery is how often it is looked where nobody tells.
+const pollEvery = 100 * time.Millisecond
+
+// poll looks again and again; the error wraps that of ctx once it has ended.
+func (w *waiter) poll(ctx context.Context) (ok bool, sockets [][]render.Socket, err error) {
+	again := time.NewTicker(pollEvery)
+	defer again.Stop()
+	for {
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			return false, nil, nil
+		}
+		if ok, sockets, err = w.look(ctx); ok || err != nil {
+			return ok, sockets, err
 		}
 	}
 }

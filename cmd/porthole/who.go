@@ -73,9 +73,9 @@ func runWho(ctx context.Context, e *env, o *whoOptions, asked []query.Ends) erro
 	out := bufio.NewWriterSize(e.stdout, 1<<16)
 	tellView(e, src.PartialView())
 	if o.jsonRows {
-		tellPIDs(e.stderr)
+		tellPIDs(src.PIDs(), e.stderr)
 	} else {
-		tellPIDs(out)
+		tellPIDs(src.PIDs(), out)
 	}
 	held, first := false, true
 	for _, ends := range asked {

@@ -27,6 +27,8 @@ type Names struct {
 	// Behind finds who has an address and port that is reached from a namespace, in another one:
 	// in netns, if that is not 0; see Behind. nil: it is not looked for.
 	Behind func(proto tracer.Proto, to netip.AddrPort, from NetNS, netns uint32) []tracer.Socket
+	// Partial: sockets are read with the rights of an ordinary user, to whom not all is told.
+	Partial bool
 }
 
 // Load reads them from this machine. What cannot be read has no name; whether

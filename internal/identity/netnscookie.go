@@ -53,3 +53,16 @@ func ownCookie() (uint64, error) {
 	}
 	return cookie, nil
 }
+
+// OwnNetNS is the network namespace of the calling thread, with its cookie where the kernel has one.
+func OwnNetNS() (NetNS, error) {
+	inode, err := NetNSOfThread()
+	if err != nil {
+		return NetNS{}, err
+	}
+	cookie, err := ownCookie()
+	if err != nil {
+		cookie = 0 // before Linux 5.12
+	}
+	return NetNS{Inode: inode, Cookie: cookie}, nil
+}

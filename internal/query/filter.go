@@ -148,6 +148,7 @@ func has[T cmp.Ordered](list []T, v T) bool {
 // whichever has it. The error names the filter and the value; where there is none of
 // that number it is a *Wrong and wraps identity.ErrNoNetNS.
 func (f *Filter) Locate(names *identity.NetNSNames) error {
+	f.wanted = nil
 	for _, word := range f.netNS {
 		w, err := names.Want(word)
 		if err != nil {

@@ -120,6 +120,9 @@ func parseFrom(s string) (scoped, error) {
 	return scoped{netip.AddrPortFrom(from, 0), device}, nil
 }
 
+// Filter is the filters of the question.
+func (q *Headroom) Filter() *Filter { return q.filter }
+
 // Note says what the filters can match nothing of, as Filter.Note.
 func (q *Headroom) Note(cgroups *identity.Cgroups) string { return q.filter.Note(cgroups) }
 

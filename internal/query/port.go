@@ -86,6 +86,9 @@ func (q *Port) Place() (id identity.NetNS, ok bool) {
 	return id, err == nil
 }
 
+// Filter is that of where is looked; nil: everywhere.
+func (q *Port) Filter() *Filter { return q.where }
+
 // Narrowed tells whether only some place is asked about.
 func (q *Port) Narrowed() bool { return q.where != nil }
 

@@ -51,6 +51,9 @@ type Headroom struct {
 	Reclaimable   int        `json:"reclaimable,omitempty"`
 	ListenOn      []uint16   `json:"listen_on,omitempty"`
 	ReservedPorts string     `json:"reserved_ports,omitempty"`
+	// Partial: as of Socket. Ports that a bind() blocks are not known, so Blocked is at least, and Free at
+	// most, what it says.
+	Partial bool `json:"partial,omitempty"`
 }
 
 // Headrooms makes rows, in the same order.
@@ -66,6 +69,7 @@ func (n Renderer) Headrooms(all []tracer.Headroom) []Headroom {
 			MaybeOneLess: h.MaybeOneLess, Utilization: math.Round(h.Utilization()*1e4) / 1e4,
 			Holders: n.portUsers(h.Holders), BlockedBy: n.portUsers(h.BlockedBy), Reclaimable: h.Reclaimable, ListenOn: h.ListenOn,
 		}
+		out[i].Partial = n.Partial
 		out[i].Device, out[i].Index = n.DeviceOrIndex(h.DeviceID())
 		out[i].Scope = scope(out[i].Device, h.Local, h.Remote.Addr())
 	}

@@ -220,6 +220,7 @@ func (e *Encoder) AppendSocket(b []byte, s *Socket) []byte {
 	if len(s.ForwardsTo) > 0 {
 		o.other(`,"forwards_to":`, s.ForwardsTo)
 	}
+	o.optTrue(`,"partial":`, s.Partial)
 	return append(o.b, '}')
 }
 

@@ -198,6 +198,7 @@ func (w *portWriter) rest(proto string) []string {
 		{tracer.RoleOrphan, "1 connection that no process holds", "%d connections that no process holds"},
 		{tracer.RoleTimeWait, "1 connection in TIME-WAIT (for up to a minute)", "%d connections in TIME-WAIT (each for up to a minute)"},
 		{tracer.RoleClient, "1 client", "%d clients"},
+		{tracer.RoleUnknown, "1 connection of either kind", "%d connections of either kind"},
 	} {
 		s := section{r.role.String(), proto}
 		n := w.left[s]
@@ -220,7 +221,7 @@ func (w *portWriter) rest(proto string) []string {
 // strays are connections where nobody listens any more: they alone keep the port from others.
 func (w *portWriter) strays(proto string) []Socket {
 	var left []Socket
-	for _, role := range []tracer.Role{tracer.RoleServer, tracer.RoleTimeWait} {
+	for _, role := range []tracer.Role{tracer.RoleServer, tracer.RoleTimeWait, tracer.RoleUnknown} {
 		for _, s := range w.all[section{role.String(), proto}] {
 			if !w.listening[netNS{s.NetNS, s.Cookie}] {
 				left = append(left, s)
@@ -387,6 +388,9 @@ func nobody(group []Socket) string {
 	case byKernel:
 		return "the kernel itself"
 	case outOfSight:
+		if group[0].Partial {
+			return "a process of another user"
+		}
 		return "a process that is out of sight"
 	case inFlight:
 		return "a socket of no process"
@@ -404,6 +408,9 @@ func (w *portWriter) noHolder(group []Socket) []string {
 	}
 	var out []string
 	for i := range group {
+		if group[i].Partial {
+			words[outOfSight] = "who that is takes root, or an agent (or it is a process that may not be looked into,\n  or none)"
+		}
 		if why := words[group[i].NoHolder]; why != "" && !slices.Contains(out, why) {
 			out = append(out, why)
 		}

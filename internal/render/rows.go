@@ -110,6 +110,8 @@ type Socket struct {
 	RangeHigh uint16 `json:"range_high,omitempty"`
 	// ForwardsTo is there where the socket is of a Port, and held for another.
 	ForwardsTo []Forward `json:"forwards_to,omitempty"`
+	// Partial: it is read with the rights of an ordinary user, to whom not all is told.
+	Partial bool `json:"partial,omitempty"`
 }
 
 func (s *Socket) netNS() identity.NetNS { return identity.NetNS{Inode: s.NetNS, Cookie: s.Cookie} }
@@ -241,7 +243,7 @@ func (n Renderer) fill(row *Socket, s *tracer.Socket, holders []Holder) {
 		NetNS: s.NetNS, Cookie: s.NetNSCookie, Inode: s.Inode, MPTCP: s.MPTCP,
 		V6Only: s.V6Only, ReuseAddr: s.ReuseAddr, ReusePort: s.ReusePort,
 		Holders: holders[:0], HoldersMore: s.HoldersMore, NoHolder: s.NoHolder.String(),
-		Origin: s.Origin.String(), Service: n.service(s), Since: Stamp{s.Since},
+		Origin: s.Origin.String(), Service: n.service(s), Since: Stamp{s.Since}, Partial: n.Partial,
 	}
 	if s.Device != 0 {
 		row.Device, row.Index = n.DeviceOrIndex(s.DeviceID())

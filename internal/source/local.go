@@ -28,6 +28,12 @@ type Local struct {
 // PartialView implements Source.
 func (l *Local) PartialView() []string { return doctor.View() }
 
+// PIDs implements Source.
+func (l *Local) PIDs() string { return doctor.PIDs() }
+
+// Partial implements Source.
+func (l *Local) Partial() bool { return false }
+
 // livingNow lists the network namespaces there are.
 func livingNow() ([]tracer.NetNS, error) {
 	s, err := tracer.NewSnapshotter(tracer.ReadsPorts)

@@ -35,13 +35,14 @@ type Choice struct {
 	Socket string            // of the agent; "": there is none
 	Kernel *Local            // how the kernel is asked
 	Cannot error             // why the kernel cannot be; nil: it can
+	Less   bool              // then what it tells every user will do
 	Within time.Duration     // that an agent may take to say that it lives, if less than usual; 0: as usual
 	Tell   func(note string) // called with a sentence where an agent is there and is not asked
 }
 
 // Open returns who answers. With AskAny that is an agent where one answers and sees no less than
-// this process, and where it fails the kernel, if that can be asked. The error wraps Cannot where
-// there is neither.
+// this process, and where it fails the kernel, if that can be asked; with Less it is a User where
+// neither can. Else the error wraps Cannot then.
 func Open(c Choice) (Source, error) {
 	if c.Ask == AskKernel || c.Ask == AskAny && c.Socket == "" {
 		return kernel(c)
@@ -67,7 +68,7 @@ func Open(c Choice) (Source, error) {
 		return kernel(c)
 	case err == nil:
 		return &preferred{Remote: agent, kernel: c.Kernel, tell: c.Tell}, nil
-	case errors.Is(c.Cannot, tracer.ErrNotPermitted):
+	case errors.Is(c.Cannot, tracer.ErrNotPermitted) && !c.Less:
 		return nil, fmt.Errorf("%w; %w", c.Cannot, err)
 	case errors.Is(err, fs.ErrPermission):
 		if _, err := os.Lstat(c.Socket); err == nil { // else it is not known whether there is one
@@ -81,6 +82,9 @@ func Open(c Choice) (Source, error) {
 }
 
 func kernel(c Choice) (Source, error) {
+	if c.Less && errors.Is(c.Cannot, tracer.ErrNotPermitted) {
+		return &User{c.Cannot}, nil
+	}
 	if c.Cannot != nil {
 		return nil, c.Cannot
 	}

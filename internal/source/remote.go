@@ -26,6 +26,12 @@ type Remote struct {
 // PartialView implements Source: it is what the agent does not see.
 func (r *Remote) PartialView() []string { return r.partialView }
 
+// PIDs implements Source.
+func (r *Remote) PIDs() string { return doctor.PIDs() }
+
+// Partial implements Source.
+func (r *Remote) Partial() bool { return false }
+
 // badAnswer is an answer that is not understood.
 func badAnswer(err error) error { return fmt.Errorf("read the agent's answer: %w", err) }
 

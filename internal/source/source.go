@@ -18,6 +18,11 @@ import (
 type Source interface {
 	// PartialView is what of the machine is not seen, one sentence each.
 	PartialView() []string
+	// PIDs says whose process numbers are in answers, "" where they are those that this process
+	// has for them.
+	PIDs() string
+	// Partial tells whether answers have only what an ordinary user may know.
+	Partial() bool
 	// Sockets answers with the sockets there are.
 	Sockets(ctx context.Context, q *query.Sockets) (SocketsAnswer, error)
 	// Port answers who has a port and, where that is known, had it before.
