@@ -8,6 +8,8 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
+
+	"github.com/porthole-dev/porthole/internal/testutil"
 )
 
 // numbered is n events that tell where they are in the stream by their port.
@@ -84,7 +86,7 @@ func TestFanoutMemory(t *testing.T) {
 	if first[0].RequestedPort != 0 || first[3].RequestedPort != 3 {
 		t.Errorf("events a reader has were overwritten: %+v", first)
 	}
-	allocs := testing.AllocsPerRun(100, func() {
+	allocs := testutil.Allocs(100, func() {
 		f.publish(batch)
 		if first, err = s.Next(t.Context(), first); err != nil {
 			t.Fatal(err)

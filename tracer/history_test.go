@@ -8,6 +8,8 @@ import (
 	"unsafe"
 
 	gocmp "github.com/google/go-cmp/cmp"
+
+	"github.com/porthole-dev/porthole/internal/testutil"
 )
 
 func closeOf(port uint16, at int) *Event {
@@ -119,7 +121,7 @@ func TestHistoryKeepsAll(t *testing.T) {
 	if size := unsafe.Sizeof(tenancy{}); size > 120 {
 		t.Errorf("a tenancy takes %d bytes", size)
 	}
-	if allocs := testing.AllocsPerRun(100, func() { h.add(ev) }); allocs != 0 {
+	if allocs := testutil.Allocs(100, func() { h.add(ev) }); allocs != 0 {
 		t.Errorf("%v allocations for an event", allocs)
 	}
 }

@@ -84,23 +84,29 @@ func TestKernelLost(t *testing.T) {
 	}
 }
 
-// tableIsKernels compares the table with a fresh snapshot.
+// tableIsKernels compares the table with fresh snapshots, until it has settled: what a comparison
+// did not find stays for a moment, for its close may be on its way.
 func (r *recorder) tableIsKernels(tr *Tracer) {
 	r.Helper()
-	var want, got []string
-	for _, s := range snapshot(r, 0).Sockets {
-		if s.NetNS == r.netns {
-			want = append(want, fmt.Sprintln(s.Proto, s.State, s.Role, s.Local, s.Remote, s.Inode, s.Holders))
+	ofNetNS := func(sockets []Socket) (out []string) {
+		for _, s := range sockets {
+			if s.NetNS == r.netns {
+				out = append(out, fmt.Sprintln(s.Proto, s.State, s.Role, s.Local, s.Remote, s.Inode, s.Holders))
+			}
 		}
+		return out
 	}
-	for _, s := range tr.Table().All() {
-		if s.NetNS == r.netns {
-			got = append(got, fmt.Sprintln(s.Proto, s.State, s.Role, s.Local, s.Remote, s.Inode, s.Holders))
+	var diff string
+	defer func() {
+		if diff != "" {
+			r.Errorf("the table differs (-kernel +table):\n%s", diff)
 		}
-	}
-	if diff := cmp.Diff(want, got); diff != "" || len(want) == 0 {
-		r.Errorf("the table differs (-kernel +table):\n%s", diff)
-	}
+	}()
+	testutil.Await(r, "the table is the kernel's", func() bool {
+		want := ofNetNS(snapshot(r, 0).Sockets)
+		diff = cmp.Diff(want, ofNetNS(tr.Table().All()))
+		return diff == "" && len(want) > 0
+	})
 }
 
 // awaitClose waits for the close of a socket of the test.

@@ -5,6 +5,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/porthole-dev/porthole/internal/testutil"
 )
 
 func TestCounts(t *testing.T) {
@@ -24,7 +26,7 @@ func TestCounts(t *testing.T) {
 		Searches:  map[int]int64{-119: 1, 0: 1, 133: 1}, // of a nanosecond, a second and 292 years
 		SearchSum: math.MaxInt64,
 	}, count.counts())
-	if allocs := testing.AllocsPerRun(100, func() { count.add(&refused) }); allocs != 0 {
+	if allocs := testutil.Allocs(100, func() { count.add(&refused) }); allocs != 0 {
 		t.Errorf("%v allocations for an event", allocs)
 	}
 }

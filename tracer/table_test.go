@@ -12,6 +12,8 @@ import (
 	"unsafe"
 
 	gocmp "github.com/google/go-cmp/cmp"
+
+	"github.com/porthole-dev/porthole/internal/testutil"
 )
 
 // Addresses of kernel sockets, as the table knows them.
@@ -938,8 +940,8 @@ func TestAllocDecodeApply(t *testing.T) {
 	dec, table, booted := newDecoder(), newTable(), wallAt(0)
 	cycle := connectCloseCycle(500)
 	var ev Event
-	// AllocsPerRun runs once to warm up before it counts.
-	allocs := testing.AllocsPerRun(20, func() {
+	// Allocs runs once to warm up before it counts.
+	allocs := testutil.Allocs(20, func() {
 		for _, record := range cycle {
 			if err := dec.event(record, booted, &ev); err != nil {
 				t.Fatal(err)

@@ -3,6 +3,8 @@ package cache
 import (
 	"sync"
 	"testing"
+
+	"github.com/porthole-dev/porthole/internal/testutil"
 )
 
 func TestCacheKeepsWhatIsRead(t *testing.T) {
@@ -64,7 +66,7 @@ func TestCacheAtOnce(t *testing.T) {
 func TestCacheGetAllocatesNothing(t *testing.T) {
 	var c Cache[string]
 	c.Put(1<<40, "value")
-	if n := testing.AllocsPerRun(100, func() { c.Get(1 << 40); c.Get(1 << 41) }); n != 0 {
+	if n := testutil.Allocs(100, func() { c.Get(1 << 40); c.Get(1 << 41) }); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
 }

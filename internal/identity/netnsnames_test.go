@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/porthole-dev/porthole/internal/testutil"
 )
 
 // namedDir is a directory of names, as ip-netns(8) keeps one.
@@ -276,7 +278,7 @@ func TestNamesReadRarely(t *testing.T) {
 		if now := n.now.Load(); now != first && time.Since(at) < maxAge {
 			t.Error("the names were read again")
 		}
-		if allocs := testing.AllocsPerRun(100, func() { n.Name(id, at) }); allocs > 1 {
+		if allocs := testutil.Allocs(100, func() { n.Name(id, at) }); allocs > 1 {
 			t.Errorf("%v allocations for a name that is known", allocs)
 		}
 	})

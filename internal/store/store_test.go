@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/porthole-dev/porthole/internal/identity"
+	"github.com/porthole-dev/porthole/internal/testutil"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
@@ -664,7 +665,7 @@ func TestAddAllocates(t *testing.T) {
 	defer s.Close(nil)
 	e := connection(1, c)
 	i := 0
-	if n := testing.AllocsPerRun(1000, func() {
+	if n := testutil.Allocs(1000, func() {
 		i++
 		e.At += time.Millisecond * 2
 		e.Local = netip.AddrPortFrom(e.Local.Addr(), uint16(i))
