@@ -43,6 +43,15 @@ static __always_inline int devices_next(struct devices_cursor *c)
 	return c->done;
 }
 
+/* At the list head: behind it is the first namespace there was, and that one stays. */
+static __always_inline void devices_head(struct devices_cursor *c)
+{
+	struct net *net = (void *)READ((struct list_head *)c->space, next) - bpf_core_field_offset(struct net, list);
+
+	c->init_cookie = netns_cookie(net);
+	c->init_netns = READ(net, ns.inum);
+}
+
 /* Keep the name of a device. False: it is not, or no longer, one of net. */
 static __always_inline bool devices_row(struct devices_cursor *c, const struct net *net, const struct net_device *dev)
 {
@@ -54,6 +63,8 @@ static __always_inline bool devices_row(struct devices_cursor *c, const struct n
 	row->cookie = netns_cookie(net);
 	row->netns = READ(net, ns.inum);
 	row->index = READ(dev, ifindex);
+	row->flags = READ(dev, flags);
+	row->pad = 0;
 	READ_INTO(&row->name, dev, name);
 	return true;
 }
@@ -73,8 +84,10 @@ __noinline int devices_step(void)
 
 	if (!c->device) {
 		/* One list head of the ring is of no namespace: it lacks the operations that all have. */
-		if ((__u64)READ(net, ns.ops) != c->ops)
+		if ((__u64)READ(net, ns.ops) != c->ops) {
+			devices_head(c);
 			return devices_next(c);
+		}
 		c->device = (__u64)READ((struct list_head *)head, next);
 		if (!c->device)
 			return devices_next(c); /* being set up */

@@ -190,6 +190,7 @@ typedef struct {
 struct net_device {
 	char name[16];
 	struct list_head dev_list;
+	unsigned int flags;
 	int ifindex;
 	possible_net_t nd_net;
 };

@@ -61,19 +61,23 @@ struct device_row {
 	__u64 cookie; /* of its namespace, 0 before Linux 5.12 */
 	__u32 netns;  /* inode number of its namespace */
 	__u32 index;  /* the number it has there */
+	__u32 flags;  /* IFF_UP and so on, as netdevice(7) has them */
+	__u32 pad;
 	__u8 name[16];
 };
 
 /* State of the walk of network devices: where its last call stopped. */
 struct devices_cursor {
-	__u64 first;  /* in/out: where the ring of namespaces was begun; 0: begin */
-	__u64 space;  /* in/out: present namespace, in that ring */
-	__u64 device; /* in/out: its next device, 0: it is to be begun */
-	__u64 ops;    /* in/out: operations of namespaces */
-	__u32 rows;   /* out: rows written since Go set it to 0 */
-	__u16 tries;  /* in/out: how often the present namespace was begun again */
-	__u8 done;    /* out: every namespace was read */
-	__u8 pad;
+	__u64 first;	   /* in/out: where the ring of namespaces was begun; 0: begin */
+	__u64 space;	   /* in/out: present namespace, in that ring */
+	__u64 device;	   /* in/out: its next device, 0: it is to be begun */
+	__u64 ops;	   /* in/out: operations of namespaces */
+	__u64 init_cookie; /* out: cookie of the namespace the kernel starts with */
+	__u32 init_netns;  /* out: its inode number, 0: it was not come by yet */
+	__u32 rows;	   /* out: rows written since Go set it to 0 */
+	__u16 tries;	   /* in/out: how often the present namespace was begun again */
+	__u8 done;	   /* out: every namespace was read */
+	__u8 pad[5];
 };
 
 #define FDS_CHUNK 64
@@ -157,4 +161,4 @@ _Static_assert(sizeof(struct row) == 96, "struct row");
 _Static_assert(sizeof(struct fds) == 824, "struct fds");
 _Static_assert(sizeof(struct walk) == 152, "struct walk");
 _Static_assert(sizeof(struct netns_row) == 8224, "struct netns_row");
-_Static_assert(sizeof(struct device_row) == 32, "struct device_row");
+_Static_assert(sizeof(struct device_row) == 40, "struct device_row");

@@ -29,19 +29,23 @@ type bpfDeviceRow struct {
 	Cookie uint64
 	Netns  uint32
 	Index  uint32
+	Flags  uint32
+	Pad    uint32
 	Name   [16]uint8
 }
 
 type bpfDevicesCursor struct {
-	_      structs.HostLayout
-	First  uint64
-	Space  uint64
-	Device uint64
-	Ops    uint64
-	Rows   uint32
-	Tries  uint16
-	Done   uint8
-	Pad    uint8
+	_          structs.HostLayout
+	First      uint64
+	Space      uint64
+	Device     uint64
+	Ops        uint64
+	InitCookie uint64
+	InitNetns  uint32
+	Rows       uint32
+	Tries      uint16
+	Done       uint8
+	Pad        [5]uint8
 }
 
 type bpfEvent struct {

@@ -86,6 +86,20 @@ func (r *deviceReader) forget() error {
 // Devices reads the names of the network devices of every namespace. It blocks for some
 // 100 ns per device. It is safe for concurrent use.
 func (s *Snapshotter) Devices() (Devices, error) {
+	out := make(Devices)
+	_, err := s.readDevices(func(row *bpfDeviceRow) {
+		name, _, _ := bytes.Cut(row.Name[:], []byte{0})
+		out[DeviceID{row.Netns, row.Cookie, row.Index}] = string(name)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// readDevices calls add with every network device there is, with one more than once if its namespace
+// changes meanwhile: the last counts.
+func (s *Snapshotter) readDevices(add func(*bpfDeviceRow)) (*bpfDevicesCursor, error) {
 	s.devices.mu.Lock()
 	defer s.devices.mu.Unlock()
 	if err := s.devices.open(); err != nil {
@@ -98,7 +112,6 @@ func (s *Snapshotter) Devices() (Devices, error) {
 	defer it.Close()
 	var cursor bpfDevicesCursor
 	state, rows := s.maps.Variables[snapshotVarDevicesCursor], s.deviceRows
-	out := make(Devices)
 	for cursor.Done == 0 {
 		cursor.Rows = 0
 		if err := state.Set(&cursor); err != nil {
@@ -116,12 +129,10 @@ func (s *Snapshotter) Devices() (Devices, error) {
 			return nil, fmt.Errorf("read network devices: %w", err)
 		}
 		for i := range found {
-			row := &found[i]
-			name, _, _ := bytes.Cut(row.Name[:], []byte{0})
-			out[DeviceID{row.Netns, row.Cookie, row.Index}] = string(name)
+			add(&found[i])
 		}
 	}
-	return out, nil
+	return &cursor, nil
 }
 
 // deviceNames keeps what Devices read for a short while, for events that come one by one.
