@@ -2,8 +2,12 @@ package identity
 
 import (
 	"fmt"
+	"os"
+	"runtime"
 	"sync"
 	"syscall"
+
+	"github.com/porthole-dev/porthole/tracer"
 )
 
 // NetNS is which network namespace. No other ever has its cookie; its inode number is given
@@ -27,17 +31,36 @@ const NetNSDir = "/run/netns"
 // NetNSOfThread returns the inode number of the calling thread's namespace.
 func NetNSOfThread() (uint32, error) { return netNSInode("/proc/thread-self/ns/net") }
 
-// netNSOfInit is that of process 1. It is remembered, for who gives up privileges cannot
-// look again.
-var netNSOfInit = sync.OnceValues(func() (uint32, error) { return netNSInode("/proc/1/ns/net") })
+// HostNetNS returns the inode number of the machine's own namespace, the one that the kernel starts
+// with. It is remembered, for who gives up privileges cannot look again.
+func HostNetNS() (uint32, error) { return hostNetNS() }
 
-// HostNetNS returns the inode number of the machine's own namespace: that of process
-// 1, or, where that may not be read, of this process.
-func HostNetNS() (uint32, error) {
-	if inode, err := netNSOfInit(); err == nil {
+var hostNetNS = sync.OnceValues(func() (uint32, error) {
+	if inode, ok := hostOfThread(); ok {
 		return inode, nil
 	}
-	return netNSInode("/proc/self/ns/net")
+	if !tracer.InOtherNamespace("pid") { // else process 1 is another
+		if inode, err := netNSInode("/proc/1/ns/net"); err == nil {
+			return inode, nil
+		}
+	}
+	host, err := tracer.HostNetNS()
+	return host.Inode, err
+})
+
+// onlyOfHost is a setting that only the machine's own namespace has.
+const onlyOfHost = "/proc/sys/net/core/netdev_max_backlog"
+
+// hostOfThread returns the inode number of the calling thread's namespace; false: it is not the
+// machine's own, or may not be.
+func hostOfThread() (uint32, bool) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if _, err := os.Stat(onlyOfHost); err != nil {
+		return 0, false
+	}
+	inode, err := NetNSOfThread()
+	return inode, err == nil
 }
 
 // netNSInode returns the inode number of the namespace that a file refers to.
