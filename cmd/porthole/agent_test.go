@@ -522,7 +522,7 @@ func TestAgentTerminal(t *testing.T) {
 	if _, errs, code := command(t, second...); code != exitCant || !strings.Contains(errs, "another agent answers on "+socket) {
 		t.Errorf("the same again: exit code %d, %q", code, errs)
 	}
-	waitLine(t, out, render.EventHead)
+	waitLine(t, out, render.EventHead(render.Style{}))
 	listen(t, "127.0.0.1:0")
 	timeout := time.After(patience)
 	for seen := ""; !strings.Contains(seen, fmt.Sprintf(" %d ", os.Getpid())); {

@@ -37,12 +37,13 @@ func newCheck(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check PORT[/tcp|/udp]... | HOST PORT...",
 		Short: "Say whether a bind() or a connection would succeed, and why not",
-		Long: "With a PORT, say whether bind() would get it, by the kernel's own rules and without\n" +
-			"calling bind(), and which sockets are in the way. TCP alone unless /udp is given.\n" +
-			"(Without privileges and without an agent bind() is called, and undone at once.)\n" +
-			"With a HOST and a PORT, or a URL, connect to each address of the host, and say from\n" +
-			"which local address and port, how long it took, and what went wrong.\n" +
-			"Exits with 1 when any bind() would fail, or no address could be connected to.",
+		Long: "With a PORT, say whether bind() would get it, by the kernel's own rules and\n" +
+			"without calling bind(), and which sockets are in the way. Without /udp it is a\n" +
+			"TCP port. (Without privileges and without an agent bind() is called, and undone\n" +
+			"at once.) With a HOST and a PORT, or a URL, connect to each address of the host,\n" +
+			"and say from which local address and port, how long it took, and what went\n" +
+			"wrong. Exits with 1 when any bind() would fail, or no address could be connected\n" +
+			"to.",
 		Example: "  porthole check 8080                      can a server start here?\n" +
 			"  porthole check 127.0.0.1:8080 --reuseaddr\n" +
 			"  porthole check 53/udp --netns blue\n" +
@@ -269,7 +270,7 @@ func checkBind(ctx context.Context, e *env, o *checkOptions, words []string) err
 		return err
 	}
 	tellView(e, src.PartialView())
-	tellPIDs(src.PIDs(), e.stderr)
+	tellPIDs(src.PIDs(), e.notes())
 	all := true
 	for i := range ends {
 		a, err := answerBind(ctx, o, src.Partial(), rows, where, ends[i])
@@ -351,11 +352,19 @@ func answerBind(ctx context.Context, o *checkOptions, partial bool, rows []rende
 	return a, nil
 }
 
+// inOneNetNS is the style of rows that are all of the namespace that was asked about.
+func (e *env) inOneNetNS() render.Style {
+	style := e.style
+	style.OneNetNS = true
+	return style
+}
+
 // maxInTheWay is how many sockets in the way are shown.
 const maxInTheWay = 10
 
 func (a *bindAnswer) text(e *env) error {
 	out := new(bytes.Buffer)
+	prose := e.style.Wrapper(out)
 	host := "all addresses"
 	if !a.LocalIP.IsUnspecified() || a.V6Only {
 		host = a.LocalIP.String()
@@ -364,9 +373,9 @@ func (a *bindAnswer) text(e *env) error {
 	}
 	head := fmt.Sprintf("%d/%s: bind() to %s ", a.LocalPort, a.Proto, host)
 	if a.OK {
-		fmt.Fprintf(out, "%swould succeed\n", head)
+		fmt.Fprintf(prose, "%swould succeed\n", head)
 	} else {
-		fmt.Fprintf(out, "%swould fail: %s\n", head, e.style.Red(a.why()))
+		fmt.Fprintf(prose, "%swould fail: %s\n", head, e.style.Red(a.why()))
 	}
 	if n := len(a.InTheWay); n > 0 && a.Error == "EADDRINUSE" {
 		names := identity.Load(nil)
@@ -375,28 +384,28 @@ func (a *bindAnswer) text(e *env) error {
 		if a.Partial {
 			head = "in the way, as far as an ordinary user may know:"
 		}
-		fmt.Fprintln(out, head)
-		if err := render.New(names).RowsText(out, e.style, a.InTheWay[:min(n, maxInTheWay)]); err != nil {
+		fmt.Fprintln(prose, head)
+		if err := render.New(names).RowsText(out, e.inOneNetNS(), a.InTheWay[:min(n, maxInTheWay)]); err != nil {
 			return err
 		}
 		if n > maxInTheWay {
 			fmt.Fprintf(out, "and %d more, see --json\n", n-maxInTheWay)
 		}
 		if advice := a.advice(); advice != "" {
-			fmt.Fprintln(out, advice)
+			fmt.Fprintln(prose, advice)
 		}
 	}
 	if a.Privileged && a.Error != "EACCES" {
-		fmt.Fprintf(out, "privileged port (below %d): it takes CAP_NET_BIND_SERVICE\n", a.settings.Privileged)
+		fmt.Fprintf(prose, "privileged port (below %d): it takes CAP_NET_BIND_SERVICE\n", a.settings.Privileged)
 	}
 	if a.InEphemeralRange && !a.Reserved {
-		fmt.Fprintf(out, "inside the ephemeral range %d-%d: any connection may take it while it is free\n", a.RangeLow, a.RangeHigh)
+		fmt.Fprintf(prose, "inside the ephemeral range %d-%d: any connection may take it while it is free\n", a.RangeLow, a.RangeHigh)
 	}
 	for i := range a.ForwardsTo {
-		fmt.Fprintf(out, "NAT in front: %s\n", a.ForwardsTo[i].Sends("connections"))
+		fmt.Fprintf(prose, "NAT in front: %s\n", a.ForwardsTo[i].Sends("connections"))
 	}
 	if a.NATUnread != "" {
-		fmt.Fprintf(e.stderr, "porthole: %s\n", a.NATUnread)
+		fmt.Fprintf(e.notes(), "porthole: %s\n", a.NATUnread)
 	}
 	_, err := out.WriteTo(e.stdout)
 	return err
@@ -576,7 +585,7 @@ func (a *connectAnswer) explain(ctx context.Context, e *env, o *checkOptions, wh
 	}
 	src, err := openSource(e, &o.agent)
 	if err != nil {
-		fmt.Fprintf(e.stderr, "porthole: not looked for the cause: %v\n", err)
+		fmt.Fprintf(e.notes(), "porthole: not looked for the cause: %v\n", err)
 		return
 	}
 	netns := []string{strconv.FormatUint(uint64(where.inode), 10)}
@@ -595,7 +604,7 @@ func (a *connectAnswer) explain(ctx context.Context, e *env, o *checkOptions, wh
 		})
 	}
 	if err != nil {
-		fmt.Fprintf(e.stderr, "porthole: not looked for the cause: %v\n", err)
+		fmt.Fprintf(e.notes(), "porthole: not looked for the cause: %v\n", err)
 	}
 }
 
@@ -603,7 +612,7 @@ func (a *connectAnswer) text(e *env, timeout time.Duration) error {
 	to := netip.AddrPortFrom(a.RemoteIP, a.RemotePort)
 	took := time.Duration(a.DurationNS).Round(10 * time.Microsecond)
 	if a.OK {
-		_, err := fmt.Fprintf(e.stdout, "%s: connected from %s in %v\n", to, netip.AddrPortFrom(a.LocalIP, a.LocalPort), took)
+		_, err := fmt.Fprintf(e.style.Wrapper(e.stdout), "%s: connected from %s in %v\n", to, netip.AddrPortFrom(a.LocalIP, a.LocalPort), took)
 		return err
 	}
 	why := map[string]string{
@@ -621,7 +630,8 @@ func (a *connectAnswer) text(e *env, timeout time.Duration) error {
 		why = a.errno.Error()
 	}
 	out := new(bytes.Buffer)
-	fmt.Fprintf(out, "%s: %s (%s) after %v\n", to, e.style.Red(why), a.Error, took)
+	prose := e.style.Wrapper(out)
+	fmt.Fprintf(prose, "%s: %s (%s) after %v\n", to, e.style.Red(why), a.Error, took)
 	names := identity.Load(nil)
 	defer names.Cgroups.Close()
 	r := render.New(names)
@@ -631,12 +641,12 @@ func (a *connectAnswer) text(e *env, timeout time.Duration) error {
 			return err
 		}
 	case a.ToHere && len(a.Listeners) > 0:
-		fmt.Fprintf(out, "it is an address of this machine; on port %d listens\n", a.RemotePort)
-		if err := r.RowsText(out, e.style, a.Listeners[:min(len(a.Listeners), maxInTheWay)]); err != nil {
+		fmt.Fprintf(prose, "it is an address of this machine; on port %d listens\n", a.RemotePort)
+		if err := r.RowsText(out, e.inOneNetNS(), a.Listeners[:min(len(a.Listeners), maxInTheWay)]); err != nil {
 			return err
 		}
 	case a.ToHere && a.Listeners != nil:
-		fmt.Fprintf(out, "it is an address of this machine, and nothing listens on port %d\n", a.RemotePort)
+		fmt.Fprintf(prose, "it is an address of this machine, and nothing listens on port %d\n", a.RemotePort)
 	}
 	_, err := out.WriteTo(e.stdout)
 	return err

@@ -31,11 +31,11 @@ func newDiff(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "diff BEFORE [AFTER]",
 		Short: "Say what listens that did not, and what does not any more",
-		Long: "Compare two files that ls --json has written; without the second one, compare with\n" +
-			"what is now; - is the standard input. Compared are sockets that wait for others to\n" +
-			"begin (TCP listeners, and UDP sockets without a peer), by protocol, address, port,\n" +
-			"device, program and unit, container or pod, never by pid: a service that was\n" +
-			"restarted is the same. Exits with 1 where they differ.",
+		Long: "Compare two files that ls --json has written; with one, compare it with what is\n" +
+			"now; - is standard input. What is compared are sockets that wait for others to\n" +
+			"begin (TCP listeners, and UDP sockets without a peer), by protocol, address,\n" +
+			"port, device, program and unit, container or pod, never by pid: a service that\n" +
+			"was restarted is the same. Exits with 1 where they differ.",
 		Example: "  porthole ls --json > before\n" +
 			"  porthole diff before\n" +
 			"  ssh web1 porthole ls --json | porthole diff before -",
@@ -93,7 +93,7 @@ func runDiff(ctx context.Context, e *env, o *diffOptions, files []string) error 
 		if o.jsonRows {
 			err = render.WriteJSON(e.stdout, &rows[i])
 		} else {
-			_, err = fmt.Fprintln(e.stdout, rows[i].text(e.style))
+			_, err = fmt.Fprintln(e.style.Wrapper(e.stdout), rows[i].text(e.style))
 		}
 		if err != nil {
 			return err

@@ -15,6 +15,7 @@ type doctorOptions struct {
 	agent   agentOptions
 	hooks   hookOptions
 	jsonRow bool
+	verbose bool
 }
 
 func newDoctor(e *env) *cobra.Command {
@@ -22,12 +23,13 @@ func newDoctor(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Tell what porthole can see on this machine, and why not more",
-		Long: "Attach every hook once and tell which could be, and what is not seen without\n" +
-			"the others. Exits with 3 when porthole cannot trace here.",
+		Long: "Attach every hook once, and say first whether porthole works here, then why not,\n" +
+			"or what it does not see. Exits with 3 when porthole cannot trace here.",
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return examine(cmd.Context(), e, &o) },
 	}
 	cmd.Flags().BoolVar(&o.jsonRow, "json", false, "one JSON object")
+	cmd.Flags().BoolVarP(&o.verbose, "verbose", "v", false, "list every hook, too")
 	o.hooks.add(cmd)
 	o.agent.add(cmd)
 	return cmd
@@ -56,5 +58,9 @@ func examine(ctx context.Context, e *env, o *doctorOptions) error {
 	if report == nil {
 		return err
 	}
-	return cmp.Or(write(e.stdout, e.style, o.jsonRow, report), err)
+	wrote := write(e.stdout, e.style, o.jsonRow, report)
+	if wrote == nil && o.verbose && !o.jsonRow {
+		wrote = report.HooksText(e.stdout, e.style)
+	}
+	return cmp.Or(wrote, err)
 }

@@ -36,14 +36,15 @@ func newFree(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "free [N] [--hold -- COMMAND...]",
 		Short: "Find ports that nobody has",
-		Long: "Find N ports, one if not given, that no socket of this network namespace has on any\n" +
-			"address: outside the ephemeral range, not reserved, not privileged, not named in\n" +
-			"/etc/services. They are picked at random and tried with bind(). Another process may\n" +
-			"take one before you do; with --hold none can: the sockets, bound and listening, are\n" +
-			"handed to the command as by systemd's socket activation (LISTEN_FDS), from\n" +
-			"descriptor 3 on. The command has the numbers in PORT (the first) and PORTS (all),\n" +
-			"and in place of {}, or {1}, {2} and so on, in its arguments.\n" +
-			"Exits with 1 when there are not as many, else with the code of the command.",
+		Long: "Find N ports (default 1) that no socket of this network namespace has on any\n" +
+			"address: outside the ephemeral range, not reserved, not privileged, and not in\n" +
+			"/etc/services. They are picked at random and tried with bind(). Another process\n" +
+			"may take one before you do; with --hold none can: the sockets, bound and\n" +
+			"listening, are handed to the command as by systemd's socket activation\n" +
+			"(LISTEN_FDS), from descriptor 3 on. The command finds the numbers in PORT (the\n" +
+			"first) and PORTS (all), and in its arguments in place of {}, or {1}, {2} and so\n" +
+			"on. Exits with 1 when there are not that many, else with the exit code of the\n" +
+			"command.",
 		Example: "  porthole free\n" +
 			"  porthole free 3 --range 8000-9000\n" +
 			"  porthole free --hold -- gunicorn app:app         it takes LISTEN_FDS\n" +
@@ -110,7 +111,7 @@ func runFree(cmd *cobra.Command, e *env, o *freeOptions, args []string) error {
 		}
 	}
 	if len(found) < n {
-		fmt.Fprintf(e.stderr, "porthole: %d of %d ports found among %s\n", len(found), n, why)
+		fmt.Fprintf(e.notes(), "porthole: %d of %d ports found among %s\n", len(found), n, why)
 		return errNo
 	}
 	if o.hold {

@@ -39,7 +39,7 @@ func newHeadroom(e *env) *cobra.Command {
 	flags := cmd.Flags()
 	flags.StringVar(&o.to, "to", "", "only this destination, as 192.0.2.1:443 or [fe80::1%eth0]:443")
 	flags.StringVar(&o.from, "from", "", "with --to: from this local address, not the one that the route has")
-	flags.IntVar(&o.top, "top", 20, "lines to show of each network namespace; 0: all")
+	flags.IntVar(&o.top, "top", 20, "lines to show of each network namespace; 0: all; without, none where all are below 1 %")
 	flags.BoolVar(&o.jsonRows, "json", false, "one JSON object a line")
 	addFilters(cmd, e, &o.agent, query.OfHeadroom)
 	o.agent.add(cmd)
@@ -59,6 +59,9 @@ func runHeadroom(cmd *cobra.Command, e *env, o *headroomOptions) error {
 			values[name] = []string{given}
 		}
 	}
+	if _, where := values["netns"]; !cmd.Flags().Changed("top") && (len(values) == 0 || len(values) == 1 && where) {
+		o.top = render.Busy
+	}
 	q, err := query.ParseHeadroom(values)
 	if err != nil {
 		return err
@@ -67,7 +70,7 @@ func runHeadroom(cmd *cobra.Command, e *env, o *headroomOptions) error {
 	if err != nil {
 		return err
 	}
-	tellPIDs(src.PIDs(), e.stderr)
+	tellPIDs(src.PIDs(), e.notes())
 	tellView(e, src.PartialView())
 	if src.Partial() {
 		tellView(e, []string{"how many ports are free is not exact: which ones a bind() has blocked, and which in TIME-WAIT connect() takes over, only root or an agent can know"})

@@ -140,8 +140,8 @@ func (h *hostile) shown(t *testing.T, ns, socket, name string) {
 	t.Helper()
 	safe := identity.Safe(name)
 	for _, line := range []string{
-		"ls --netns " + ns, "who " + h.port, "headroom --netns " + ns,
-		"ls --agent --netns " + ns, "who --agent " + h.port, "headroom --agent --netns " + ns,
+		"ls --netns " + ns, "who " + h.port, "headroom --top 0 --netns " + ns,
+		"ls --agent --netns " + ns, "who --agent " + h.port, "headroom --agent --top 0 --netns " + ns,
 	} {
 		args, want := strings.Fields(line), safe
 		if strings.Contains(line, "--agent") {

@@ -25,8 +25,9 @@ func newLs(e *env) *cobra.Command {
 		Long: "List every socket with a port, in every network namespace, and the processes\n" +
 			"that hold it. With a PORT, as 8080, 80-90, http, 127.0.0.1:8080 or 53/udp, only\n" +
 			"those that have one of these ends on either side. Filters can be repeated or\n" +
-			"comma-separated; all must match. Most spellings of ss, netstat and lsof work too,\n" +
-			"as -tlnp, -i :8080, -u USER, 'sport = :80' and state listening.",
+			"comma-separated; all must match. Most spellings of ss, netstat and lsof work\n" +
+			"too, as -tlnp, -i :8080, -u USER, 'sport = :80' and state listening. What does\n" +
+			"not fit the terminal is cut; a pipe or a file gets all of it.",
 		Example: "  porthole ls -tulpn              what listens, as ss -tulpn\n" +
 			"  porthole ls :8080               as lsof -i :8080\n" +
 			"  porthole ls --exposed           what others can reach, but for a firewall\n" +
@@ -77,17 +78,19 @@ func ls(cmd *cobra.Command, e *env, o *lsOptions, ends []string) error {
 	tellUnfinished(e, answer.Unfinished())
 	tellNote(e, answer.Note())
 	tellView(e, src.PartialView())
-	tellPIDs(src.PIDs(), e.stderr)
+	tellPIDs(src.PIDs(), e.notes())
 	if o.noHeader && !o.jsonRows {
 		bodyOf := *e
 		bodyOf.stdout = &withoutHeading{to: e.stdout}
 		e = &bodyOf
 	}
-	if err := writeAll(e, o.jsonRows, answer); err != nil {
+	style := e.style
+	style.OneNetNS = len(values["netns"]) == 1
+	if err := writeAll(e, style, o.jsonRows, answer); err != nil {
 		return err
 	}
 	if n := answer.Undated(); n > 0 {
-		fmt.Fprintf(e.stderr, "porthole: %d more sockets match, but when they took their port is not known: an agent knows it of those that it saw taking one\n", n)
+		fmt.Fprintf(e.notes(), "porthole: %d more sockets match, but when they took their port is not known: an agent knows it of those that it saw taking one\n", n)
 	}
 	return nil
 }

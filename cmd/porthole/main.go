@@ -38,7 +38,9 @@ const (
 // env is what a command may touch of the world.
 type env struct {
 	stdout, stderr io.Writer
-	style          render.Style
+	style          render.Style // of stdout
+	errStyle       render.Style // of stderr
+	width          func() int   // columns that stdout has now; nil: it is no terminal
 	alone          bool         // the process is for this one command: it may give up what the command has no use for
 	gentle         *atomic.Bool // see untilSignal; nil: no signal is waited for
 	unasked        bool         // an agent whose socket is not named is asked only where the kernel may not be: a test is of its own agents
@@ -63,9 +65,33 @@ func main() {
 func runAlone(e *env, args []string) int {
 	// A reader that goes away is seen as an error of the write, not a signal.
 	signal.Ignore(syscall.SIGPIPE)
-	e.stdout, e.stderr, e.alone, e.gentle = os.Stdout, os.Stderr, true, new(atomic.Bool)
-	e.style.Color = os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" && term.IsTerminal(int(os.Stdout.Fd()))
+	e.alone, e.gentle = true, new(atomic.Bool)
+	e.style, e.errStyle = styleOf(os.Stdout), styleOf(os.Stderr)
+	e.stdout, e.stderr = os.Stdout, os.Stderr
+	if e.style.Width > 0 {
+		e.width = func() int { return widthOf(os.Stdout) }
+	}
 	return run(untilSignal(e.gentle), e, args)
+}
+
+// notes is stderr, for sentences.
+func (e *env) notes() io.Writer { return e.errStyle.Wrapper(e.stderr) }
+
+// styleOf is how text may look in a file.
+func styleOf(f *os.File) render.Style {
+	if !term.IsTerminal(int(f.Fd())) {
+		return render.Style{}
+	}
+	return render.Style{Color: os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb", Width: widthOf(f)}
+}
+
+// widthOf is how many columns a terminal has; of one that does not say, 80.
+func widthOf(f *os.File) int {
+	width, _, err := term.GetSize(int(f.Fd()))
+	if err != nil || width <= 0 {
+		return 80
+	}
+	return width
 }
 
 // run executes one command line and returns the exit code.
@@ -76,10 +102,15 @@ func run(ctx context.Context, e *env, args []string) int {
 		root.SetArgs(args)
 		err = root.ExecuteContext(ctx)
 	}
+	return ended(e, err)
+}
+
+// ended says why a command failed, and returns its exit code.
+func ended(e *env, err error) int {
 	var usage usageError
 	var wrong *query.Wrong
 	var exit exitError
-	tell := func(prefix string) { fmt.Fprintf(e.stderr, "porthole: %s%s\n", prefix, safeLines(err)) }
+	tell := func(prefix string) { fmt.Fprintf(e.notes(), "porthole: %s%s\n", prefix, safeLines(err)) }
 	switch {
 	case errors.As(err, &exit):
 		return int(exit)
@@ -100,7 +131,7 @@ func run(ctx context.Context, e *env, args []string) int {
 	}
 	tell("")
 	for _, hint := range hints(err) {
-		fmt.Fprintf(e.stderr, "  %s\n", hint)
+		fmt.Fprintf(e.notes(), "  %s\n", hint)
 	}
 	return exitCant
 }
@@ -184,6 +215,7 @@ func newRoot(e *env) *cobra.Command {
 	root.SetFlagErrorFunc(flagError)
 	root.AddCommand(newTail(e), newLs(e), newWho(e), newHeadroom(e), newCheck(e), newWait(e), newRun(e), newFree(e), newDiff(e), newTop(e), newAgent(e), newDoctor(e), newVersion(e))
 	refuseUnknown(root)
+	fitHelp(root, e.style)
 	return root
 }
 
@@ -272,7 +304,7 @@ func noArgs(cmd *cobra.Command, args []string) error {
 // tellView says on stderr what is not seen, one sentence each.
 func tellView(e *env, notSeen []string) {
 	for _, s := range notSeen {
-		fmt.Fprintf(e.stderr, "porthole: %s\n", s)
+		fmt.Fprintf(e.notes(), "porthole: %s\n", s)
 	}
 }
 

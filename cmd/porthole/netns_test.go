@@ -91,7 +91,7 @@ func (w lineWriter) wantIn(t *testing.T, port int, name string) {
 		case <-time.After(patience):
 			t.Fatalf("no listener on %d is seen in %q", port, text)
 		}
-		lines := strings.SplitAfter(strings.TrimPrefix(text, render.EventHead+"\n"), "\n")
+		lines := strings.SplitAfter(strings.TrimPrefix(text, render.EventHead(render.Style{})+"\n"), "\n")
 		if len(lines) < 2 {
 			continue // the head, or not all of the line
 		}

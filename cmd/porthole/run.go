@@ -17,7 +17,6 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -42,13 +41,14 @@ func newRun(e *env) *cobra.Command {
 	var o runOptions
 	cmd := &cobra.Command{
 		Use:   "run [flags] -- COMMAND...",
-		Short: "Run a command, and say which ports it and its children used and left open",
-		Long: "Run a command and write, once it has ended, which ports it and all its descendants\n" +
-			"bound, listened on and connected to, and what of that still listens (a leak). They\n" +
-			"are followed by a cgroup of their own, daemons included; where none can be made, by\n" +
-			"their parents, which misses children that end at once. The table goes to standard\n" +
-			"error, or to a file; the terminal, standard input and output are the command's.\n" +
-			"Exits with the code of the command, 128 and its number if a signal ended it.",
+		Short: "Run a command, and say which ports it used and left open",
+		Long: "Run a command and write, once it has ended, which ports it and its descendants\n" +
+			"bound, listened on and connected to, and what still listens (a leak). They are\n" +
+			"followed by a cgroup of their own, daemons included; where none can be made, by\n" +
+			"their parents, which misses children that end at once. The table goes to\n" +
+			"standard error or to a file; the terminal, standard input and standard output\n" +
+			"are the command's. Exits with the exit code of the command, or 128 and the\n" +
+			"number of the signal that ended it.",
 		Example: "  porthole run -- make test\n" +
 			"  porthole run --fail-on-leak -- go test ./...\n" +
 			"  porthole run -v --json -o ports.json -- ./server",
@@ -213,14 +213,14 @@ func runCommand(ctx context.Context, e *env, o *runOptions, args []string) error
 	if err != nil {
 		return fmt.Errorf("run %s: %w", identity.Safe(args[0]), err)
 	}
-	out := e.stderr
+	out, style := e.stderr, e.errStyle
 	if o.file != "" {
 		f, err := os.Create(o.file)
 		if err != nil {
 			return err
 		}
 		defer f.Close()
-		out = f
+		out, style = f, render.Style{}
 	}
 	src, err := o.agent.open(e, &source.Local{}, tracer.CheckTrace(""))
 	if err != nil {
@@ -235,9 +235,9 @@ func runCommand(ctx context.Context, e *env, o *runOptions, args []string) error
 		if tracer.InOtherNamespace("pid") {
 			return errors.New("follow the command: no cgroup can be made for it, and process numbers are those of a pid namespace")
 		}
-		fmt.Fprintln(e.stderr, "porthole: no cgroup can be made for the command: what its children do that end at once is not seen")
+		fmt.Fprintln(e.notes(), "porthole: no cgroup can be made for the command: what its children do that end at once is not seen")
 	}
-	r := &recorder{o: o, out: out, style: e.style, family: fam, used: make(map[usedPort]int), bound: make(map[boundTo]usedPort)}
+	r := &recorder{o: o, out: out, style: style, family: fam, used: make(map[usedPort]int), bound: make(map[boundTo]usedPort)}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	q, err := query.ParseEvents(query.Values{})
@@ -264,7 +264,7 @@ func runCommand(ctx context.Context, e *env, o *runOptions, args []string) error
 		return err
 	}
 	if lost > 0 {
-		fmt.Fprintf(e.stderr, "porthole: %d events were lost: ports may be missing\n", lost)
+		fmt.Fprintf(e.notes(), "porthole: %d events were lost: ports may be missing\n", lost)
 	}
 	if err := unlessGone(r.write(args[0], code, took, leaks)); err != nil {
 		return err
@@ -484,25 +484,25 @@ func (r *recorder) write(name string, code int, took time.Duration, leaks []used
 		return nil
 	}
 	out := new(bytes.Buffer)
-	fmt.Fprintf(out, "porthole: %s ended with exit code %d after %v; ", identity.Safe(filepath.Base(name)), code, took.Round(time.Millisecond))
-	if len(rows) == 0 {
-		fmt.Fprintln(out, "it used no ports")
-	} else {
-		switch len(leaks) {
-		case 0:
-			fmt.Fprintln(out, "nothing listens any more")
-		case 1:
-			fmt.Fprintln(out, "a socket still listens (leak)")
-		default:
-			fmt.Fprintf(out, "%d sockets still listen (leak)\n", len(leaks))
-		}
-		table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-		fmt.Fprintln(table, "EVENT\tPROTO\tADDRESS\tCOMM\tTIMES\tERROR")
+	left := "nothing listens any more"
+	switch {
+	case len(rows) == 0:
+		left = "it used no ports"
+	case len(leaks) == 1:
+		left = "a socket still listens (leak)"
+	case len(leaks) > 1:
+		left = fmt.Sprintf("%d sockets still listen (leak)", len(leaks))
+	}
+	fmt.Fprintf(r.style.Wrapper(out), "porthole: %s ended with exit code %d after %v; %s\n", identity.Safe(filepath.Base(name)), code, took.Round(time.Millisecond), left)
+	if len(rows) > 0 {
+		var lines [][]string
 		for i := range rows {
 			p := &rows[i]
-			fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\t%s\n", p.Event, p.Proto, p.address(), identity.Safe(cmp.Or(p.Comm, "-")), p.Times, p.Error)
+			lines = append(lines, []string{p.Event, p.Proto, p.address(), identity.Safe(cmp.Or(p.Comm, "-")), strconv.Itoa(p.Times), p.Error})
 		}
-		if err := table.Flush(); err != nil {
+		const address, comm = 2, 3
+		columns := []render.Column{{Name: "EVENT"}, {Name: "PROTO"}, {Name: "ADDRESS", Address: true}, {Name: "COMM"}, {Name: "TIMES", Right: true}, {Name: "ERROR"}}
+		if err := render.Table(out, r.style, columns, lines, render.Squeeze{To: 21, Columns: []int{address}}, render.Squeeze{To: 10, Columns: []int{comm}}); err != nil {
 			return err
 		}
 	}

@@ -86,14 +86,14 @@ func openWhole(e *env, o *agentOptions) (source.Source, error) {
 // tellUnfinished says that a snapshot has holes.
 func tellUnfinished(e *env, slots int) {
 	if slots > 0 {
-		fmt.Fprintf(e.stderr, "%d slots of the kernel's tables did not hold still: sockets may be missing\n", slots)
+		fmt.Fprintf(e.notes(), "%d slots of the kernel's tables did not hold still: sockets may be missing\n", slots)
 	}
 }
 
 // tellNote says what a filter can match nothing of.
 func tellNote(e *env, note string) {
 	if note != "" {
-		fmt.Fprintln(e.stderr, note)
+		fmt.Fprintln(e.notes(), note)
 	}
 }
 
@@ -106,7 +106,7 @@ func write(out io.Writer, style render.Style, asJSON bool, answer source.Report)
 }
 
 // writeAll writes an answer to stdout, and what there is of it before an error.
-func writeAll(e *env, asJSON bool, answer source.Report) error {
+func writeAll(e *env, style render.Style, asJSON bool, answer source.Report) error {
 	out := bufio.NewWriterSize(e.stdout, 1<<16)
-	return cmp.Or(write(out, e.style, asJSON, answer), out.Flush())
+	return cmp.Or(write(out, style, asJSON, answer), out.Flush())
 }

@@ -31,6 +31,7 @@ type tailOptions struct {
 	verbose  bool
 	sockets  bool
 	told     bool // what is attached
+	oneNetNS bool // asked for
 }
 
 func newTail(e *env) *cobra.Command {
@@ -39,9 +40,9 @@ func newTail(e *env) *cobra.Command {
 		Use:   "tail [PORT...]",
 		Short: "Follow binds, listens, connects, accepts and closes as they happen",
 		Long: "Follow binds, listens, connects, accepts and closes as they happen, in every\n" +
-			"network namespace. With a PORT, as 8080, 80-90 or 127.0.0.1:8080, only those with\n" +
-			"one of these ends. Filters can be repeated or comma-separated; all must match.\n" +
-			"Stop it with Ctrl-C. Exits with 1 when it ends before --count events.",
+			"network namespace. With a PORT, as 8080, 80-90 or 127.0.0.1:8080, only those\n" +
+			"with one of these ends. Filters can be repeated or comma-separated; all must\n" +
+			"match. Stop it with Ctrl-C. Exits with 1 when it ends before --count events.",
 		Example: "  porthole tail\n" +
 			"  porthole tail --event bind --port 8080\n" +
 			"  porthole tail --comm nginx --json --duration 10s",
@@ -70,6 +71,7 @@ func tail(cmd *cobra.Command, e *env, o *tailOptions, ends []string) error {
 	if err := addEnds(values, ends); err != nil {
 		return err
 	}
+	o.oneNetNS = len(values["netns"]) == 1
 	if o.verbose {
 		values["verbose"] = []string{"true"}
 	}
@@ -115,7 +117,8 @@ func follow(ctx context.Context, e *env, o *tailOptions, begin func(context.Cont
 	}
 	defer events.Close()
 	e.endsItself()
-	p := &eventPrinter{e: e, o: o, events: events, out: bufio.NewWriterSize(e.stdout, 1<<16)}
+	p := &eventPrinter{e: e, o: o, events: events, style: e.style, out: bufio.NewWriterSize(e.stdout, 1<<16)}
+	p.style.OneNetNS = o.oneNetNS
 	err = p.start()
 	if o.duration > 0 {
 		timer := time.AfterFunc(o.duration, func() { cancel(nil) })
@@ -136,6 +139,7 @@ type eventPrinter struct {
 	o       *tailOptions
 	events  source.Events
 	out     *bufio.Writer
+	style   render.Style
 	written uint64
 	line    []byte
 }
@@ -143,7 +147,7 @@ type eventPrinter struct {
 // start tells that the hooks are attached, and with --sockets what there is.
 func (p *eventPrinter) start() error {
 	if p.o.sockets {
-		if err := cmp.Or(write(p.out, p.e.style, p.o.jsonRows, p.events.Sockets()), p.out.Flush()); err != nil {
+		if err := cmp.Or(write(p.out, p.style, p.o.jsonRows, p.events.Sockets()), p.out.Flush()); err != nil {
 			return err
 		}
 	}
@@ -151,13 +155,13 @@ func (p *eventPrinter) start() error {
 		begun := p.events.Begun()
 		tellView(p.e, begun.PartialView)
 		tellNote(p.e, begun.Note)
-		tellPIDs(doctor.PIDs(), p.e.stderr)
+		tellPIDs(doctor.PIDs(), p.e.notes())
 		tellAttached(p.e, begun.Tier, begun.Hooks)
 	}
 	if p.o.jsonRows {
 		return nil
 	}
-	_, err := fmt.Fprintln(p.out, p.e.style.Bold(render.EventHead))
+	_, err := fmt.Fprintln(p.out, render.EventHead(p.style))
 	return cmp.Or(err, p.out.Flush())
 }
 
@@ -177,6 +181,9 @@ func (p *eventPrinter) follow() error {
 			if err := p.out.Flush(); err != nil {
 				return err
 			}
+			if p.e.width != nil {
+				p.style.Width = p.e.width()
+			}
 			continue
 		}
 		if enough, err := p.event(); enough || err != nil {
@@ -190,7 +197,7 @@ func (p *eventPrinter) event() (enough bool, err error) {
 	if p.o.jsonRows {
 		p.line, err = p.events.AppendJSON(p.line[:0])
 	} else {
-		p.line, err = p.events.AppendText(p.line[:0], p.e.style)
+		p.line, err = p.events.AppendText(p.line[:0], p.style)
 	}
 	if err != nil {
 		return true, err
@@ -206,10 +213,10 @@ func (p *eventPrinter) event() (enough bool, err error) {
 
 func (p *eventPrinter) tellLost(lost api.Lost) {
 	if lost.By == api.ByKernel {
-		fmt.Fprintf(p.e.stderr, "lost %d events in the kernel\n", lost.Lost)
+		fmt.Fprintf(p.e.notes(), "lost %d events in the kernel\n", lost.Lost)
 		return
 	}
-	fmt.Fprintf(p.e.stderr, "lost %d events: the output is too slow\n", lost.Lost)
+	fmt.Fprintf(p.e.notes(), "lost %d events: the output is too slow\n", lost.Lost)
 }
 
 // short is the error of a tail that ended, with ctx, before it had --count events.
@@ -222,12 +229,12 @@ func (p *eventPrinter) short(ctx context.Context) error {
 
 // end tells how much was written and how much was lost.
 func (p *eventPrinter) end(lost uint64) {
-	fmt.Fprintf(p.e.stderr, "%d events, %d lost\n", p.written, lost)
+	fmt.Fprintf(p.e.notes(), "%d events, %d lost\n", p.written, lost)
 }
 
 // tellAttached says that events are followed from now on.
 func tellAttached(e *env, tier tracer.Tier, hooks int) {
-	fmt.Fprintf(e.stderr, "attached: %s tier, %d hooks\n", tier, hooks)
+	fmt.Fprintf(e.notes(), "attached: %s tier, %d hooks\n", tier, hooks)
 }
 
 // stopWhenUnread calls stop with EPIPE when stdout is a pipe whose reader has gone,

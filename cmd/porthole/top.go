@@ -30,10 +30,10 @@ func newTop(e *env) *cobra.Command {
 		Use:   "top [WORD...]",
 		Short: "Show ports, connections, events and history, live",
 		Long: "Show ports, connections by destination, events and history, live on a terminal.\n" +
-			"Press ? for the keys: / filters with the same flags, enter shows what who says of\n" +
-			"a port, K ends a process, with your own rights and after a question. A filter that\n" +
-			"is not of what is shown, as --event of ports, is left out there. WORDs are searched\n" +
-			"for in ports, pids, names, units, containers, pods and addresses.",
+			"Press ? for the keys: / filters with the same flags, enter shows what who says\n" +
+			"of a port, K ends a process, with your own rights and after a question. A filter\n" +
+			"that is not of what is shown, as --event of ports, is left out there. WORDs are\n" +
+			"searched for in ports, pids, names, units, containers, pods and addresses.",
 		Example: "  porthole top\n" +
 			"  porthole top 8080\n" +
 			"  porthole top --unit shop.service\n" +

@@ -38,12 +38,12 @@ func newWait(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "wait PORT[/tcp|/udp]...",
 		Short: "Wait until somebody listens on a port, or nobody does",
-		Long: "Wait until a process listens on a port, TCP unless /udp is given, or with --free until\n" +
-			"none does; of several ports on all of them. It is told by the kernel or the agent\n" +
-			"as it happens (without privileges and an agent it looks every 100 ms); it makes no\n" +
-			"connection, so the server sees nothing of it, and returns at once where it is so\n" +
-			"already. With --comm, --pid, --tree, --unit, --container and --pod only that process\n" +
-			"counts.\n" +
+		Long: "Wait until a process listens on a port, or with --free until none does; of\n" +
+			"several ports on all of them; TCP unless /udp is given. Makes no connection, so\n" +
+			"the server sees nothing of it, and returns at once where it is so already. The\n" +
+			"kernel or the agent says when it is (without privileges and an agent it looks\n" +
+			"every 100 ms). With --comm, --pid, --tree, --unit, --container and --pod only\n" +
+			"that process counts.\n" +
 			"Exits with 1 when the time is over, and says who has the port instead.",
 		Example: "  porthole wait 5432                        before the tests begin\n" +
 			"  porthole wait 8080 --comm nginx --timeout 10s\n" +
@@ -305,7 +305,7 @@ func (w *waiter) wait(ctx context.Context) (ok bool, sockets [][]render.Socket, 
 		sockets = w.byPort(rows, func(*query.End, *render.Socket) bool { return true })
 	}
 	if err != nil && ctx.Err() == nil && limited.Err() != nil {
-		fmt.Fprintf(w.e.stderr, "porthole: not looked at the end: %v\n", err)
+		fmt.Fprintf(w.e.notes(), "porthole: not looked at the end: %v\n", err)
 		return false, w.known, nil
 	}
 	return ok, sockets, err
@@ -409,6 +409,7 @@ func (w *waiter) tell(a *waitAnswer) error {
 		return render.WriteJSON(w.e.stdout, a)
 	}
 	out := new(bytes.Buffer)
+	prose := w.e.style.Wrapper(out)
 	what := "somebody listens"
 	if w.o.free {
 		what = "nobody listens"
@@ -419,7 +420,7 @@ func (w *waiter) tell(a *waitAnswer) error {
 		what = "nobody of those asked for listens"
 	}
 	if a.OK {
-		fmt.Fprintf(out, "%d/%s: %s, after %v\n", a.LocalPort, a.Proto, what, waited)
+		fmt.Fprintf(prose, "%d/%s: %s, after %v\n", a.LocalPort, a.Proto, what, waited)
 	} else {
 		if w.o.free {
 			what = "nobody stopped listening"
@@ -428,7 +429,7 @@ func (w *waiter) tell(a *waitAnswer) error {
 		} else {
 			what = "nobody listens"
 		}
-		fmt.Fprintf(out, "%d/%s: %s within %v\n", a.LocalPort, a.Proto, w.e.style.Red(what), w.o.timeout)
+		fmt.Fprintf(prose, "%d/%s: %s within %v\n", a.LocalPort, a.Proto, w.e.style.Red(what), w.o.timeout)
 		if len(a.Sockets) > 0 {
 			fmt.Fprintln(out, "the port has:")
 		}
@@ -436,7 +437,7 @@ func (w *waiter) tell(a *waitAnswer) error {
 	if n := len(a.Sockets); n > 0 {
 		names := identity.Load(nil)
 		defer names.Cgroups.Close()
-		if err := render.New(names).RowsText(out, w.e.style, a.Sockets[:min(n, maxInTheWay)]); err != nil {
+		if err := render.New(names).RowsText(out, w.e.inOneNetNS(), a.Sockets[:min(n, maxInTheWay)]); err != nil {
 			return err
 		}
 		if n > maxInTheWay {

@@ -28,10 +28,10 @@ func newWho(e *env) *cobra.Command {
 		Use:   "who PORT[/tcp|/udp]...",
 		Short: "Say who has a port",
 		Long: "Say who has a local port, in every network namespace: listeners first, clients\n" +
-			"apart; what runs it and how to stop that; where NAT leads it; and, where an agent\n" +
-			"is asked, who had it before. Of a range only ports that somebody has are shown.\n" +
-			"Exits with 1 when nobody has any of them, or has one where --netns, --container\n" +
-			"and --pod say.",
+			"separately; what runs it and how to stop that; where NAT sends it; and, from a\n" +
+			"running agent, who had it before. Of a range only ports that somebody has are\n" +
+			"shown. Exits with 1 when nobody has any of them, or nobody where --netns,\n" +
+			"--container and --pod say.",
 		Example: "  porthole who 8080\n  porthole who 53/udp --json\n  porthole who 8080 --netns host\n" +
 			"  porthole who 80 443 8000-8100",
 		Args: func(cmd *cobra.Command, args []string) error {
@@ -73,7 +73,7 @@ func runWho(ctx context.Context, e *env, o *whoOptions, asked []query.Ends) erro
 	out := bufio.NewWriterSize(e.stdout, 1<<16)
 	tellView(e, src.PartialView())
 	if o.jsonRows {
-		tellPIDs(src.PIDs(), e.stderr)
+		tellPIDs(src.PIDs(), e.notes())
 	} else {
 		tellPIDs(src.PIDs(), out)
 	}

@@ -228,6 +228,9 @@ func (a *Server) sockets(t *turn, r *http.Request) error {
 		return err
 	}
 	rows, err := a.rows(t, q.LocalPort(), query.Unlimited)
+	if err == nil && q.Exposed() {
+		q.Reach, err = a.cfg.Tracer.Reach()
+	}
 	if err != nil {
 		return err
 	}

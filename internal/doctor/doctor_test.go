@@ -67,18 +67,22 @@ func TestReportText(t *testing.T) {
 	for _, c := range []struct {
 		name      string
 		r         Report
+		first     string // line
 		has, lack []string
 	}{
-		{"all is well", well, []string{"kernel        6.12.0 x86_64", "capabilities  all that are needed", "tier          fentry\n", "no: switched off"}, []string{"not seen", "none"}},
-		{"no trampolines", refused, []string{"tracepoint, not fentry: BPF trampolines are refused", "not seen in this tier:\n  this\n", "not seen from here:\n  that\n"}, []string{"fexit/one"}},
-		{"one hook is missing", one, []string{"tier          fentry\n", "fexit/two", "no: not in this kernel"}, []string{"not fentry"}},
-		{"nothing works", Report{MissingCaps: []string{"CAP_BPF", "CAP_PERFMON"}},
+		{"all is well", well, "porthole works here, and sees everything", []string{"kernel        6.12.0 x86_64", "capabilities  all that are needed", "tier          fentry\n", "no: switched off"}, []string{"not seen", "none"}},
+		{"no trampolines", refused, "porthole works here, but sees only a part of the machine: 2 things, listed below", []string{"tracepoint, not fentry: BPF trampolines are refused", "not seen in this tier:\n- this\n", "not seen from here:\n- that\n"}, []string{"fexit/one"}},
+		{"one hook is missing", one, "porthole works here, and sees everything", []string{"tier          fentry\n", "fexit/two", "no: not in this kernel"}, []string{"not fentry"}},
+		{"nothing works", Report{MissingCaps: []string{"CAP_BPF", "CAP_PERFMON"}}, "porthole cannot trace here: it lacks CAP_BPF, CAP_PERFMON",
 			[]string{"BTF           no", "cgroup2       not mounted", "missing CAP_BPF, CAP_PERFMON", "none: porthole cannot trace here"}, []string{"HOOK", "all that are needed"}},
-		{"a user namespace", Report{MissingCaps: []string{"CAP_BPF"}, UserNS: true}, []string{"those of a user namespace, which do not count", "CAP_BPF"}, []string{"all that are needed", "missing"}},
+		{"a user namespace", Report{MissingCaps: []string{"CAP_BPF"}, UserNS: true}, "porthole cannot trace here: it runs in a user namespace", []string{"those of a user namespace, which do not count", "CAP_BPF"}, []string{"all that are needed", "missing"}},
 	} {
 		var b strings.Builder
-		if err := c.r.Text(&b, render.Style{}); err != nil {
+		if err := errors.Join(c.r.Text(&b, render.Style{}), c.r.HooksText(&b, render.Style{})); err != nil {
 			t.Fatal(err)
+		}
+		if first, _, _ := strings.Cut(b.String(), "\n"); first != c.first {
+			t.Errorf("%s: begins with %q, want %q", c.name, first, c.first)
 		}
 		for _, want := range c.has {
 			if !strings.Contains(b.String(), want) {

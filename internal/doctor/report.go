@@ -106,58 +106,97 @@ func (r *Report) refused() string {
 	return why
 }
 
-// Text writes the report for people.
+// verdict says in a line what porthole can do here.
+func (r *Report) verdict(style render.Style) string {
+	missed := len(r.NotSeen) + len(r.PartialView)
+	switch {
+	case !r.OK && r.UserNS:
+		return style.Red("porthole cannot trace here: it runs in a user namespace")
+	case !r.OK && len(r.MissingCaps) > 0:
+		return style.Red("porthole cannot trace here: it lacks " + strings.Join(r.MissingCaps, ", "))
+	case !r.OK:
+		return style.Red("porthole cannot trace here")
+	case len(r.PartialView) > 0:
+		return fmt.Sprintf("porthole works here, but sees only a part of the machine: %s, listed below", thing(missed))
+	case missed > 0:
+		return fmt.Sprintf("porthole works here; you will miss %s, listed below", thing(missed))
+	}
+	return "porthole works here, and sees everything"
+}
+
+func thing(n int) string {
+	if n == 1 {
+		return "1 thing"
+	}
+	return fmt.Sprintf("%d things", n)
+}
+
+// Text writes the report for people, but for the hooks: first in one line whether porthole works.
 func (r *Report) Text(out io.Writer, style render.Style) error {
 	var b strings.Builder
+	w := style.Wrapper(&b)
 	yes := func(ok bool, good, bad string) string {
 		if ok {
 			return good
 		}
 		return style.Red(bad)
 	}
-	fmt.Fprintf(&b, "kernel        %s %s\n", r.Kernel, r.Arch)
-	fmt.Fprintf(&b, "BTF           %s\n", yes(r.BTF, "yes", "no"))
-	fmt.Fprintf(&b, "cgroup2       %s\n", yes(r.Cgroup2 != "", r.Cgroup2, "not mounted"))
+	line := func(name, text string) { fmt.Fprintln(&b, style.Wrap(14, fmt.Sprintf("%-13s %s", name, text))) }
+	fmt.Fprintf(w, "%s\n\n", r.verdict(style))
+	line("kernel", r.Kernel+" "+r.Arch)
+	line("BTF", yes(r.BTF, "yes", "no"))
+	line("cgroup2", yes(r.Cgroup2 != "", r.Cgroup2, "not mounted"))
 	missing := "missing " + strings.Join(r.MissingCaps, ", ")
 	if r.UserNS {
-		missing = "those of a user namespace, which do not count; needed of the host: " + strings.Join(r.MissingCaps, ", ")
+		missing = "those of a user namespace, which do not count; needed on the host: " + strings.Join(r.MissingCaps, ", ")
 	}
-	fmt.Fprintf(&b, "capabilities  %s\n", yes(len(r.MissingCaps) == 0, "all that are needed", missing))
-	tier, why := string(r.Tier), r.refused()
-	if why != "" {
+	line("capabilities", yes(len(r.MissingCaps) == 0, "all that are needed", missing))
+	tier := string(r.Tier)
+	if why := r.refused(); why != "" {
 		tier += ", not fentry: " + why
 	}
-	fmt.Fprintf(&b, "tier          %s\n", yes(r.OK, tier, "none: porthole cannot trace here"))
+	line("tier", yes(r.OK, tier, "none: porthole cannot trace here"))
 	if len(r.Hooks) > 0 {
-		lines := [][]string{{"HOOK", "ATTACHED"}}
-		for _, h := range r.Hooks {
-			if why != "" && h.Tier == tracer.TierFentry {
-				continue
-			}
-			attached := yes(h.Attached, "yes", "no: "+h.Reason)
-			if !h.Attached && h.Lost == "" { // nothing to worry about
-				attached = "no: " + h.Reason
-			}
-			lines = append(lines, []string{h.Hook, attached})
-		}
-		b.WriteByte('\n')
-		if err := render.Table(&b, style, lines); err != nil {
-			return err
-		}
-		list(&b, "not seen in this tier", r.NotSeen)
+		line("hooks", fmt.Sprintf("%d attached (-v lists them)", r.CountAttached()))
 	}
-	list(&b, "not seen from here", r.PartialView)
+	list(w, "not seen in this tier", r.NotSeen)
+	list(w, "not seen from here", r.PartialView)
+	_, err := io.WriteString(out, b.String())
+	return err
+}
+
+// HooksText writes what became of each hook.
+func (r *Report) HooksText(out io.Writer, style render.Style) error {
+	if len(r.Hooks) == 0 {
+		return nil
+	}
+	var b strings.Builder
+	w := style.Wrapper(&b)
+	fmt.Fprintf(w, "\n%s\n", style.Bold("HOOK                        ATTACHED"))
+	why := r.refused()
+	for _, h := range r.Hooks {
+		attached := "yes"
+		switch {
+		case why != "" && h.Tier == tracer.TierFentry: // the tier says so
+			continue
+		case !h.Attached && h.Lost == "": // nothing to worry about
+			attached = "no: " + h.Reason
+		case !h.Attached:
+			attached = style.Red("no: " + h.Reason)
+		}
+		fmt.Fprintf(w, "%-27s %s\n", h.Hook, attached)
+	}
 	_, err := io.WriteString(out, b.String())
 	return err
 }
 
 // list writes sentences below a heading, if there are any.
-func list(b *strings.Builder, head string, sentences []string) {
+func list(b io.Writer, head string, sentences []string) {
 	if len(sentences) == 0 {
 		return
 	}
 	fmt.Fprintf(b, "\n%s:\n", head)
 	for _, s := range sentences {
-		fmt.Fprintf(b, "  %s\n", s)
+		fmt.Fprintf(b, "- %s\n", s)
 	}
 }

@@ -61,7 +61,7 @@ func Params(kind Kind) []Param {
 		{Name: "ipv4", Short: "4", Usage: "only IPv4 addresses", Bool: true, kind: OfSockets},
 		{Name: "ipv6", Short: "6", Usage: "only IPv6 addresses", Bool: true, kind: OfSockets},
 		{Name: "since", Usage: "only sockets that took their port within this time, as 90s, 1h or 7d", One: true, kind: OfSockets},
-		{Name: "exposed", Usage: "only what listens for others than this machine: not on a loopback address or lo; firewalls are not looked at", Bool: true, kind: OfSockets},
+		{Name: "exposed", Usage: "only what others can reach: not on a loopback address or lo, nor where no other interface is up; firewalls are not considered", Bool: true, kind: OfSockets},
 	}
 	return slices.DeleteFunc(params, func(p Param) bool { return p.kind&kind == 0 })
 }
@@ -84,6 +84,8 @@ type Filter struct {
 	tcp, udp, listening, ipv4, ipv6 bool
 	exposed                         bool
 	since                           time.Duration // 0: whenever
+	// Reach is which namespaces can be reached; nil: not known.
+	Reach *tracer.Reach
 
 	device  func(tracer.DeviceID) string // nil: no names are known
 	wanted  []identity.WantedNetNS       // netNS, once located
@@ -410,10 +412,18 @@ func (f *Filter) likeSS(s *tracer.Socket) bool {
 	if f.ipv4 != f.ipv6 && s.Local.Addr().Is4() != f.ipv4 {
 		return false
 	}
-	if f.exposed && (s.Local.Addr().IsLoopback() || s.Device == loopbackIndex) {
+	if f.exposed && (s.Local.Addr().IsLoopback() || s.Device == loopbackIndex || f.inside(s)) {
 		return false
 	}
 	return !f.listening && !f.exposed || s.State == tracer.StateListen || s.Proto == tracer.UDP && s.State == tracer.StateUnconn
+}
+
+// Exposed tells whether the filter has to know which namespaces can be reached: Reach.
+func (f *Filter) Exposed() bool { return f.exposed }
+
+// inside tells whether a socket is of a namespace that no other can reach.
+func (f *Filter) inside(s *tracer.Socket) bool {
+	return f.Reach != nil && !f.Reach.FromOutside(tracer.NetNS{Inode: s.NetNS, Cookie: s.NetNSCookie})
 }
 
 // loopbackIndex is the index of lo in every network namespace.

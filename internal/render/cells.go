@@ -3,6 +3,7 @@ package render
 import (
 	"net/netip"
 	"strconv"
+	"strings"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -67,7 +68,7 @@ func (t *Tenancy) Ends() (local, remote string) {
 }
 
 // Words says why an event failed, who is in the way, and what else there is to tell of it.
-func (n Renderer) Words(ev *Event) string { return n.extra(Style{}, ev) }
+func (n Renderer) Words(ev *Event) string { return strings.Join(n.extra(Style{}, ev), " ") }
 
 // Columns is how many columns of a terminal a text takes that identity.Safe lets pass.
 func Columns(text string) int {

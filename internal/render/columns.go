@@ -32,19 +32,85 @@ func (g *grid) add(cell string) {
 	g.cell()
 }
 
-// layout is how the columns of all grids of a table are written.
-type layout struct {
-	widths []int
-	right  []bool // aligned to the right
-	hidden []bool // left out
+// Column is a column of a table.
+type Column struct {
+	Name    string
+	Right   bool // aligned to the right
+	Address bool // has addresses with ports, of which the port is kept when they are cut
 }
 
-func newLayout(columns int, right ...int) *layout {
-	l := &layout{make([]int, columns), make([]bool, columns), make([]bool, columns)}
-	for _, i := range right {
-		l.right[i] = true
+// layout is how the columns of all grids of a table are written.
+type layout struct {
+	columns []Column
+	widths  []int
+	hidden  []bool // left out
+}
+
+func newLayout(columns []Column) *layout {
+	return &layout{columns, make([]int, len(columns)), make([]bool, len(columns))}
+}
+
+// head is the line of the names.
+func (l *layout) head() *grid {
+	g := newGrid(len(l.columns))
+	for i := range l.columns {
+		g.add(l.columns[i].Name)
 	}
-	return l
+	return g
+}
+
+// Squeeze is one thing to do about a table that is too wide: leave out columns (To is 0), or make
+// them narrower, the widest first, but none narrower than To.
+type Squeeze struct {
+	To      int
+	Columns []int
+}
+
+// squeeze makes the table fit into a width, if that is possible, by the first steps that it takes;
+// width 0: whatever it is.
+func (l *layout) squeeze(width int, steps ...Squeeze) {
+	for _, step := range steps {
+		over := l.width() - width
+		if width == 0 || over <= 0 {
+			return
+		}
+		if step.To == 0 {
+			l.hide(step.Columns...)
+			continue
+		}
+		for i := l.widest(step); i >= 0 && over > 0; i = l.widest(step) {
+			l.widths[i]--
+			over--
+		}
+	}
+}
+
+func (l *layout) hide(columns ...int) {
+	for _, i := range columns {
+		l.hidden[i] = true
+	}
+}
+
+// widest is the widest column that a step can make narrower, -1: none.
+func (l *layout) widest(step Squeeze) int {
+	widest := -1
+	for _, i := range step.Columns {
+		if !l.hidden[i] && l.widths[i] > step.To && (widest < 0 || l.widths[i] > l.widths[widest]) {
+			widest = i
+		}
+	}
+	return widest
+}
+
+// width is how wide a line can be.
+func (l *layout) width() int {
+	n := -1
+	for i, w := range l.widths {
+		if !l.hidden[i] {
+			n += w + 1
+		}
+	}
+	return n
 }
 
 // fit makes the columns wide enough for a grid.
@@ -60,14 +126,8 @@ func (l *layout) appendLines(b []byte, g *grid) []byte {
 	for i, end := range g.ends {
 		column, cell := i%len(l.widths), g.text[start:end]
 		start = end
-		pad := l.widths[column] - columnsOf(cell)
-		switch {
-		case l.hidden[column]:
-		case l.right[column]:
-			b = append(appendSpaces(b, pad), cell...)
-			b = append(b, ' ')
-		default:
-			b = appendSpaces(append(b, cell...), pad+1)
+		if !l.hidden[column] {
+			b = l.appendCell(b, column, cell)
 		}
 		if column == len(l.widths)-1 {
 			for len(b) > 0 && b[len(b)-1] == ' ' {
@@ -77,6 +137,25 @@ func (l *layout) appendLines(b []byte, g *grid) []byte {
 		}
 	}
 	return b
+}
+
+// appendCell appends a cell as wide as its column, and a space.
+func (l *layout) appendCell(b []byte, column int, cell []byte) []byte {
+	width := l.widths[column]
+	pad := width - columnsOf(cell)
+	if pad < 0 {
+		if l.columns[column].Address {
+			cell = cutAddress(cell, width)
+		} else {
+			cell = cutMiddle(cell, width)
+		}
+		pad = width - columnsOf(cell) // 1 where half a wide character did not fit
+	}
+	if l.columns[column].Right {
+		b = append(appendSpaces(b, pad), cell...)
+		return append(b, ' ')
+	}
+	return appendSpaces(append(b, cell...), pad+1)
 }
 
 func appendSpaces(b []byte, n int) []byte {
@@ -124,21 +203,21 @@ func shareRows(n int, do func(part, from, to int)) {
 	share(k, func(part int) { do(part, n*part/k, n*(part+1)/k) })
 }
 
-// Table writes lines of cells as columns, each as wide as its widest cell; the
-// first line is the heading. right tells which columns are aligned to the right.
-func Table(w io.Writer, style Style, lines [][]string, right ...int) error {
-	l := newLayout(len(lines[0]), right...)
-	head, rest := newGrid(len(lines[0])), newGrid(len(lines[0]))
-	for i, line := range lines {
-		g := rest
-		if i == 0 {
-			g = head
-		}
+// Table writes lines of cells below the names of their columns, each as wide as its widest cell. On
+// a terminal that is too narrow the steps are taken, the first one first.
+func Table(w io.Writer, style Style, columns []Column, lines [][]string, steps ...Squeeze) error {
+	l := newLayout(columns)
+	head, rest := l.head(), newGrid(len(columns))
+	for _, line := range lines {
 		for _, cell := range line {
-			g.add(cell)
+			rest.add(cell)
 		}
 	}
 	l.fit(head)
 	l.fit(rest)
+	for i, w := range l.widths {
+		l.hidden[i] = w == 0
+	}
+	l.squeeze(style.Width, steps...)
 	return writeTable(w, style, l, head, []*grid{rest})
 }

@@ -85,12 +85,15 @@ func (n Renderer) portUsers(users []tracer.PortUser) []PortUser {
 	return out
 }
 
-// The text of headroom has a part for each namespace: what is true of all of it, the
-// ways to get a port, and advice.
+// The text of headroom has a part for each namespace: which calls fail now and what would help, what
+// is true of all of it, and the ways to get a port.
 
-// HeadroomText writes rows as headroom shows them, at most top of each namespace (0:
-// all). Namespaces where nothing has an ephemeral port are only counted, unless it is
-// the only one.
+// Busy is the number of lines of HeadroomText that shows 20, and none where every way to get a port
+// is less than 1 % full.
+const Busy = -1
+
+// HeadroomText writes rows as headroom shows them, at most top of each namespace (0: all; or Busy).
+// Namespaces where nothing has an ephemeral port are only counted, unless it is the only one.
 func (n Renderer) HeadroomText(w io.Writer, style Style, rows []Headroom, top int) error {
 	var spaces []identity.NetNS
 	of := make(map[identity.NetNS][]Headroom)
@@ -105,7 +108,7 @@ func (n Renderer) HeadroomText(w io.Writer, style Style, rows []Headroom, top in
 	idle := func(ns identity.NetNS) bool { return !slices.ContainsFunc(of[ns], Headroom.inUse) }
 	shown := slices.DeleteFunc(slices.Clone(spaces), func(ns identity.NetNS) bool { return len(spaces) > 1 && !n.NetNS.IsHost(ns) && idle(ns) })
 	for i, ns := range shown {
-		t := spaceText{w: w, style: style, name: n.spaceName(ns, now, whose(of[ns])), rows: of[ns], top: top}
+		t := spaceText{out: w, w: style.Wrapper(w), style: style, name: n.spaceName(ns, now, whose(of[ns])), rows: of[ns], top: top}
 		if i > 0 {
 			t.printf("\n")
 		}
@@ -115,7 +118,7 @@ func (n Renderer) HeadroomText(w io.Writer, style Style, rows []Headroom, top in
 		}
 	}
 	if hidden := len(spaces) - len(shown); hidden > 0 {
-		_, err := fmt.Fprintf(w, "\n%d more network namespaces, where no ephemeral port is in use\n", hidden)
+		_, err := fmt.Fprintf(w, "\n%s, where no ephemeral port is in use\n", count(hidden, "more network namespace", "more network namespaces"))
 		return err
 	}
 	return nil
@@ -139,7 +142,8 @@ func (h Headroom) inUse() bool { return h.Used > 0 || h.Blocked > 0 || h.RemoteP
 
 // spaceText writes what there is to say of one namespace.
 type spaceText struct {
-	w     io.Writer
+	out   io.Writer
+	w     io.Writer // out, for lines that can be wrapped
 	style Style
 	name  string
 	rows  []Headroom
@@ -154,23 +158,108 @@ func (t *spaceText) printf(format string, args ...any) {
 }
 
 func (t *spaceText) write() {
+	quiet := t.top == Busy && !slices.ContainsFunc(t.rows, func(h Headroom) bool { return h.percent() > 0 })
+	failing := t.failing()
+	if failing {
+		t.advice()
+		t.printf("\n")
+	}
 	first := &t.rows[0]
-	t.printf("%s\n", t.style.Bold(fmt.Sprintf("%s: ephemeral ports %d-%d, %d of them reserved", t.name, first.RangeLow, first.RangeHigh, first.Reserved)))
-	for _, h := range t.rows {
-		if h.Op == "connect" && h.RemotePort == 0 {
-			t.printf("  tcp: %s free for a new destination, %d blocked%s\n", t.free(&h), h.Blocked, byUsers(h.BlockedBy))
+	reserved := ""
+	if first.Reserved > 0 {
+		reserved = fmt.Sprintf(", %d of them reserved", first.Reserved)
+	}
+	t.printf("%s\n", t.style.Bold(fmt.Sprintf("%s: ephemeral ports %d-%d%s", t.name, first.RangeLow, first.RangeHigh, reserved)))
+	for i := range t.rows {
+		if h := &t.rows[i]; h.Op == "connect" && h.RemotePort == 0 {
+			t.summary(quiet, fmt.Sprintf("  tcp: %s free for a new destination, %s", t.free(h), number(h.Blocked, "blocked")), h.BlockedBy)
 		}
 	}
-	for _, h := range t.rows {
-		if h.Op == "implicit_bind" && h.LocalIP.Is4() {
-			t.printf("  udp: %s free, %d used%s\n", t.free(&h), h.Used, byUsers(h.Holders))
+	for i := range t.rows {
+		if h := &t.rows[i]; h.Op == "implicit_bind" && h.LocalIP.Is4() {
+			t.summary(quiet, fmt.Sprintf("  udp: %s free, %s", t.free(h), number(h.Used, "used")), h.Holders)
 		}
+	}
+	if quiet {
+		return
 	}
 	t.table()
+	if !failing {
+		t.advice()
+	}
+}
+
+// summary is a line about a protocol, and who has the other ports, in brief if there is room for them.
+func (t *spaceText) summary(brief bool, line string, users []PortUser) {
+	whole := line + byUsers(users)
+	if brief && t.style.Width > 0 && columnsOf([]byte(whole)) > t.style.Width {
+		whole = line
+	}
+	t.printf("%s\n", whole)
+}
+
+// number is how many ports are something, in words.
+func number(n int, what string) string {
+	if n == 0 {
+		return "none " + what
+	}
+	return fmt.Sprintf("%d %s", n, what)
+}
+
+func (t *spaceText) advice() {
 	for _, line := range advice(t.rows) {
 		t.printf("  * %s\n", line)
 	}
 }
+
+// maxFailing is how many of the calls that fail are named.
+const maxFailing = 3
+
+// failing says which calls fail now, those of connect() first, and because of whom; false: none does.
+func (t *spaceText) failing() bool {
+	rows := slices.DeleteFunc(slices.Clone(t.rows), func(h Headroom) bool { return h.Free > 0 || h.Op == "implicit_bind" && !h.LocalIP.Is4() })
+	slices.SortStableFunc(rows, byOp)
+	for i := range rows[:min(len(rows), maxFailing)] {
+		h := &rows[i]
+		t.printf("%s\n", t.style.Bold(t.name+": ")+t.style.Red(h.fails()))
+		switch {
+		case h.Capacity == 0:
+			t.printf("  every port of the range is reserved\n")
+		case h.Blocked == 0:
+			t.printf("  all %d ports are used%s\n", h.Used, byUsers(h.Holders))
+		case h.Used == 0:
+			t.printf("  all %d ports are blocked%s\n", h.Blocked, byUsers(h.BlockedBy))
+		default:
+			t.printf("  %d ports are used%s; %d are blocked%s\n", h.Used, byUsers(h.Holders), h.Blocked, byUsers(h.BlockedBy))
+		}
+	}
+	if more := len(rows) - maxFailing; more > 0 {
+		t.printf("  and %s, see below\n", count(more, "more such call", "more such calls"))
+	}
+	return len(rows) > 0
+}
+
+// fails says which call gets no port.
+func (h *Headroom) fails() string {
+	switch {
+	case h.Op == "bind":
+		return fmt.Sprintf("bind() to port 0 of %s, %s, fails now (EADDRINUSE)", h.from(), h.Proto)
+	case h.Op == "implicit_bind":
+		return "connect() and sendto() of new UDP sockets fail now (EAGAIN)"
+	case h.RemotePort == 0:
+		return "connect() fails now (EADDRNOTAVAIL) to every new destination"
+	}
+	return fmt.Sprintf("connect() fails now (EADDRNOTAVAIL) to %s from %s", h.to(), h.from())
+}
+
+// byOp orders ways to get a port by how likely they are what is asked about.
+func byOp(a, b Headroom) int {
+	order := []string{"connect", "implicit_bind", "bind"}
+	return cmp.Compare(slices.Index(order, a.Op), slices.Index(order, b.Op))
+}
+
+// percent is how full it is, as it is shown.
+func (h Headroom) percent() int { return int(math.Floor(h.Utilization * 100)) }
 
 // free is the number of free ports; where the kernel may not find the last, both.
 func (t *spaceText) free(h *Headroom) string {
@@ -188,12 +277,12 @@ func byUsers(users []PortUser) string {
 	var names []string
 	for i, u := range users {
 		if i == 2 {
-			names = append(names, fmt.Sprintf("%d more", len(users)-i))
+			names = append(names, count(len(users)-i, "more process", "more processes"))
 			break
 		}
 		names = append(names, u.text())
 	}
-	return "\n    by " + strings.Join(names, ", ")
+	return ": " + strings.Join(names, ", ")
 }
 
 func (u PortUser) text() string {
@@ -203,39 +292,60 @@ func (u PortUser) text() string {
 	return fmt.Sprintf("%s (pid %d) %d", identity.Safe(u.Comm), u.PID, u.Ports)
 }
 
-// table lists the ways to get a port of which some are used.
+// headroomColumns are the columns of the ways to get a port. The bar is a column of its own, which
+// has room last.
+var headroomColumns = []Column{
+	{Name: "  PROTO"}, {Name: "FROM"}, {Name: "TO", Address: true}, {Name: "USED", Right: true}, {Name: "TIMEWAIT", Right: true},
+	{Name: "FREE", Right: true}, {Name: "FULL", Right: true}, {Name: ""}, {Name: "PID", Right: true}, {Name: "COMM"}, {Name: "PORTS", Right: true},
+}
+
+// table lists the ways to get a port of which some are used, the fullest first.
 func (t *spaceText) table() {
-	lines := [][]string{{"  PROTO", "FROM", "TO", "USED", "TIMEWAIT", "FREE", "FULL", "PROCESS"}}
+	rows := slices.DeleteFunc(slices.Clone(t.rows), func(h Headroom) bool { return h.Used == 0 && h.RemotePort == 0 || h.Op == "implicit_bind" })
+	// One destination can be what makes bind() to port 0 as full, and is what is asked about.
+	slices.SortStableFunc(rows, func(a, b Headroom) int { return cmp.Or(cmp.Compare(b.percent(), a.percent()), byOp(a, b)) })
+	top := t.top
+	if top == Busy {
+		top = 20
+	}
 	more := 0
-	rows := slices.Clone(t.rows)
-	order := []string{"connect", "bind"} // bind() is always as full, and seldom the question
-	slices.SortStableFunc(rows, func(a, b Headroom) int {
-		return cmp.Compare(slices.Index(order, a.Op), slices.Index(order, b.Op))
-	})
-	for _, h := range rows {
-		if h.Used == 0 && h.RemotePort == 0 || h.Op == "implicit_bind" {
-			continue
-		}
-		if t.top > 0 && len(lines) > t.top {
-			more++
-			continue
-		}
-		process := ""
-		if len(h.Holders) > 0 {
-			if process = h.Holders[0].text(); len(h.Holders) > 1 {
-				process += fmt.Sprintf(" +%d", len(h.Holders)-1)
-			}
-		}
+	if top > 0 && len(rows) > top {
+		rows, more = rows[:top], len(rows)-top
+	}
+	var lines [][]string
+	for i := range rows {
+		h := &rows[i]
+		pid, comm, ports := most(h.Holders)
 		lines = append(lines, []string{
-			"  " + h.Proto, h.from(), h.to(), strconv.Itoa(h.Used), strconv.Itoa(h.TimeWait), t.free(&h), t.full(&h), process,
+			"  " + h.Proto, h.from(), h.to(), strconv.Itoa(h.Used), strconv.Itoa(h.TimeWait), t.free(h), fmt.Sprintf("%d%%", h.percent()), t.bar(h), pid, comm, ports,
 		})
 	}
-	if len(lines) > 1 && t.err == nil {
-		t.err = Table(t.w, t.style, lines, 3, 4, 5, 6)
+	if len(lines) > 0 && t.err == nil {
+		const from, to, timeWait, bar, comm, ports = 1, 2, 4, 7, 9, 10
+		steps := []Squeeze{
+			{0, []int{bar}}, {0, []int{ports}}, {21, []int{from, to}}, {0, []int{timeWait}}, {12, []int{comm}}, {12, []int{from, to}},
+		}
+		t.err = Table(t.out, t.style, headroomColumns, lines, steps...)
 	}
 	if more > 0 {
 		t.printf("  and %d more; --top 0 shows all\n", more)
 	}
+}
+
+// most is who has the most ports, and how many more have some.
+func most(users []PortUser) (pid, comm, ports string) {
+	if len(users) == 0 {
+		return "-", "-", "-"
+	}
+	first := &users[0]
+	pid, comm = "-", "(no process)"
+	if first.PID != 0 {
+		pid, comm = strconv.Itoa(int(first.PID)), identity.Safe(first.Comm)
+	}
+	if more := len(users) - 1; more > 0 {
+		comm += fmt.Sprintf(" +%d", more)
+	}
+	return pid, comm, strconv.Itoa(first.Ports)
 }
 
 // from has the device of bind(), to that of connect(): as --to takes it.
@@ -255,19 +365,18 @@ func (h *Headroom) to() string {
 
 func (h *Headroom) end() end { return endOf(h.Device, h.Index, true) }
 
-// full is the utilization, on a terminal with a bar.
-func (t *spaceText) full(h *Headroom) string {
+// bar shows how full it is, on a terminal.
+func (t *spaceText) bar(h *Headroom) string {
 	const width = 8
-	text := fmt.Sprintf("%3.0f%%", math.Floor(h.Utilization*100))
-	if !t.style.Color {
-		return text
+	if t.style.Width == 0 {
+		return ""
 	}
 	eighths := int(h.Utilization * width * 8)
 	bar := strings.Repeat("\u2588", eighths/8)
 	if eighths%8 > 0 {
 		bar += string(rune(0x2590 - eighths%8)) // left blocks of 1 to 7 eighths
 	}
-	return fmt.Sprintf("%s %-*s", text, width, bar)
+	return fmt.Sprintf("%-*s", width, bar)
 }
 
 // advice says what would help, of what is true in this namespace.
@@ -277,32 +386,37 @@ func advice(rows []Headroom) []string {
 	if i := slices.IndexFunc(rows, func(r Headroom) bool { return r.Op == "connect" }); i >= 0 {
 		h = &rows[i]
 	}
-	slow, reclaimable := 0, 0
+	slow, full, reclaimable := 0, 0, 0
 	for _, r := range rows {
-		if r.Op == "connect" && r.RemotePort != 0 && 2*(r.Capacity-r.Free) >= r.Capacity {
+		switch {
+		case r.Op != "connect" || r.RemotePort == 0:
+		case r.Free == 0:
+			full++
+		case 2*(r.Capacity-r.Free) >= r.Capacity:
 			slow++
 		}
 		reclaimable += r.Reclaimable
 	}
-	if slow > 0 {
-		out = append(out, fmt.Sprintf("%d of these destinations %s half full or more: connect() tries half of the\n"+
-			"    range before it finds a port. Other addresses or ports, on either side,\n"+
-			"    have a range of their own", slow, isAre(slow)))
-	}
 	if reclaimable > 0 {
-		out = append(out, fmt.Sprintf("net.ipv4.tcp_tw_reuse=1 would free %d ports that wait in TIME-WAIT", reclaimable))
+		out = append(out, fmt.Sprintf("sysctl -w net.ipv4.tcp_tw_reuse=1 would free %s in TIME-WAIT", count(reclaimable, "port that is", "ports that are")))
+	}
+	if full > 0 {
+		out = append(out, "keep connections and use them again, or use more addresses or ports, on either side: each pair of ends has a range of its own. "+
+			"A wider range:\n    sysctl -w net.ipv4.ip_local_port_range=\"LOW HIGH\"")
+	}
+	if slow > 0 {
+		out = append(out, fmt.Sprintf("%d of these destinations %s half full or more: connect() tries half of the range before it finds a port. "+
+			"Other addresses or ports, on either side, have a range of their own", slow, isAre(slow)))
 	}
 	if bound := h.Blocked - len(h.ListenOn); h.Op == "connect" && bound*100 >= h.Capacity && bound > 0 {
-		out = append(out, fmt.Sprintf("%d ports are blocked for every destination because of a bind(). Before a\n"+
-			"    connect() IP_BIND_ADDRESS_NO_PORT, set before the bind(), avoids that", bound))
+		out = append(out, fmt.Sprintf("%s blocked for every destination by bind(). Set IP_BIND_ADDRESS_NO_PORT before a bind() that comes before connect()", count(bound, "port is", "ports are")))
 	}
 	if len(h.ListenOn) > 0 && h.Op == "connect" {
-		out = append(out, fmt.Sprintf("services listen inside the range: when they restart, their port may be\n"+
-			"    taken. To reserve it:\n"+
+		out = append(out, fmt.Sprintf("services listen inside the range: when they restart, their port may be taken. To reserve it:\n"+
 			"    sysctl -w net.ipv4.ip_local_reserved_ports=%s", withPorts(h.ReservedPorts, h.ListenOn)))
 	}
 	if size := int(h.RangeHigh) - int(h.RangeLow) + 1; size%2 == 1 && size > 1 {
-		out = append(out, fmt.Sprintf("of an odd number of ports the kernel leaves one out. An even one:\n"+
+		out = append(out, fmt.Sprintf("the range has an odd number of ports, of which the kernel skips one. An even one:\n"+
 			"    sysctl -w net.ipv4.ip_local_port_range=\"%d %d\"", h.RangeLow, h.RangeHigh-1))
 	}
 	return out

@@ -45,7 +45,7 @@ func headroomText(t *testing.T, n Renderer, style Style, top int, all ...tracer.
 		t.Fatal(err)
 	}
 	for line := range strings.Lines(out.String()) {
-		if n := utf8.RuneCountInString(strings.TrimSpace(line)); n > 80 && !style.Color {
+		if n := utf8.RuneCountInString(strings.TrimSpace(line)); n > terminal {
 			t.Errorf("%d columns, want 80: %s", n, line)
 		}
 	}
@@ -59,26 +59,26 @@ func TestHeadroomText(t *testing.T) {
 	host.ListenOn = []uint16{35432}
 	bind := towards(space(1, 0), "", 14213, 120)
 	bind.Op, bind.Local = tracer.OpBind, netip.MustParseAddr("10.0.0.1")
-	got := headroomText(t, n, Style{}, 20,
+	got := headroomText(t, n, Style{Width: terminal}, 20,
 		bind, towards(host, "10.0.0.9:443", 14210, 120, portUser("nginx", 22, 14090), portUser("", 0, 120)),
 		towards(host, "10.0.0.8:5432", 5, 0, portUser("app", 23, 5)), towards(host, "", 0, 0), implicitUDP(host, 7),
 		towards(space(2, 0), "", 0, 0), implicitUDP(space(2, 0), 0))
 	want := `host: ephemeral ports 32768-60999, 2 of them reserved
-  tcp: 28227 free for a new destination, 3 blocked
-    by sshd (pid 12) 2, "na\x1bme" (pid 13) 1
+  tcp: 28227 free for a new destination, 3 blocked: sshd (pid 12) 2, "na\x1bme"
+    (pid 13) 1
   udp: 28223 free, 7 used
-  PROTO FROM     TO             USED TIMEWAIT  FREE FULL PROCESS
-  tcp   10.0.0.1 10.0.0.9:443  14210      120 14017  50% nginx (pid 22) 14090 +1
-  tcp   10.0.0.1 10.0.0.8:5432     5        0 28222   0% app (pid 23) 5
-  tcp   10.0.0.1 bind(port 0)  14213      120 14017  50%
+  PROTO FROM     TO             USED TIMEWAIT  FREE FULL PID COMM     PORTS
+  tcp   10.0.0.1 10.0.0.9:443  14210      120 14017  50%  22 nginx +1 14090
+  tcp   10.0.0.1 bind(port 0)  14213      120 14017  50%   - -            -
+  tcp   10.0.0.1 10.0.0.8:5432     5        0 28222   0%  23 app          5
   * 1 of these destinations is half full or more: connect() tries half of the
-    range before it finds a port. Other addresses or ports, on either side,
-    have a range of their own
+    range before it finds a port. Other addresses or ports, on either side, have
+    a range of their own
   * services listen inside the range: when they restart, their port may be
     taken. To reserve it:
     sysctl -w net.ipv4.ip_local_reserved_ports=35432,40000,50000
 
-1 more network namespaces, where no ephemeral port is in use
+1 more network namespace, where no ephemeral port is in use
 `
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("text (-want +got):\n%s", d)
@@ -89,7 +89,7 @@ func TestHeadroomTextTop(t *testing.T) {
 	n := New(&identity.Names{NetNS: identity.FixedNetNSNames(1, nil)})
 	all := []tracer.Headroom{towards(space(1, 0), "10.0.0.9:1", 3, 0), towards(space(1, 0), "10.0.0.9:2", 2, 0), towards(space(1, 0), "10.0.0.9:3", 1, 0)}
 	for top, want := range map[int]string{0: "", 2: "and 1 more", 3: ""} {
-		got := headroomText(t, n, Style{}, top, all...)
+		got := headroomText(t, n, Style{Width: terminal}, top, all...)
 		if lines := strings.Count(got, "10.0.0.9"); top > 0 && lines != top || top == 0 && lines != 3 {
 			t.Errorf("--top %d shows %d lines:\n%s", top, lines, got)
 		}
@@ -132,18 +132,18 @@ func TestHeadroomMaybeOneLess(t *testing.T) {
 	n := New(&identity.Names{NetNS: identity.FixedNetNSNames(1, nil)})
 	h := towards(space(1, 0), "10.0.0.9:1", 28000, 0)
 	h.MaybeOneLess = true
-	if got := headroomText(t, n, Style{}, 20, h); !strings.Contains(got, " 229 or 230 ") {
+	if got := headroomText(t, n, Style{Width: terminal}, 20, h); !strings.Contains(got, " 229 or 230 ") {
 		t.Errorf("want both numbers in\n%s", got)
 	}
 }
 
 func TestHeadroomBar(t *testing.T) {
-	s := spaceText{style: Style{Color: true}}
+	s := spaceText{style: Style{Width: 200}}
 	for used, want := range map[int]string{
-		0: "  0%         ", 28230: "100% \u2588\u2588\u2588\u2588\u2588\u2588\u2588\u2588", 14115: " 50% \u2588\u2588\u2588\u2588    ", 500: "  1% \u258f       ", 3500: " 12% \u2589       ",
+		0: "        ", 28230: "\u2588\u2588\u2588\u2588\u2588\u2588\u2588\u2588", 14115: "\u2588\u2588\u2588\u2588    ", 500: "\u258f       ", 3500: "\u2589       ",
 	} {
 		row := New(new(identity.Names)).Headrooms([]tracer.Headroom{towards(space(1, 0), "10.0.0.9:1", used, 0)})[0]
-		if got := s.full(&row); got != want {
+		if got := s.bar(&row); got != want {
 			t.Errorf("%d used: %q, want %q", used, got, want)
 		}
 	}

@@ -58,7 +58,7 @@ func askWho(t *testing.T, q query.Port, before []tracer.Tenancy, sockets ...trac
 func textOf(t *testing.T, p *Port) string {
 	t.Helper()
 	var b strings.Builder
-	if err := portNames().PortText(&b, Style{}, p); err != nil {
+	if err := portNames().PortText(&b, Style{Width: terminal}, p); err != nil {
 		t.Fatal(err)
 	}
 	return b.String()
@@ -153,10 +153,10 @@ func TestPortText(t *testing.T) {
 				"  1 accepted connection, 1 connection that no process holds,\n" +
 				"  2 connections in TIME-WAIT (each for up to a minute)\n  stop it: kill 10\n" + about8080},
 		{"TIME_WAIT only", question(8080), []tracer.Socket{gone},
-			"8080/tcp  nothing listens, but there is 1 connection in TIME-WAIT (for up to a minute)\n" +
+			"8080/tcp  nothing listens, but there is 1 connection in TIME-WAIT (for up to a\n  minute)\n" +
 				"  SO_REUSEADDR does not help a new server: not all of them were opened with it\n" + about8080},
 		{"TIME_WAIT of sockets with SO_REUSEADDR", question(8080), []tracer.Socket{goneReuse},
-			"8080/tcp  nothing listens, but there is 1 connection in TIME-WAIT (for up to a minute)\n" +
+			"8080/tcp  nothing listens, but there is 1 connection in TIME-WAIT (for up to a\n  minute)\n" +
 				"  a server that sets SO_REUSEADDR can bind the port now\n" + about8080},
 		{"connections that outlived their listener", question(8080), []tracer.Socket{server, server, orphan},
 			"8080/tcp  nothing listens, but there are 2 accepted connections,\n" +

@@ -14,10 +14,10 @@ import (
 	"github.com/porthole-dev/porthole/tracer"
 )
 
-// PortText says in words who has a port, and had it before, in lines of 80 columns but for those of
-// clients.
+// PortText says in words who has a port, and had it before. Its lines are broken for 80 columns where
+// it is for no terminal; nothing is cut then.
 func (n Renderer) PortText(out io.Writer, style Style, p *Port) error {
-	w := portWriter{out: out, names: n, now: time.Now(), port: p, users: make(map[uint32]string), left: make(map[section]int)}
+	w := portWriter{out: style.Wrapper(out), cuts: style.Width > 0, width: cmp.Or(style.Width, 80), names: n, now: time.Now(), port: p, users: make(map[uint32]string), left: make(map[section]int)}
 	protos := []string{p.Proto}
 	if p.Proto == "" {
 		protos = []string{tracer.TCP.String(), tracer.UDP.String()}
@@ -78,6 +78,8 @@ func sections(sockets []Socket) map[section][]Socket {
 // portWriter keeps the first error.
 type portWriter struct {
 	out       io.Writer
+	width     int  // of a line
+	cuts      bool // what is too long is cut
 	names     Renderer
 	now       time.Time
 	port      *Port
@@ -94,9 +96,6 @@ func (w *portWriter) printf(format string, args ...any) {
 	}
 }
 
-// lineWidth is how wide a line may be.
-const lineWidth = 80
-
 // phrase writes parts with commas between them, over as many lines as it takes: the first after
 // first, the others after rest.
 func (w *portWriter) phrase(first, rest string, parts ...string) {
@@ -108,7 +107,7 @@ func (w *portWriter) phrase(first, rest string, parts ...string) {
 			comma = ","
 		}
 		begins := line == first || line == rest
-		if !begins && columnsOf([]byte(line))+1+columnsOf([]byte(part+comma)) > lineWidth {
+		if !begins && columnsOf([]byte(line))+1+columnsOf([]byte(part+comma)) > w.width {
 			w.printf("%s\n", line)
 			line, begins = rest, true
 		}
@@ -124,7 +123,7 @@ func (w *portWriter) phrase(first, rest string, parts ...string) {
 func (w *portWriter) words(text string) {
 	line := ""
 	for word := range strings.SplitSeq(text, " ") {
-		if line != "" && columnsOf([]byte(line+" "+word)) > lineWidth {
+		if line != "" && columnsOf([]byte(line+" "+word)) > w.width {
 			w.printf("%s\n", line)
 			line = " "
 		}
@@ -136,16 +135,17 @@ func (w *portWriter) words(text string) {
 	w.printf("%s\n", line)
 }
 
-// cut makes a text fit into so many columns.
-func cut(s string, columns int) string {
-	if columnsOf([]byte(s)) <= columns {
+// cut makes a text fit into a line, behind so many columns.
+func (w *portWriter) cut(s string, indent int) string {
+	columns := w.width - indent
+	if !w.cuts || columnsOf([]byte(s)) <= columns {
 		return s
 	}
 	for len(s) > 0 && columnsOf([]byte(s))+1 > columns {
 		r := []rune(s)
 		s = string(r[:len(r)-max(1, (len(r)-columns)/2)])
 	}
-	return s + "…"
+	return s + ellipsis
 }
 
 // proto says who has the port of one protocol; false: nobody.
@@ -336,7 +336,7 @@ func (w *portWriter) group(group []Socket, rest []string) {
 		parts = append(parts, fmt.Sprintf("%d sockets", len(group)))
 	}
 	head := fmt.Sprintf("%d/%s  %s ", w.port.Port, s.Proto, who)
-	if columnsOf([]byte(head+parts[0]))+1 > lineWidth {
+	if columnsOf([]byte(head+parts[0]))+1 > w.width {
 		w.printf("%s\n", strings.TrimSuffix(head, " "))
 		head = "  "
 	}
@@ -512,7 +512,7 @@ func (w *portWriter) nat(p *Port) {
 		w.printf("  and to %d more, see --json\n", more)
 	}
 	if p.NATUnread != "" {
-		w.printf("  %s\n", cut(identity.Safe(p.NATUnread), lineWidth-2))
+		w.printf("  %s\n", w.cut(identity.Safe(p.NATUnread), 2))
 	}
 }
 
@@ -709,7 +709,7 @@ func (w *portWriter) args(h *Holder, indent int) string {
 	case p.ArgsUnread:
 		return "its command line cannot be read: it, or its file system, does not answer"
 	case len(p.Args) == 0:
-		return cut(identity.Safe(p.Exe), lineWidth-indent)
+		return w.cut(identity.Safe(p.Exe), indent)
 	}
 	words := make([]string, 0, len(p.Args))
 	for _, a := range p.Args {
@@ -722,7 +722,7 @@ func (w *portWriter) args(h *Holder, indent int) string {
 	if p.ArgsCut {
 		line += " …"
 	}
-	return cut(line, lineWidth-indent)
+	return w.cut(line, indent)
 }
 
 // place says what a process belongs to.
@@ -770,7 +770,7 @@ func (w *portWriter) list(holders []*Holder, indent string) {
 		} else if label := h.Label(); label != "" && args == "" {
 			line += "  " + identity.Safe(label)
 		}
-		w.printf("%s\n", cut(line, lineWidth))
+		w.printf("%s\n", w.cut(line, 0))
 	}
 	if more := len(holders) - maxList; more > 0 {
 		w.printf("%sand %d more\n", indent, more)

@@ -115,7 +115,7 @@ func TestPortTextWhole(t *testing.T) {
 				t.Errorf("-want +got:\n%s", d)
 			}
 			for l := range strings.Lines(got) {
-				if n := columnsOf([]byte(strings.TrimSuffix(l, "\n"))); n > lineWidth {
+				if n := columnsOf([]byte(strings.TrimSuffix(l, "\n"))); n > terminal {
 					t.Errorf("%d columns: %s", n, l)
 				}
 			}

@@ -1,8 +1,10 @@
 package render
 
 import (
+	"cmp"
 	"fmt"
 	"io"
+	"math"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -15,6 +17,11 @@ import (
 // Style says how text may look.
 type Style struct {
 	Color bool
+	// Width is how many columns the terminal has that the text is for: what does not fit is cut,
+	// or left out. 0: it is for no terminal, but for a program or a file, which get all of it.
+	Width int
+	// OneNetNS: all is of one network namespace, which was asked for. A terminal needs not be told.
+	OneNetNS bool
 }
 
 func (s Style) paint(code, text string) string {
@@ -89,16 +96,65 @@ func (n Renderer) SocketsText(w io.Writer, style Style, sockets Sockets) error {
 	return n.rowsText(w, style, sockets.count, func(i int, mem *rowMemory) *Socket { return n.rowOf(sockets, i, mem) })
 }
 
-// RowsText writes rows of sockets as ls shows them. The columns for namespace and
+// RowsText writes rows of sockets as ls shows them. On a terminal the columns for namespace and
 // container are there where some socket is not the host's, or in a container.
 func (n Renderer) RowsText(w io.Writer, style Style, rows []Socket) error {
 	return n.rowsText(w, style, len(rows), func(i int, _ *rowMemory) *Socket { return &rows[i] })
 }
 
-// The columns of RowsText.
-var rowsHead = []string{"PROTO", "STATE", "LOCAL", "REMOTE", "ROLE", "PID", "COMM", "NETNS", "CONTAINER"}
+// rowColumns are the columns of RowsText. WHERE is the container, else the namespace, for a terminal
+// that has no room for both.
+var rowColumns = []Column{
+	{Name: "PROTO"}, {Name: "STATE"}, {Name: "LOCAL", Address: true}, {Name: "REMOTE", Address: true}, {Name: "ROLE"},
+	{Name: "PID", Right: true}, {Name: "COMM"}, {Name: "NETNS"}, {Name: "CONTAINER"}, {Name: "WHERE"},
+}
 
-const pidColumn, netnsColumn, containerColumn = 5, 7, 8
+const (
+	localColumn, remoteColumn, roleColumn, commColumn = 2, 3, 4, 6
+	netnsColumn, containerColumn, whereColumn         = 7, 8, 9
+)
+
+// rowsSay is what some row says that others may not.
+type rowsSay struct {
+	netns, container bool
+	remote           bool // has another end
+	role             bool // has a role that does not follow from the state
+}
+
+func (say *rowsSay) add(other rowsSay) {
+	say.netns = say.netns || other.netns
+	say.container = say.container || other.container
+	say.remote = say.remote || other.remote
+	say.role = say.role || other.role
+}
+
+// fitRows makes rows fit a terminal.
+func (l *layout) fitRows(style Style, say rowsSay) {
+	width := style.Width
+	l.hide(whereColumn)
+	if width == 0 {
+		return // who reads fields wants the same ones each time
+	}
+	if !say.netns || style.OneNetNS {
+		l.hide(netnsColumn)
+	}
+	if !say.container {
+		l.hide(containerColumn)
+	}
+	if !say.role {
+		l.squeeze(width, Squeeze{Columns: []int{roleColumn}})
+	}
+	if !say.remote {
+		l.squeeze(width, Squeeze{Columns: []int{remoteColumn}})
+	}
+	if !l.hidden[netnsColumn] && !l.hidden[containerColumn] && l.width() > width {
+		l.hide(netnsColumn, containerColumn)
+		l.hidden[whereColumn] = false
+	}
+	ends, names := []int{localColumn, remoteColumn}, []int{netnsColumn, containerColumn, whereColumn}
+	const anyIPv4 = len("255.255.255.255:65535")
+	l.squeeze(width, Squeeze{Columns: []int{roleColumn}}, Squeeze{anyIPv4, ends}, Squeeze{12, names}, Squeeze{10, []int{commColumn}}, Squeeze{15, ends}, Squeeze{9, names})
+}
 
 // rowMemory is what a row may be made in: it is needed until the next is made.
 type rowMemory struct {
@@ -119,15 +175,11 @@ func (n Renderer) rowOf(sockets Sockets, i int, mem *rowMemory) *Socket {
 // rowsText writes so many rows, which it makes on every processor, and leaves out those
 // that are nil.
 func (n Renderer) rowsText(w io.Writer, style Style, count int, row func(int, *rowMemory) *Socket) error {
-	head := newGrid(len(rowsHead))
-	for _, name := range rowsHead {
-		head.add(name)
-	}
 	grids := make([]*grid, parts(count))
-	apart := make([]struct{ netns, container bool }, len(grids)) // is there any
+	apart := make([]rowsSay, len(grids))
 	at := time.Now()
 	shareRows(count, func(part, from, to int) {
-		g, some := newGrid(len(rowsHead)), &apart[part]
+		g, say := newGrid(len(rowColumns)), &apart[part]
 		grids[part] = g
 		mem := new(rowMemory)
 		for i := from; i < to; i++ {
@@ -135,24 +187,35 @@ func (n Renderer) rowsText(w io.Writer, style Style, count int, row func(int, *r
 			if s == nil {
 				continue
 			}
-			n.appendCells(g, s, at)
-			some.netns = some.netns || !n.NetNS.IsHost(s.netNS())
-			some.container = some.container || s.owner() != ""
+			n.appendCells(g, s, at, style.Width > 0)
+			say.add(rowsSay{!n.NetNS.IsHost(s.netNS()), s.owner() != "", s.RemoteIP.IsValid(), !s.stateSaysRole()})
 		}
 	})
-	l := newLayout(len(rowsHead), pidColumn)
+	l := newLayout(rowColumns)
+	head := l.head()
 	l.fit(head)
-	l.hidden[netnsColumn], l.hidden[containerColumn] = true, true
+	var all rowsSay
 	for i, g := range grids {
 		l.fit(g)
-		l.hidden[netnsColumn] = l.hidden[netnsColumn] && !apart[i].netns
-		l.hidden[containerColumn] = l.hidden[containerColumn] && !apart[i].container
+		all.add(apart[i])
 	}
+	l.fitRows(style, all)
 	return writeTable(w, style, l, head, grids)
 }
 
-// appendCells adds the line of a socket, as things were called at a time.
-func (n Renderer) appendCells(g *grid, s *Socket, at time.Time) {
+// stateSaysRole tells whether the role follows from the state.
+func (s *Socket) stateSaysRole() bool {
+	switch s.State {
+	case tracer.StateListen.String(), tracer.StateTimeWait.String():
+		return true
+	case tracer.StateUnconn.String():
+		return s.Role == tracer.RoleBound.String()
+	}
+	return false
+}
+
+// appendCells adds the line of a socket, as things were called at a time. where: WHERE may be shown.
+func (n Renderer) appendCells(g *grid, s *Socket, at time.Time, where bool) {
 	g.text = append(g.text, s.Proto...)
 	if s.MPTCP {
 		g.text = append(g.text, "+mp"...)
@@ -167,9 +230,17 @@ func (n Renderer) appendCells(g *grid, s *Socket, at time.Time) {
 	pid, comm := holderCells(s)
 	g.add(pid)
 	g.add(comm)
-	g.add(n.spaceName(s.netNS(), at, &s.Place))
-	g.text = append(g.text, identity.Safe(s.owner())...)
-	g.cell()
+	space, owner := n.spaceName(s.netNS(), at, &s.Place), cmp.Or(identity.Safe(s.owner()), "-")
+	g.add(space)
+	g.add(owner)
+	switch {
+	case !where:
+		g.add("")
+	case owner != "-":
+		g.add(owner)
+	default:
+		g.add(space)
+	}
 }
 
 // The values of Socket.NoHolder.
@@ -215,38 +286,124 @@ func holderCells(s *Socket) (pid, comm string) {
 	return pid, comm
 }
 
-// EventHead is the heading above lines of EventLine.
-const EventHead = "TIME         EVENT   PRO LOCAL             REMOTE            PID COMM"
+// EventHead is the heading above lines of EventLine, without the newline.
+func EventHead(style Style) string {
+	return style.Bold(fmt.Sprintf("%-*s%-*s %-*s %*s COMM", eventEndsBegin, "TIME         EVENT   PRO",
+		style.eventLocal(), "LOCAL", eventRemote, "REMOTE", eventPID, "PID"))
+}
 
-// eventPIDEnd is the column where PID ends.
-const eventPIDEnd = len(EventHead) - len(" COMM")
+const (
+	eventEndsBegin = len("15:04:05.000 connect tcp ") // where LOCAL begins
+	eventRemote    = len("10.0.8.20:51234")
+	eventPID       = len("48213")
+)
 
-// EventLine is one event as tail shows it, without the newline.
+// eventLocal is how wide LOCAL is, so that an ordinary line fits 80 columns.
+func (s Style) eventLocal() int {
+	const narrow, anyIPv4 = 17, len("255.255.255.255:65535")
+	return max(narrow, min(anyIPv4, narrow+s.Width-80))
+}
+
+// EventLine is one event as tail shows it, without the newline. On a terminal what an event has
+// to say beyond its columns, and has no room in the line, follows in others.
 func (n Renderer) EventLine(style Style, ev *Event) string {
-	local, remote := "-", "-"
-	at := endOf(ev.Device, ev.Index, ev.V6Only)
-	if ev.LocalIP.IsValid() {
-		local = string(appendEnd(nil, netip.AddrPortFrom(ev.LocalIP, ev.LocalPort), at))
-		at = end{} // told
+	t := eventText{local: "-", remote: "-", pid: "-", comm: "-", words: n.extra(style, ev)}
+	if local, remote := ev.Ends(); local != "" || remote != "" {
+		t.local, t.remote = cmp.Or(local, "-"), cmp.Or(remote, "-")
 	}
-	if ev.RemoteIP.IsValid() {
-		remote = string(appendEnd(nil, netip.AddrPortFrom(ev.RemoteIP, ev.RemotePort), end{zone: at.zone}))
-	}
-	pid, comm := "-", "-"
 	if ev.PID != 0 {
-		pid, comm = strconv.Itoa(int(ev.PID)), identity.Safe(ev.Comm)
+		t.pid, t.comm = strconv.Itoa(int(ev.PID)), identity.Safe(ev.Comm)
 	}
 	event := ev.Event
 	if event == tracer.EventEstablished.String() {
 		event = "estab"
 	}
-	line := fmt.Sprintf("%s %-7s %-3s %-17s %s", clock(ev.Time.Time), event, ev.Proto, local, remote)
-	// A long address takes the room before the PID, so that an ordinary line fits 80 columns.
-	line = fmt.Sprintf("%s %*s %s", line, max(0, eventPIDEnd-len(line)-1), pid, comm)
-	if extra := n.extra(style, ev); extra != "" {
-		line += "  " + extra
+	return fmt.Sprintf("%s %-7s %-3s %s", clock(ev.Time.Time), event, ev.Proto, t.line(style))
+}
+
+// eventText is what an event has in columns behind its protocol, and what it has to say besides.
+type eventText struct {
+	local, remote, pid, comm string
+	words                    []string
+}
+
+// line is the rest of the line of an event. A long address takes the room before the PID, and so
+// does what there is to say besides, if it has room in the line then.
+func (t *eventText) line(style Style) string {
+	extra := 0 // columns of words
+	for _, w := range t.words {
+		extra += 1 + columnsOf([]byte(w))
 	}
-	return line
+	besides, slack := "", math.MaxInt // slack is how many columns are left for alignment
+	if extra > 0 {
+		besides, extra = "  "+strings.Join(t.words, " "), extra+1
+	}
+	if style.Width > 0 {
+		t.fit(style.Width-eventEndsBegin, extra)
+		if slack = style.Width - eventEndsBegin - t.width() - extra; slack < 0 {
+			besides, slack = style.below(len("15:04:05.000 "), t.words), slack+extra
+		}
+	}
+	local := style.eventLocal()
+	pad := max(0, min(local-columnsOf([]byte(t.local)), slack))
+	ends := t.local + strings.Repeat(" ", pad) + " " + t.remote
+	aligned := local + 1 + eventRemote + 1 + eventPID - columnsOf([]byte(ends+" "+t.pid))
+	return ends + strings.Repeat(" ", max(0, min(aligned, slack-pad))+1) + t.pid + " " + t.comm + besides
+}
+
+func (t *eventText) width() int {
+	return columnsOf([]byte(t.local + " " + t.remote + " " + t.pid + " " + t.comm))
+}
+
+// fit cuts what is in columns, so that it fits so many, with extra ones for what else there is to say
+// if that leaves enough.
+func (t *eventText) fit(width, extra int) {
+	const most, few, least = 21, 10, 12 // any IPv4 address with its port; of the name; of an address
+	room := width - len(" "+t.pid+" ")  // for both ends and the name
+	name := columnsOf([]byte(t.comm))
+	for _, besides := range []int{extra, 0} {
+		local, remote, over := cutEnds(t.local, t.remote, room-name-besides, most)
+		if over <= 0 {
+			t.local, t.remote = local, remote
+			return
+		}
+	}
+	_, _, over := cutEnds(t.local, t.remote, room-name, most)
+	t.comm = string(cutMiddle([]byte(t.comm), max(min(few, name), name-over)))
+	t.local, t.remote, _ = cutEnds(t.local, t.remote, room-columnsOf([]byte(t.comm)), least)
+}
+
+// cutEnds makes both ends of a socket fit into so many columns, with a space between, by making the
+// longer one shorter, but neither shorter than least; over is by how much that is not enough.
+func cutEnds(local, remote string, room, least int) (a, b string, over int) {
+	m, n := columnsOf([]byte(local)), columnsOf([]byte(remote))
+	for m+1+n > room && max(m, n) > least {
+		if m >= n {
+			m--
+		} else {
+			n--
+		}
+	}
+	return string(cutAddress([]byte(local), m)), string(cutAddress([]byte(remote), n)), m + 1 + n - room
+}
+
+// below are words on lines of their own, that begin at a column of the terminal.
+func (s Style) below(at int, words []string) string {
+	var b strings.Builder
+	left := 0 // columns of this line
+	for _, w := range words {
+		text := cutMiddle([]byte(w), max(1, s.Width-at))
+		n := columnsOf(text)
+		if left < 1+n {
+			b.WriteString("\n" + strings.Repeat(" ", at))
+			left = s.Width - at - n
+		} else {
+			b.WriteByte(' ')
+			left -= 1 + n
+		}
+		b.Write(text)
+	}
+	return b.String()
 }
 
 // heldBy names the socket in the way of a bind by who holds it, or else by who
@@ -267,8 +424,8 @@ func heldBy(s *Socket) string {
 	return "held by a socket in " + s.State
 }
 
-// extra is what an event has to tell beyond its columns.
-func (n Renderer) extra(style Style, ev *Event) string {
+// extra is what an event has to say beyond its columns.
+func (n Renderer) extra(style Style, ev *Event) []string {
 	var words []string
 	if ev.Error != "" {
 		words = append(words, style.Red(ev.Error))
@@ -292,7 +449,8 @@ func (n Renderer) extra(style Style, ev *Event) string {
 		words = append(words, "noticed late")
 	}
 	owner := identity.Safe(ev.owner())
-	if id := (identity.NetNS{Inode: ev.NetNS, Cookie: ev.Cookie}); !n.NetNS.IsHost(id) {
+	told := style.OneNetNS && style.Width > 0
+	if id := (identity.NetNS{Inode: ev.NetNS, Cookie: ev.Cookie}); !told && !n.NetNS.IsHost(id) {
 		if name := n.spaceName(id, ev.Time.Time, &ev.Place); name != owner {
 			words = append(words, "netns="+name)
 		}
@@ -303,5 +461,5 @@ func (n Renderer) extra(style Style, ev *Event) string {
 	case ev.Container != nil:
 		words = append(words, "container="+owner)
 	}
-	return strings.Join(words, " ")
+	return words
 }

@@ -102,13 +102,12 @@ func TestAppendEnd(t *testing.T) {
 
 func TestTable(t *testing.T) {
 	var b strings.Builder
-	err := Table(&b, Style{}, [][]string{
-		{"NAME", "PID", "X", "LAST"},
+	err := Table(&b, Style{}, []Column{{Name: "NAME"}, {Name: "PID", Right: true}, {Name: "X"}, {Name: "LAST"}}, [][]string{
 		{"a", "1", "ü", "end"},
 		{"longer", "12345", "", ""},
 		{"日本", "", "x", "a longer one"},
 		{"e\u0301te\u0301", "2", "", ""},
-	}, 1)
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -146,7 +145,7 @@ func (w *noSpace) Write(p []byte) (int, error) {
 
 func TestTableWriteError(t *testing.T) {
 	for n := range 2 {
-		if err := Table(&noSpace{n}, Style{}, [][]string{{"A"}, {"b"}}); !errors.Is(err, syscall.ENOSPC) {
+		if err := Table(&noSpace{n}, Style{}, []Column{{Name: "A"}}, [][]string{{"b"}}); !errors.Is(err, syscall.ENOSPC) {
 			t.Errorf("write %d fails: error %v, want %v", n+1, err, syscall.ENOSPC)
 		}
 	}
@@ -187,7 +186,7 @@ func TestSocketsText(t *testing.T) {
 		"tcp   ESTAB     10.0.0.5:22    10.0.0.9:51234 server      901 sshd-session\n" +
 		"tcp   TIME-WAIT 10.0.0.5:40012 10.0.8.20:5432 time_wait     - -\n"
 	var b strings.Builder
-	if err := testNames().SocketsText(&b, Style{}, SocketsOf(ordinarySockets(), nil)); err != nil {
+	if err := testNames().SocketsText(&b, Style{Width: terminal}, SocketsOf(ordinarySockets(), nil)); err != nil {
 		t.Fatal(err)
 	}
 	if d := cmp.Diff(want, b.String()); d != "" {
@@ -210,7 +209,7 @@ func TestSocketsTextElsewhere(t *testing.T) {
 		"tcp+mp LISTEN 0.0.0.0:80    *:*    listener 48213 nginx +2 blue\n" +
 		"udp    UNCONN 127.0.0.53:53 *:*    bound        1 \"a\\nb\"   host\n"
 	var b strings.Builder
-	if err := testNames().SocketsText(&b, Style{}, SocketsOf(sockets, nil)); err != nil {
+	if err := testNames().SocketsText(&b, Style{Width: terminal}, SocketsOf(sockets, nil)); err != nil {
 		t.Fatal(err)
 	}
 	if d := cmp.Diff(want, b.String()); d != "" {
@@ -236,7 +235,7 @@ func TestSocketsTextNoHolder(t *testing.T) {
 		"tcp   UNCONN 10.0.0.5:22 *:*    bound   7 nginx +1 (io_uring)\n" +
 		"tcp   UNCONN 10.0.0.5:22 *:*    bound   - (out of sight)\n"
 	var b strings.Builder
-	if err := testNames().SocketsText(&b, Style{}, SocketsOf(sockets, nil)); err != nil {
+	if err := testNames().SocketsText(&b, Style{Width: terminal}, SocketsOf(sockets, nil)); err != nil {
 		t.Fatal(err)
 	}
 	if d := cmp.Diff(want, b.String()); d != "" {
@@ -362,8 +361,9 @@ func TestEventLine(t *testing.T) {
 }
 
 func TestEventLineWidth(t *testing.T) {
-	if len(EventHead) > terminal {
-		t.Errorf("the heading has %d columns, want at most %d", len(EventHead), terminal)
+	head := EventHead(Style{})
+	if len(head) > terminal {
+		t.Errorf("the heading has %d columns, want at most %d", len(head), terminal)
 	}
 	for _, typ := range tracer.EventTypes() {
 		ev := ordinaryEvent()
@@ -372,9 +372,8 @@ func TestEventLineWidth(t *testing.T) {
 		if width := utf8.RuneCountInString(line); width > terminal {
 			t.Errorf("%d columns, want at most %d: %s", width, terminal, line)
 		}
-		head, at := strings.Index(EventHead, "COMM"), strings.Index(line, ev.Process.Comm)
-		if head != at {
-			t.Errorf("COMM is in column %d of the heading and %d of the line:\n%s\n%s", head, at, EventHead, line)
+		if want, at := strings.Index(head, "COMM"), strings.Index(line, ev.Process.Comm); want != at {
+			t.Errorf("COMM is in column %d of the heading and %d of the line:\n%s\n%s", want, at, head, line)
 		}
 	}
 }

@@ -65,7 +65,12 @@ func (l *Local) Sockets(_ context.Context, q *query.Sockets) (SocketsAnswer, err
 	err := q.Locate(a.names.NetNS)
 	var rows *tracer.Rows
 	if err == nil {
-		rows, err = readRows(q.LocalPort(), nil)
+		rows, err = readRows(q.LocalPort(), func(s *tracer.Snapshotter, _ *tracer.Rows) (err error) {
+			if q.Exposed() {
+				q.Reach, err = s.Reach()
+			}
+			return err
+		})
 	}
 	if err != nil {
 		return nil, errors.Join(err, a.Close())
@@ -241,7 +246,7 @@ func (l *Local) Headroom(_ context.Context, q *query.Headroom) (*Headroom, error
 }
 
 // Report implements Source: it attaches every hook and detaches it again.
-func (l *Local) Report(context.Context) (Report, error) {
+func (l *Local) Report(context.Context) (MachineReport, error) {
 	r, err := doctor.Machine()
 	if err != nil {
 		return nil, err

@@ -200,7 +200,7 @@ func (r *Remote) status(ctx context.Context) (*remoteReport, error) {
 }
 
 // Report implements Source: it tells what the agent sees, and how it is.
-func (r *Remote) Report(ctx context.Context) (Report, error) {
+func (r *Remote) Report(ctx context.Context) (MachineReport, error) {
 	report, err := r.status(ctx)
 	if err != nil {
 		return nil, err // no Report that holds a nil
@@ -226,6 +226,10 @@ func (r *remoteReport) Text(w io.Writer, style render.Style) error {
 	_, err := fmt.Fprintf(w, "\nagent %s since %s: %d events, %d lost, %d clients\n", s.Version,
 		s.Since.Local().Format("2006-01-02 15:04:05"), s.Events, s.Lost, s.Clients)
 	return err
+}
+
+func (r *remoteReport) HooksText(w io.Writer, style render.Style) error {
+	return r.status.HooksText(w, style)
 }
 
 // ErrEnded tells that the agent ended while its events were followed.

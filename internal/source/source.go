@@ -33,7 +33,13 @@ type Source interface {
 	Events(ctx context.Context, q *query.Events) (Events, error)
 	// Report tells what can be seen, and why not more. There is one beside an error that
 	// tells why nothing can be followed.
-	Report(ctx context.Context) (Report, error)
+	Report(ctx context.Context) (MachineReport, error)
+}
+
+// MachineReport is a Report on this machine; its text is without the hooks.
+type MachineReport interface {
+	Report
+	HooksText(w io.Writer, style render.Style) error
 }
 
 // Report is what a machine lets porthole see. It is written once.

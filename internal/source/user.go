@@ -229,6 +229,6 @@ func (u *User) Events(context.Context, *query.Events) (Events, error) {
 }
 
 // Report implements Source.
-func (u *User) Report(ctx context.Context) (Report, error) {
+func (u *User) Report(ctx context.Context) (MachineReport, error) {
 	return (&Local{Cannot: u.Why}).Report(ctx)
 }
