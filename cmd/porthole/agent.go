@@ -119,5 +119,5 @@ func tailOf(ctx context.Context, e *env, socket string) error {
 	if err != nil {
 		return err
 	}
-	return follow(ctx, e, &tailOptions{told: true}, func(ctx context.Context) (source.Events, error) { return remote.Events(ctx, q) })
+	return follow(ctx, e, &tailOptions{told: true, noProbes: true}, func(ctx context.Context) (source.Events, error) { return remote.Events(ctx, q) })
 }

@@ -30,6 +30,7 @@ type tailOptions struct {
 	jsonRows bool
 	verbose  bool
 	sockets  bool
+	noProbes bool
 	told     bool // what is attached
 	oneNetNS bool // asked for
 }
@@ -42,7 +43,9 @@ func newTail(e *env) *cobra.Command {
 		Long: "Follow binds, listens, connects, accepts and closes as they happen, in every\n" +
 			"network namespace. With a PORT, as 8080, 80-90 or 127.0.0.1:8080, only those\n" +
 			"with one of these ends. Filters can be repeated or comma-separated; all must\n" +
-			"match. Stop it with Ctrl-C. Exits with 1 when it ends before --count events.",
+			"match. Stop it with Ctrl-C. Exits with 1 when it ends before --count events.\n\n" +
+			"Of the text, not of --json, the probes of getaddrinfo() are left out (UDP sockets\n" +
+			"that are connected to port 0 alone, and closed); at the end it is said how many.",
 		Example: "  porthole tail\n" +
 			"  porthole tail --event bind --port 8080\n" +
 			"  porthole tail --comm nginx --json --duration 10s",
@@ -56,6 +59,7 @@ func newTail(e *env) *cobra.Command {
 	flags.BoolVar(&o.jsonRows, "json", false, "one JSON object a line")
 	flags.BoolVarP(&o.verbose, "verbose", "v", false, "also TCP handshakes that ended well (established)")
 	flags.BoolVar(&o.sockets, "sockets", false, "first the sockets there are, as ls; then events, without a gap or a double")
+	flags.BoolVar(&o.noProbes, "no-probes", true, "leave out the probes of getaddrinfo(), which send nothing; --no-probes=false shows them")
 	o.hooks.add(cmd)
 	addFilters(cmd, e, &o.agent, query.OfEvents)
 	o.agent.add(cmd)
@@ -81,6 +85,9 @@ func tail(cmd *cobra.Command, e *env, o *tailOptions, ends []string) error {
 	}
 	if o.duration < 0 {
 		return usagef("--duration: %v: want a positive time", o.duration)
+	}
+	if o.jsonRows && cmd.Flags().Changed("no-probes") && o.noProbes {
+		return usagef("--no-probes: not with --json, which has every event")
 	}
 	if o.agent.ask && o.sockets {
 		return usagef("--sockets: not with --agent, which cannot tell sockets and events without a gap or a double")
@@ -128,6 +135,7 @@ func follow(ctx context.Context, e *env, o *tailOptions, begin func(context.Cont
 		err = p.follow()
 	}
 	cancel(nil)
+	p.await()
 	lost, endErr := events.End()
 	p.end(lost)
 	return cmp.Or(errors.Join(err, endErr), p.short(ctx))
@@ -142,6 +150,53 @@ type eventPrinter struct {
 	style   render.Style
 	written uint64
 	line    []byte
+
+	probes probes
+	row    render.Event
+	ahead  chan happening // what Next returns, where it was not waited for; nil: it is not called
+	mptcp  bool           // told what that is
+}
+
+// happening is what Next has returned.
+type happening struct {
+	what source.Happened
+	err  error
+}
+
+// next waits for what happens next, or with lines that are held back no longer than those are; ok is
+// false then.
+func (p *eventPrinter) next() (h happening, ok bool) {
+	if len(p.probes.queue) == 0 && p.ahead == nil {
+		h.what, h.err = p.events.Next()
+		return h, true
+	}
+	if p.ahead == nil {
+		p.ahead = make(chan happening, 1)
+		go func() {
+			var h happening
+			h.what, h.err = p.events.Next()
+			p.ahead <- h
+		}()
+	}
+	var over <-chan time.Time
+	if len(p.probes.queue) > 0 {
+		over = time.After(p.probes.wait())
+	}
+	select {
+	case h = <-p.ahead:
+		p.ahead = nil
+		return h, true
+	case <-over:
+		return h, false
+	}
+}
+
+// await waits for the call of Next that goes on: events are for one goroutine at a time.
+func (p *eventPrinter) await() {
+	if p.ahead != nil {
+		<-p.ahead
+		p.ahead = nil
+	}
 }
 
 // start tells that the hooks are attached, and with --sockets what there is.
@@ -168,16 +223,28 @@ func (p *eventPrinter) start() error {
 // follow writes events until they end, --count is reached or nobody reads.
 func (p *eventPrinter) follow() error {
 	for {
-		happened, err := p.events.Next()
+		h, ok := p.next()
 		switch {
-		case errors.Is(err, io.EOF):
-			return p.out.Flush() // this end was asked for
-		case err != nil:
-			return errors.Join(p.out.Flush(), err)
-		case happened == source.Loss:
+		case !ok:
+			if enough, err := p.release(); enough || err != nil {
+				return err
+			}
+			if err := p.out.Flush(); err != nil {
+				return err
+			}
+			continue
+		case h.err != nil:
+			p.probes.giveUp()
+			_, err := p.release()
+			if errors.Is(h.err, io.EOF) { // this end was asked for
+				h.err = nil
+			}
+			return errors.Join(h.err, err, p.out.Flush())
+		case h.what == source.Loss:
+			p.probes.giveUp() // what is missing may be a peer
 			p.tellLost(p.events.Lost())
 			continue
-		case happened == source.Pause:
+		case h.what == source.Pause:
 			if err := p.out.Flush(); err != nil {
 				return err
 			}
@@ -199,10 +266,35 @@ func (p *eventPrinter) event() (enough bool, err error) {
 	} else {
 		p.line, err = p.events.AppendText(p.line[:0], p.style)
 	}
-	if err != nil {
+	if p.line, err = p.events.AppendText(p.line[:0], p.e.style); err != nil {
 		return true, err
 	}
-	if _, err := p.out.Write(p.line); err != nil {
+	if err := p.events.Row(&p.row); err != nil {
+		return true, err
+	}
+	if p.row.MPTCP && !p.mptcp {
+		p.mptcp = true
+		fmt.Fprintln(p.e.stderr, "mptcp: Multipath TCP, with which programs in Go listen by default; an ordinary TCP port to everybody else")
+	}
+	if !p.o.noProbes {
+		return p.write(p.line)
+	}
+	p.probes.add(&p.row, p.line)
+	return p.release()
+}
+
+// release writes what is no longer held back.
+func (p *eventPrinter) release() (enough bool, err error) {
+	for line := p.probes.next(); line != nil; line = p.probes.next() {
+		if enough, err := p.write(line); enough || err != nil {
+			return enough, err
+		}
+	}
+	return false, nil
+}
+
+func (p *eventPrinter) write(line []byte) (enough bool, err error) {
+	if _, err := p.out.Write(line); err != nil {
 		return true, err
 	}
 	if p.written++; p.written == p.o.count {
