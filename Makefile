@@ -52,13 +52,14 @@ generate:
 .PHONY: deps
 deps:
 	@missing() { for need; do command -v "$${need%=*}" >/dev/null || [ -e "$${need%=*}" ] || echo "$${need#*=}"; done; }; \
-	required=$$(missing $(TEST_NEEDS)); all=$$(missing $(TEST_NEEDS) $(GENERATE_NEEDS) $(BENCH_NEEDS)); \
+	required=$$(missing $(TEST_NEEDS)); all=$$(missing $(TEST_NEEDS) $(GENERATE_NEEDS) $(MORE_NEEDS)); \
 	if [ -z "$$all" ]; then exit 0; fi; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $$all && \
 		case "$$all" in *prometheus*) $(call stop,prometheus);; esac; \
 		case "$$all" in *docker.io*) $(call stop,docker.socket docker);; esac; \
 		case "$$all" in *containerd*) $(call stop,containerd);; esac; \
+		case "$$all" in *etcd*) $(call stop,etcd);; esac; \
 		case "$$all" in *podman*) $(call stop,podman.socket podman podman-auto-update.timer);; esac; \
 	else \
 		echo "missing, by the names of Debian's packages:" $$all >&2; [ -z "$$required" ]; \
@@ -136,6 +137,13 @@ fuzz:
 		done; \
 	done
 
+## test-kubelet: pods of a real kubelet, which is built first: some 30 minutes (asks for root)
+.PHONY: test-kubelet
+test-kubelet: MORE_NEEDS := etcd=etcd-server /usr/lib/cni/portmap=containernetworking-plugins ip=iproute2
+test-kubelet: deps
+	cd test/kubelet && CGO_ENABLED=0 nice $(GO) build -trimpath -o bin/ tool
+	$(GO) test -tags kubelet -count=1 -v -exec '$(SUDO)' -run '^TestKubelet$$' ./test/containers
+
 ## docs: write docs/metrics.md, and docs/kernels.md from what VMs show
 .PHONY: docs
 docs: deps
@@ -149,7 +157,7 @@ bench-kernels: deps
 
 ## bench: what porthole costs, beside nothing and beside other tools (asks for root)
 .PHONY: bench
-bench: BENCH_NEEDS := bpftrace=bpftrace netstat=net-tools
+bench: MORE_NEEDS := bpftrace=bpftrace netstat=net-tools
 bench: deps build
 	@$(GO) test -c -o tracer.test ./tracer
 	@$(GO) run -exec '$(SUDO)' ./test/bench -porthole ./porthole -decode ./tracer.test
@@ -159,6 +167,7 @@ bench: deps build
 lint:
 	$(GO) vet ./...
 	$(GO) vet -tags systemd ./test/systemd
+	$(GO) vet -tags kubelet ./test/containers
 	$(GO) run $(GOLANGCI_LINT) run ./...
 
 ## fmt: format Go and C

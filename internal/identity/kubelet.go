@@ -418,11 +418,17 @@ func (list *podList) add(p *apiPod) {
 	list.byUID[meta.UID] = pod
 	for _, all := range [][]apiContainer{p.Status.Init, p.Status.Containers, p.Status.Ephemeral} {
 		for _, c := range all[:min(len(all), maxPodContainers)] {
-			_, id, ok := strings.Cut(c.ContainerID, "://")
-			if ok && id != "" && len(id) <= maxName {
-				pod.containers[id] = Container{Name: bounded(c.Name, maxName), Image: bounded(c.Image, maxImage)}
-				list.byContainer[id] = pod
+			runtime, id, ok := strings.Cut(c.ContainerID, "://")
+			if !ok || id == "" || len(id) > maxName {
+				continue
 			}
+			switch runtime {
+			case runtimeContainerd, runtimeCRIO, runtimeDocker:
+			default:
+				runtime = ""
+			}
+			pod.containers[id] = Container{Name: bounded(c.Name, maxName), Image: bounded(c.Image, maxImage), Runtime: runtime}
+			list.byContainer[id] = pod
 		}
 	}
 }
@@ -486,7 +492,7 @@ func (r *Cgroups) withPod(k *known, a, before *answer) *answer {
 	}
 	of := listed.containers[c.ID]
 	pod.Container = cmp.Or(pod.Container, of.Name)
-	c.Name, c.Image = cmp.Or(c.Name, of.Name), cmp.Or(c.Image, of.Image)
+	c.Name, c.Image, c.Runtime = cmp.Or(c.Name, of.Name), cmp.Or(c.Image, of.Image), cmp.Or(c.Runtime, of.Runtime)
 	out := &answer{Cgroup: a.Cgroup, owner: a.owner, files: a.files, pod: listed}
 	out.Container, out.Pod = &c, &pod
 	return out

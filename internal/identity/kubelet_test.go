@@ -79,7 +79,7 @@ func TestKubelet(t *testing.T) {
 	if p == nil || p != k.find("", testID) || !reflect.DeepEqual(p.Pod, pod) {
 		t.Fatalf("%+v, want %+v", p, pod)
 	}
-	if got := p.containers[testID]; got != (Container{Name: "api", Image: "shop/api:1.2"}) {
+	if got := p.containers[testID]; got != (Container{Name: "api", Image: "shop/api:1.2", Runtime: "containerd"}) {
 		t.Errorf("container %+v", got)
 	}
 	if k.find("1", "") == nil || k.find("2", "") != nil || k.find("", "") != nil {
@@ -255,12 +255,12 @@ func TestPodOfKubelet(t *testing.T) {
 		pod         *Pod
 		wants       bool // that the kubelet is asked again
 	}{
-		{path: "/kubepods/pod" + testPodUID + "/" + testID, container: Container{ID: testID, Name: "api", Image: "shop/api:1.2"}, pod: pod("api")},
+		{path: "/kubepods/pod" + testPodUID + "/" + testID, container: Container{ID: testID, Name: "api", Image: "shop/api:1.2", Runtime: "containerd"}, pod: pod("api")},
 		{path: besteffort + "/crio-" + testID + ".scope", container: Container{ID: testID, Name: "api", Image: "shop/api:1.2", Runtime: "cri-o"}, pod: pod("api")},
 		{path: besteffort + "/crio-" + testID + ".scope/container", container: Container{ID: testID, Name: "api", Image: "shop/api:1.2", Runtime: "cri-o"}, pod: pod("api")},
 		{path: "/kubelet.slice/kubelet-pod1.slice/cri-containerd-" + other + ".scope", container: Container{ID: other, Runtime: "containerd"}, pod: &Pod{Namespace: "shop", Name: "waits", UID: "1"}, wants: true},
 		{path: besteffort + "/cri-containerd-" + other + ".scope", container: Container{ID: other, Runtime: "containerd"}, pod: pod(""), wants: true}, // its sandbox, say
-		{path: "/anywhere/" + testID, container: Container{ID: testID, Name: "api", Image: "shop/api:1.2"}, pod: pod("api")},
+		{path: "/anywhere/" + testID, container: Container{ID: testID, Name: "api", Image: "shop/api:1.2", Runtime: "containerd"}, pod: pod("api")},
 		{path: "/kubepods/pod2/" + other, container: Container{ID: other}, wants: true},
 		{path: besteffort + "/cri-containerd-" + other + ".scope/docker/" + strings.Repeat("8", 64), container: Container{ID: strings.Repeat("8", 64), Runtime: "docker"}},
 		{path: "/docker/" + other, container: Container{ID: other, Runtime: "docker"}},

@@ -22,7 +22,7 @@ type golden struct {
 }
 
 // What runtimes write down, as versions of them did: a directory each, with their files, and in
-// golden.json what those say.
+// golden.json what those say, with what a kubelet answered in pods.json, where there is that.
 func TestRuntimes(t *testing.T) {
 	dirs, err := filepath.Glob("testdata/*/golden.json")
 	if err != nil || len(dirs) == 0 {
@@ -39,13 +39,14 @@ func TestRuntimes(t *testing.T) {
 			if err := json.Unmarshal(b, &all); err != nil {
 				t.Fatal(err)
 			}
-			r := Cgroups{files: runtimeFiles{root: dir}, whole: true}
+			r := Cgroups{files: runtimeFiles{root: dir}, whole: true, Kubelet: kubeletThatSaid(t, filepath.Join(dir, "pods.json"))}
 			for _, want := range all {
-				w := rootsOwn(want.Path)
-				a, err := r.describe(w)
+				k := &known{where: rootsOwn(want.Path)}
+				a, err := r.describe(k.where)
 				if err != nil {
 					t.Errorf("%s: %v", want.Path, err)
 				}
+				a = r.withPod(k, a, nil)
 				got := golden{want.Path, a.Container, a.Pod}
 				if !reflect.DeepEqual(got, want) {
 					g, _ := json.Marshal(got)
@@ -55,6 +56,25 @@ func TestRuntimes(t *testing.T) {
 			}
 		})
 	}
+}
+
+// kubeletThatSaid is a kubelet that has listed the pods in a file; nil: there is no such file.
+func kubeletThatSaid(t *testing.T, name string) *Kubelet {
+	t.Helper()
+	f, err := os.Open(name)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	list, err := readPods(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := &Kubelet{soon: make(chan struct{}, 1)}
+	k.list.Store(list)
+	return k
 }
 
 // rootsOwn is a place all of whose directories are root's.

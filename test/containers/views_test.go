@@ -101,11 +101,12 @@ func watch(t *testing.T, flags ...string) *views {
 // seen are the events so far that pass.
 func (v *views) seen(pass func(*render.Event) bool) []render.Event {
 	v.mu.Lock()
-	defer v.mu.Unlock()
+	events := v.events // to which others are only appended
+	v.mu.Unlock()
 	var out []render.Event
-	for i := range v.events {
-		if pass(&v.events[i]) {
-			out = append(out, v.events[i])
+	for i := range events { // without the lock: there can be many, and whoever reads them must not fall behind
+		if pass(&events[i]) {
+			out = append(out, events[i])
 		}
 	}
 	return out

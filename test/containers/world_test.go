@@ -236,7 +236,10 @@ func rootFS(t *testing.T) []byte {
 }
 
 // archive is the image as docker save writes it; path of the file.
-func archive(t *testing.T) string {
+func archive(t *testing.T) string { return archiveOf(t, image, "/bin/httpd", "-f", "-p", "80") }
+
+// archiveOf is an image of another name that runs another command.
+func archiveOf(t *testing.T, image string, command ...string) string {
 	t.Helper()
 	layer := rootFS(t)
 	sum := func(b []byte) string { s := sha256.Sum256(b); return hex.EncodeToString(s[:]) }
@@ -248,7 +251,7 @@ func archive(t *testing.T) string {
 		return b
 	}
 	config := marshal(map[string]any{
-		"architecture": goarch, "os": "linux", "config": map[string]any{"Cmd": []string{"/bin/httpd", "-f", "-p", "80"}},
+		"architecture": goarch, "os": "linux", "config": map[string]any{"Cmd": command},
 		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{"sha256:" + sum(layer)}},
 	})
 	manifest := marshal([]map[string]any{{"Config": sum(config) + ".json", "RepoTags": []string{image}, "Layers": []string{"layer.tar"}}})
