@@ -259,8 +259,9 @@ type remoteEvents struct {
 	names *identity.Names
 	begun Begun
 
-	line    []byte
-	written bool // something since the last Pause
+	line    []byte // valid until the next is read
+	long    []byte // memory for one that does not fit into that of in
+	written bool   // something since the last Pause
 	lost    api.Lost
 	all     uint64 // lost so far
 }
@@ -280,8 +281,7 @@ func (s *remoteEvents) Next() (Happened, error) {
 		s.written = false
 		return Pause, nil
 	}
-	var err error
-	s.line, err = s.in.ReadBytes('\n')
+	err := s.readLine()
 	switch {
 	case err != nil && s.ctx.Err() != nil:
 		return Pause, io.EOF
@@ -300,6 +300,20 @@ func (s *remoteEvents) Next() (Happened, error) {
 	}
 	s.all += s.lost.Lost
 	return Loss, nil
+}
+
+// readLine reads a line into memory that the next is read into, too: most lines stay where they were
+// received.
+func (s *remoteEvents) readLine() (err error) {
+	s.line, err = s.in.ReadSlice('\n')
+	if !errors.Is(err, bufio.ErrBufferFull) {
+		return err
+	}
+	s.long = append(s.long[:0], s.line...)
+	rest, err := s.in.ReadBytes('\n')
+	s.long = append(s.long, rest...)
+	s.line = s.long
+	return err
 }
 
 // Lost implements Events.

@@ -52,6 +52,24 @@ func TestRemoteEvents(t *testing.T) {
 	}
 }
 
+// A line that does not fit into what is received at once is whole, and so is the next.
+func TestRemoteEventsLong(t *testing.T) {
+	comm := strings.Repeat("x", 10_000)
+	line := `{"event":"bind","comm":"` + comm + `"}` + "\n"
+	s := eventsFrom(t.Context(), io.NopCloser(strings.NewReader(line+`{"event":"close"}`+"\n"+line)))
+	defer s.Close()
+	for i, want := range []string{comm, "", comm} {
+		happened, err := s.Next()
+		var row render.Event
+		if err == nil {
+			err = s.Row(&row)
+		}
+		if err != nil || happened != Event || row.Comm != want {
+			t.Errorf("line %d: %v, %v, %d bytes of %d", i, happened, err, len(row.Comm), len(want))
+		}
+	}
+}
+
 // A stream that is to end has ended, whatever stops it.
 func TestRemoteEventsCancelled(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())

@@ -17,10 +17,10 @@ import (
 
 const (
 	// keptEvents is how many events can be scrolled through, at least.
-	keptEvents = 4000
+	keptEvents = 2000
 	// batchEvents is how many of them come at once at most: others are only counted. Nobody reads so
 	// many, and to make the rows of all would cost more than it does to see them happen.
-	batchEvents = 400
+	batchEvents = 100
 	// batchEvery is how often events come at most.
 	batchEvery = 100 * time.Millisecond
 )
@@ -225,12 +225,14 @@ func (f *follower) take() batch {
 	return b
 }
 
-// keep is the latest of some events and of those that came after.
+// keep is the latest of some events and of those that came after. What was returned before does not
+// change: it may still be shown.
 func keep(rows, more []eventRow) []eventRow {
-	if rows = append(rows, more...); len(rows) < 2*keptEvents {
-		return rows
+	if len(rows)+len(more) > cap(rows) {
+		latest := rows[max(0, len(rows)-keptEvents):]
+		rows = append(make([]eventRow, 0, 2*keptEvents+len(more)), latest...)
 	}
-	return append(make([]eventRow, 0, 2*keptEvents), rows[len(rows)-keptEvents:]...)
+	return append(rows, more...)
 }
 
 // rate is a number of events a second.

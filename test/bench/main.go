@@ -74,6 +74,7 @@ func measure() error {
 	hooks := flag.String("hooks", "", "only what the hooks of these `tiers`, as fentry,tracepoint, cost in the kernel")
 	beside := flag.String("beside", "", "with -hooks and -counting, `programs` of bcc to measure beside the agent")
 	flag.BoolVar(&b.counting, "counting", false, "the machine is one whose clock counts instructions")
+	top := flag.Bool("top", false, "only what porthole top takes")
 	flag.Parse()
 	if flag.NArg() > 0 || b.runs < 5 || b.cycles < 1 || b.cycles > remembered/3 {
 		return fmt.Errorf("want no arguments, at least 5 runs, and from 1 to %d cycles", remembered/3)
@@ -99,7 +100,10 @@ func measure() error {
 		}
 		return b.print(parts...)
 	}
-	return b.print(b.connectionCost, b.latency, b.decodeCost, b.systemCallCost, b.listSockets, b.startUp, b.footprint)
+	if *top {
+		return b.print(b.topCost, b.topMany)
+	}
+	return b.print(b.connectionCost, b.latency, b.decodeCost, b.systemCallCost, b.listSockets, b.topCost, b.topMany, b.startUp, b.footprint)
 }
 
 // print measures the parts and prints the table, as far as it got.
