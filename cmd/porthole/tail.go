@@ -44,8 +44,8 @@ func newTail(e *env) *cobra.Command {
 			"network namespace. With a PORT, as 8080, 80-90 or 127.0.0.1:8080, only those\n" +
 			"with one of these ends. Filters can be repeated or comma-separated; all must\n" +
 			"match. Stop it with Ctrl-C. Exits with 1 when it ends before --count events.\n\n" +
-			"Of the text, not of --json, the probes of getaddrinfo() are left out (UDP sockets\n" +
-			"that are connected to port 0 alone, and closed); at the end it is said how many.",
+			"The text, but not --json, leaves out the probes of getaddrinfo(): UDP sockets\n" +
+			"that are connected to port 0 alone, and closed. At the end it says how many.",
 		Example: "  porthole tail\n" +
 			"  porthole tail --event bind --port 8080\n" +
 			"  porthole tail --comm nginx --json --duration 10s",
@@ -262,11 +262,12 @@ func (p *eventPrinter) follow() error {
 // event writes one event; enough says that it was the last one wanted.
 func (p *eventPrinter) event() (enough bool, err error) {
 	if p.o.jsonRows {
-		p.line, err = p.events.AppendJSON(p.line[:0])
-	} else {
-		p.line, err = p.events.AppendText(p.line[:0], p.style)
+		if p.line, err = p.events.AppendJSON(p.line[:0]); err != nil {
+			return true, err
+		}
+		return p.write(p.line)
 	}
-	if p.line, err = p.events.AppendText(p.line[:0], p.e.style); err != nil {
+	if p.line, err = p.events.AppendText(p.line[:0], p.style); err != nil {
 		return true, err
 	}
 	if err := p.events.Row(&p.row); err != nil {
@@ -274,7 +275,7 @@ func (p *eventPrinter) event() (enough bool, err error) {
 	}
 	if p.row.MPTCP && !p.mptcp {
 		p.mptcp = true
-		fmt.Fprintln(p.e.stderr, "mptcp: Multipath TCP, with which programs in Go listen by default; an ordinary TCP port to everybody else")
+		fmt.Fprintln(p.e.notes(), "mptcp: Multipath TCP, with which programs in Go listen by default; an ordinary TCP port to everybody else")
 	}
 	if !p.o.noProbes {
 		return p.write(p.line)
@@ -322,6 +323,13 @@ func (p *eventPrinter) short(ctx context.Context) error {
 // end tells how much was written and how much was lost.
 func (p *eventPrinter) end(lost uint64) {
 	fmt.Fprintf(p.e.notes(), "%d events, %d lost\n", p.written, lost)
+	if p.probes.left > 0 {
+		what := "probes"
+		if p.probes.left == 1 {
+			what = "probe"
+		}
+		fmt.Fprintf(p.e.notes(), "porthole: left out %d %s of getaddrinfo() (%d events): --no-probes=false shows them\n", p.probes.left, what, p.probes.events)
+	}
 }
 
 // tellAttached says that events are followed from now on.
