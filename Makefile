@@ -18,7 +18,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 # What is needed besides Go: command or file = Debian package.
-TEST_NEEDS := gcc=gcc python3=python3 tmux=tmux ss=iproute2 lsof=lsof qemu-system-x86_64=qemu-system-x86 qemu-system-aarch64=qemu-system-arm xz=xz-utils \
+TEST_NEEDS := gcc=gcc python3=python3 tmux=tmux ss=iproute2 lsof=lsof qemu-system-x86_64=qemu-system-x86 qemu-system-aarch64=qemu-system-arm xz=xz-utils man=man-db mandoc=mandoc \
 	prometheus=prometheus promtool=prometheus nft=nftables iptables-legacy=iptables \
 	dockerd=docker.io ctr=containerd runc=runc podman=podman /usr/lib/podman/netavark=netavark \
 	/usr/libexec/podman/catatonit=catatonit newuidmap=uidmap slirp4netns=slirp4netns /bin/busybox=busybox-static
@@ -168,6 +168,7 @@ lint:
 	$(GO) vet ./...
 	$(GO) vet -tags systemd ./test/systemd
 	$(GO) vet -tags kubelet ./test/containers
+	$(GO) vet -tags man ./cmd/porthole
 	$(GO) run $(GOLANGCI_LINT) run ./...
 
 ## fmt: format Go and C
@@ -189,12 +190,17 @@ check-generated:
 	$(MAKE) --no-print-directory -C "$$tmp" generate && \
 	if ! diff -rq tracer "$$tmp/tracer"; then echo "not of this source: run make generate" >&2; exit 1; fi
 
-## install: install the binary, its unit and completions below DESTDIR and PREFIX
+# The day of the man pages: that of the commit.
+DATE = $(or $(shell git log -1 --format=%cs 2>/dev/null),$(shell date +%F))
+
+## install: install the binary, its unit, man pages and completions below DESTDIR and PREFIX
 .PHONY: install
 install: build
 	install -Dm755 porthole "$(DESTDIR)$(PREFIX)/bin/porthole"
 	sed 's|/usr/local/|$(PREFIX)/|' deploy/porthole.service | \
 		install -Dm644 /dev/stdin "$(DESTDIR)$(PREFIX)/lib/systemd/system/porthole.service"
+	install -d "$(DESTDIR)$(PREFIX)/share/man/man1"
+	$(GO) run -tags man -ldflags '$(LDFLAGS)' ./cmd/porthole "$(DESTDIR)$(PREFIX)/share/man/man1" $(DATE)
 	./porthole completion bash | install -Dm644 /dev/stdin "$(DESTDIR)$(PREFIX)/share/bash-completion/completions/porthole"
 	./porthole completion zsh | install -Dm644 /dev/stdin "$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_porthole"
 	./porthole completion fish | install -Dm644 /dev/stdin "$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/porthole.fish"

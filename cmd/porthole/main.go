@@ -57,10 +57,6 @@ func (e usageError) Unwrap() error { return e.err }
 
 func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
-func main() {
-	os.Exit(runAlone(&env{}, os.Args[1:]))
-}
-
 // runAlone is run in a process of its own.
 func runAlone(e *env, args []string) int {
 	// A reader that goes away is seen as an error of the write, not a signal.

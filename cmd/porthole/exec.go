@@ -1,0 +1,9 @@
+//go:build !man
+
+package main
+
+import "os"
+
+func main() {
+	os.Exit(runAlone(&env{}, os.Args[1:]))
+}
