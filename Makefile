@@ -77,7 +77,7 @@ endif
 .PHONY: test-here
 test-here: deps build
 	@set -o pipefail; rc=0; \
-	$(GO) test -p 1 -count=1 -v -exec '$(SUDO)' ./... 2>&1 | tee test-here.log | sed -u '/^=== /d' || rc=$$?; \
+	$(GO) test -p 1 -count=1 -v -timeout 30m -exec '$(SUDO)' ./... 2>&1 | tee test-here.log | sed -u '/^=== /d' || rc=$$?; \
 	echo; grep -E '^ *--- (FAIL|SKIP)' test-here.log; \
 	awk '/^=== (RUN|CONT)/ { test = $$3 } /^(panic|fatal error): / { print $$0 ", in or after " test }' test-here.log; \
 	sed -n '/running tests:$$/,/^$$/p' test-here.log; \
