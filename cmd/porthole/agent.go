@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"os/signal"
 	"sync"
 	"syscall"
@@ -50,6 +51,13 @@ func newAgent(e *env) *cobra.Command {
 	flags.StringVar(&o.pods.URL, "kubelet", "", "URL of this node's kubelet, to ask for the labels of pods, as https://HOST:10250")
 	flags.StringVar(&o.pods.TokenFile, "kubelet.token-file", "", "file with the token for the kubelet (default: the service account's, in a pod)")
 	flags.StringVar(&o.pods.CAFile, "kubelet.ca-file", "", "file with the certificate that signed the kubelet's (default: the service account's, in a pod)")
+	_ = cmd.RegisterFlagCompletionFunc("kubelet", completed(func(*cobra.Command) []string { // fails only for a flag that does not exist
+		host, err := os.Hostname() // which is in a certificate that the kubelet makes itself
+		if err != nil {
+			return nil
+		}
+		return []string{"https://" + host + ":10250"}
+	}))
 	flags.BoolVar(&o.tail, "tail", false, "also print events, as porthole tail does")
 	o.hooks.add(cmd)
 	return cmd
