@@ -81,7 +81,7 @@ func (h *habit) long(word string) error {
 		return nil
 	}
 	switch name {
-	case "extended", "options", "memory", "oneline", "program", "programs", "wide", "numeric-ports", "numeric-hosts", "timers":
+	case "extended", "options", "memory", "oneline", "program", "programs", "numeric-ports", "numeric-hosts", "timers":
 		return nil
 	case "inet":
 		h.add("-4")
@@ -138,7 +138,14 @@ func (h *habit) cluster(word string) error {
 		rest = rest[1:]
 		alone := word == "-"+letter
 		switch letter {
-		case "e", "o", "m", "O", "P", "W": // more columns, or none of what is not shown
+		case "o": // of ss timers, which are not shown; of kubectl what it is followed by
+			if alone && len(h.args) > 0 && h.args[0] == "wide" {
+				h.take()
+				h.add("--wide")
+			}
+		case "W":
+			h.add("--wide")
+		case "e", "m", "O", "P": // more columns, or none of what is not shown
 		case "H":
 			h.add("--no-header")
 		case "p":

@@ -19,7 +19,7 @@ func TestHabit(t *testing.T) {
 		"dport < 1024": "--rport 1-1023", "state listening": "--state listening", "-o state time-wait dport = :443": "--state time-wait --rport 443",
 		"state established and sport = :22": "--state established --lport 22", "state all": "", "-f inet6": "-6", "-A tcp,udp": "-t -u",
 		// netstat
-		"-tulpn": "-t -u -l -p -n", "-plant": "-p -l -a -n -t", "-ano": "-a -n", "--tcp --listening --program": "--tcp --listening", "-atW --inet": "-a -t -4",
+		"-tulpn": "-t -u -l -p -n", "-plant": "-p -l -a -n -t", "-ano": "-a -n", "--tcp --listening --program": "--tcp --listening", "-atW --inet": "-a -t --wide -4", "-t -o wide": "-t --wide", "-to": "-t",
 		// lsof
 		"-i": "", "-i :8080": "--end :8080", "-i:8080": "--end :8080", "-nP -iTCP -sTCP:LISTEN": "-n --proto tcp --state LISTEN",
 		"-iTCP:80,443 -s TCP:LISTEN,ESTABLISHED": "--end tcp/:80 --end tcp/:443 --state LISTEN,ESTABLISHED", "-Pni tcp:8000-8100": "-n --end tcp/:8000-8100",

@@ -17,6 +17,7 @@ type headroomOptions struct {
 	to, from string
 	top      int
 	jsonRows bool
+	wide     bool
 }
 
 func newHeadroom(e *env) *cobra.Command {
@@ -41,6 +42,7 @@ func newHeadroom(e *env) *cobra.Command {
 	flags.StringVar(&o.from, "from", "", "with --to: from this local address, not the one that the route has")
 	flags.IntVar(&o.top, "top", 20, "lines to show of each network namespace; 0: all; without, none where all are below 1 %")
 	flags.BoolVar(&o.jsonRows, "json", false, "one JSON object a line")
+	addWide(cmd, &o.wide)
 	addFilters(cmd, e, &o.agent, query.OfHeadroom)
 	o.agent.add(cmd)
 	return cmd
@@ -97,7 +99,7 @@ func writeHeadroom(e *env, o *headroomOptions, rows []render.Headroom) error {
 	}
 	names := identity.Load(nil)
 	defer names.Cgroups.Close()
-	if err := render.New(names).HeadroomText(out, e.style, rows, o.top); err != nil {
+	if err := render.New(names).HeadroomText(out, wideOr(e.style, o.wide), rows, o.top); err != nil {
 		return err
 	}
 	return out.Flush()

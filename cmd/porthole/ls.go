@@ -14,6 +14,7 @@ type lsOptions struct {
 	agent    agentOptions
 	tree     treeOption
 	jsonRows bool
+	wide     bool
 	noHeader bool
 }
 
@@ -27,7 +28,8 @@ func newLs(e *env) *cobra.Command {
 			"those that have one of these ends on either side. Filters can be repeated or\n" +
 			"comma-separated; all must match. Most spellings of ss, netstat and lsof work\n" +
 			"too, as -tlnp, -i :8080, -u USER, 'sport = :80' and state listening. What does\n" +
-			"not fit the terminal is cut; a pipe or a file gets all of it.",
+			"not fit the terminal is cut, but with --wide or -o wide; a pipe or a file gets\n" +
+			"all of it.",
 		Example: "  porthole ls -tulpn              what listens, as ss -tulpn\n" +
 			"  porthole ls :8080               as lsof -i :8080\n" +
 			"  porthole ls --exposed           what others can reach, but for a firewall\n" +
@@ -43,6 +45,7 @@ func newLs(e *env) *cobra.Command {
 	flags.BoolP("numeric", "n", false, "accepted as in ss: numbers are shown anyway")
 	flags.BoolP("processes", "p", false, "accepted as in ss: processes are shown anyway")
 	flags.BoolVar(&o.jsonRows, "json", false, "one JSON object a line")
+	addWide(cmd, &o.wide)
 	flags.BoolVar(&o.noHeader, "no-header", false, "leave out the line of headings")
 	addFilters(cmd, e, &o.agent, query.OfSockets)
 	o.tree.add(cmd)
@@ -84,7 +87,7 @@ func ls(cmd *cobra.Command, e *env, o *lsOptions, ends []string) error {
 		bodyOf.stdout = &withoutHeading{to: e.stdout}
 		e = &bodyOf
 	}
-	style := e.style
+	style := wideOr(e.style, o.wide)
 	style.OneNetNS = len(values["netns"]) == 1
 	if err := writeAll(e, style, o.jsonRows, answer); err != nil {
 		return err

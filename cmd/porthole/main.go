@@ -90,6 +90,19 @@ func widthOf(f *os.File) int {
 	return width
 }
 
+// addWide declares --wide.
+func addWide(cmd *cobra.Command, wide *bool) {
+	cmd.Flags().BoolVar(wide, "wide", false, "cut nothing to fit the terminal")
+}
+
+// wideOr is a style that cuts nothing if that is wanted.
+func wideOr(style render.Style, wide bool) render.Style {
+	if wide {
+		style.Width = 0
+	}
+	return style
+}
+
 // run executes one command line and returns the exit code.
 func run(ctx context.Context, e *env, args []string) int {
 	root := newRoot(e)

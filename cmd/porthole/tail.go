@@ -28,6 +28,7 @@ type tailOptions struct {
 	duration time.Duration
 	count    uint64
 	jsonRows bool
+	wide     bool
 	verbose  bool
 	sockets  bool
 	noProbes bool
@@ -57,6 +58,7 @@ func newTail(e *env) *cobra.Command {
 	flags.DurationVar(&o.duration, "duration", 0, "stop after this time, as 90s or 5m")
 	flags.Uint64Var(&o.count, "count", 0, "stop after this many events")
 	flags.BoolVar(&o.jsonRows, "json", false, "one JSON object a line")
+	addWide(cmd, &o.wide)
 	flags.BoolVarP(&o.verbose, "verbose", "v", false, "also TCP handshakes that ended well (established)")
 	flags.BoolVar(&o.sockets, "sockets", false, "first the sockets there are, as ls; then events, without a gap or a double")
 	flags.BoolVar(&o.noProbes, "no-probes", true, "leave out the probes of getaddrinfo(), which send nothing; --no-probes=false shows them")
@@ -124,7 +126,7 @@ func follow(ctx context.Context, e *env, o *tailOptions, begin func(context.Cont
 	}
 	defer events.Close()
 	e.endsItself()
-	p := &eventPrinter{e: e, o: o, events: events, style: e.style, out: bufio.NewWriterSize(e.stdout, 1<<16)}
+	p := &eventPrinter{e: e, o: o, events: events, style: wideOr(e.style, o.wide), out: bufio.NewWriterSize(e.stdout, 1<<16)}
 	p.style.OneNetNS = o.oneNetNS
 	err = p.start()
 	if o.duration > 0 {
@@ -248,7 +250,7 @@ func (p *eventPrinter) follow() error {
 			if err := p.out.Flush(); err != nil {
 				return err
 			}
-			if p.e.width != nil {
+			if p.e.width != nil && !p.o.wide {
 				p.style.Width = p.e.width()
 			}
 			continue
