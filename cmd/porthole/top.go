@@ -11,7 +11,6 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
-	"github.com/porthole-dev/porthole/internal/doctor"
 	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/internal/source"
 	"github.com/porthole-dev/porthole/internal/top"
@@ -83,6 +82,7 @@ func runTop(cmd *cobra.Command, e *env, o *topOptions, words []string) error {
 		return err
 	}
 	notes := newNotes()
+	o.agent.less = true // than root sees
 	quiet := *e
 	quiet.stderr = notes
 	src, err := o.agent.open(&quiet, &source.Local{Hooks: o.hooks.config()}, tracer.CheckSnapshot())
@@ -95,7 +95,7 @@ func runTop(cmd *cobra.Command, e *env, o *topOptions, words []string) error {
 	return top.Run(cmd.Context(), top.Config{
 		Source: src, From: source.Name(src), Names: names, Filter: text, Interval: o.interval,
 		Color: e.style.Color, ASCII: !isUTF8(),
-		Partial: src.PartialView(), Foreign: doctor.PIDs(), Notes: notes.lines, In: in, Out: out,
+		Partial: src.PartialView(), Foreign: src.PIDs(), Notes: notes.lines, In: in, Out: out,
 	})
 }
 

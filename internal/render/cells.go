@@ -94,7 +94,7 @@ func columnsOfRune(r rune) int {
 }
 
 // CutMiddle is a text that takes no more than so many columns: what is too long has mark, of one
-// column, in its middle. Ends tell addresses and names apart better than middles do.
+// column, in its middle. Ends tell names apart better than middles do.
 func CutMiddle(text string, columns int, mark string) string {
 	if Columns(text) <= columns {
 		return text
@@ -102,8 +102,18 @@ func CutMiddle(text string, columns int, mark string) string {
 	if columns < 1 {
 		return ""
 	}
-	head := FirstColumns(text, columns/2)
-	return head + mark + LastColumns(text, columns-1-Columns(head))
+	return string(cutMiddle([]byte(text), columns, mark))
+}
+
+// CutAddress is CutMiddle of an address, of which the port is kept, if there is one.
+func CutAddress(text string, columns int, mark string) string {
+	if Columns(text) <= columns {
+		return text
+	}
+	if columns < 1 {
+		return ""
+	}
+	return string(cutAddress([]byte(text), columns, mark))
 }
 
 // CutEnd is a text that takes no more than so many columns: what is too long ends with mark.

@@ -30,6 +30,13 @@ func TestCut(t *testing.T) {
 			t.Errorf("CutEnd(%q, %d) = %q, want %q", c.text, c.columns, got, c.end)
 		}
 	}
+	for text, want := range map[string]string{
+		"[2001:db8:1234::7]:5432": "[200…::7]:5432", "192.168.100.120:5432": "192.….120:5432", "2001:db8:1234:5678::7": "2001:db…678::7", "127.0.0.1:80": "127.0.0.1:80",
+	} {
+		if got := CutAddress(text, 14, "…"); got != want {
+			t.Errorf("CutAddress(%q, 14) = %q, want %q", text, got, want)
+		}
+	}
 	long := strings.Repeat("a日e\u0301", 20)
 	for columns := range 100 {
 		for _, got := range []string{CutMiddle(long, columns, "~"), CutEnd(long, columns, "~")} {

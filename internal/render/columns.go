@@ -145,9 +145,9 @@ func (l *layout) appendCell(b []byte, column int, cell []byte) []byte {
 	pad := width - columnsOf(cell)
 	if pad < 0 {
 		if l.columns[column].Address {
-			cell = cutAddress(cell, width)
+			cell = cutAddress(cell, width, ellipsis)
 		} else {
-			cell = cutMiddle(cell, width)
+			cell = cutMiddle(cell, width, ellipsis)
 		}
 		pad = width - columnsOf(cell) // 1 where half a wide character did not fit
 	}

@@ -369,7 +369,7 @@ func (t *eventText) fit(width, extra int) {
 		}
 	}
 	_, _, over := cutEnds(t.local, t.remote, room-name, most)
-	t.comm = string(cutMiddle([]byte(t.comm), max(min(few, name), name-over)))
+	t.comm = string(cutMiddle([]byte(t.comm), max(min(few, name), name-over), ellipsis))
 	t.local, t.remote, _ = cutEnds(t.local, t.remote, room-columnsOf([]byte(t.comm)), least)
 }
 
@@ -384,7 +384,7 @@ func cutEnds(local, remote string, room, least int) (a, b string, over int) {
 			n--
 		}
 	}
-	return string(cutAddress([]byte(local), m)), string(cutAddress([]byte(remote), n)), m + 1 + n - room
+	return string(cutAddress([]byte(local), m, ellipsis)), string(cutAddress([]byte(remote), n, ellipsis)), m + 1 + n - room
 }
 
 // below are words on lines of their own, that begin at a column of the terminal.
@@ -392,7 +392,7 @@ func (s Style) below(at int, words []string) string {
 	var b strings.Builder
 	left := 0 // columns of this line
 	for _, w := range words {
-		text := cutMiddle([]byte(w), max(1, s.Width-at))
+		text := cutMiddle([]byte(w), max(1, s.Width-at), ellipsis)
 		n := columnsOf(text)
 		if left < 1+n {
 			b.WriteString("\n" + strings.Repeat(" ", at))

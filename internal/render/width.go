@@ -50,8 +50,9 @@ func isWide(r rune) bool {
 // ellipsis stands for what was cut out.
 const ellipsis = "…"
 
-// cutMiddle makes a text fit into so many columns, at least 1: an ellipsis stands for its middle.
-func cutMiddle(text []byte, columns int) []byte {
+// cutMiddle makes a text fit into so many columns, at least 1: mark, of one column, stands for its
+// middle.
+func cutMiddle(text []byte, columns int, mark string) []byte {
 	all := columnsOf(text)
 	if all <= columns {
 		return text
@@ -65,7 +66,7 @@ func cutMiddle(text []byte, columns int) []byte {
 		case text[0] == escape, !cut && at+n <= head, at >= all-tail && n > 0, at > all-tail:
 			out = append(out, text[:size]...)
 		case !cut:
-			out, cut = append(out, ellipsis...), true
+			out, cut = append(out, mark...), true
 		}
 		text, at = text[size:], at+n
 	}
@@ -73,19 +74,19 @@ func cutMiddle(text []byte, columns int) []byte {
 }
 
 // cutAddress is cutMiddle of an address with a port, of which the port is kept.
-func cutAddress(text []byte, columns int) []byte {
+func cutAddress(text []byte, columns int, mark string) []byte {
 	port := bytes.LastIndexByte(text, ':')
 	if port < 0 {
-		return cutMiddle(text, columns)
+		return cutMiddle(text, columns, mark)
 	}
 	if port > 0 && text[port-1] == ']' {
 		port--
 	} else if text[0] == '[' || bytes.IndexByte(text[:port], ':') >= 0 {
-		return cutMiddle(text, columns) // an address without one
+		return cutMiddle(text, columns, mark) // an address without one
 	}
 	const least = 4 // of the address, else the port says nothing either
 	if room := columns - columnsOf(text[port:]); room >= least && columnsOf(text) > columns {
-		return append(cutMiddle(text[:port], room), text[port:]...)
+		return append(cutMiddle(text[:port], room, mark), text[port:]...)
 	}
-	return cutMiddle(text, columns)
+	return cutMiddle(text, columns, mark)
 }

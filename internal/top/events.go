@@ -84,7 +84,7 @@ func eventColumns(roomy bool) []column[eventRow] {
 		return func(a, b *eventRow) int { return cmp.Or(cmp.Compare(f(a), f(b)), cmp.Compare(a.seq, b.seq)) }
 	}
 	clock := column[eventRow]{title: "TIME", width: 8, cell: func(r *eventRow) string { return r.Time.Local().Format(time.TimeOnly) }, compare: func(a, b *eventRow) int { return cmp.Compare(a.seq, b.seq) }}
-	comm := column[eventRow]{title: "COMM", weight: 3, end: true, cell: (*eventRow).what, compare: by(func(r *eventRow) string { return r.Comm })}
+	comm := column[eventRow]{title: "COMM", weight: 3, cut: render.CutEnd, cell: (*eventRow).what, compare: by(func(r *eventRow) string { return r.Comm })}
 	if roomy {
 		clock.width, clock.cell = 12, func(r *eventRow) string { return r.Time.Local().Format("15:04:05.000") }
 		comm.width, comm.weight, comm.cell = 15, 0, func(r *eventRow) string { return orDash(r.Comm) }
@@ -93,12 +93,12 @@ func eventColumns(roomy bool) []column[eventRow] {
 		clock,
 		{title: "EVENT", width: 7, cell: (*eventRow).name, compare: by((*eventRow).name)},
 		{title: "PRO", width: 4, least: wide, cell: func(r *eventRow) string { return r.Proto }, compare: by(func(r *eventRow) string { return r.Proto })},
-		{title: "LOCAL", weight: 4, cell: func(r *eventRow) string { return orDash(r.local) }, compare: by(func(r *eventRow) string { return r.local })},
-		{title: "REMOTE", weight: 4, cell: func(r *eventRow) string { return orDash(r.remote) }, compare: by(func(r *eventRow) string { return r.remote })},
+		{title: "LOCAL", weight: 4, cut: render.CutAddress, cell: func(r *eventRow) string { return orDash(r.local) }, compare: by(func(r *eventRow) string { return r.local })},
+		{title: "REMOTE", weight: 4, cut: render.CutAddress, cell: func(r *eventRow) string { return orDash(r.remote) }, compare: by(func(r *eventRow) string { return r.remote })},
 		{title: "PID", width: 7, right: true, cell: func(r *eventRow) string { return dash(r.PID) }, compare: func(a, b *eventRow) int { return cmp.Or(cmp.Compare(a.PID, b.PID), cmp.Compare(a.seq, b.seq)) }},
 		comm,
 		{title: "WHERE", weight: 3, least: 140, cell: func(r *eventRow) string { return r.where }, compare: by(func(r *eventRow) string { return r.where })},
-		{title: "", weight: 5, least: wide, end: true, cell: func(r *eventRow) string { return r.words }},
+		{title: "", weight: 5, least: wide, cut: render.CutEnd, cell: func(r *eventRow) string { return r.words }},
 	}
 }
 

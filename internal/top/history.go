@@ -39,16 +39,20 @@ func (m *model) readHistory(a *answer, _ *filter) {
 		a.err = err
 		return
 	}
-	n := m.cfg.renderer()
-	rows := make([]tenancyRow, len(got))
-	for i := range got {
-		t := &got[i]
+	rows := tenancyRows(m.cfg.renderer(), got)
+	a.set = func() { m.history.set(rows) }
+}
+
+func tenancyRows(n render.Renderer, all []render.Tenancy) []tenancyRow {
+	rows := make([]tenancyRow, len(all))
+	for i := range all {
+		t := &all[i]
 		rows[i].Tenancy = *t
 		rows[i].Comm = identity.Safe(t.Comm)
 		rows[i].local, rows[i].remote = t.Ends()
 		rows[i].where = n.Where(identity.NetNS{Inode: t.NetNS, Cookie: t.Cookie}, &t.Place)
 	}
-	a.set = func() { m.history.set(rows) }
+	return rows
 }
 
 func (r *tenancyRow) text() []string {
@@ -90,10 +94,10 @@ func newHistory(now func() time.Time) *table[tenancyRow, tenancyKey] {
 			{title: "ENDED", width: 8, right: true, down: true, cell: func(r *tenancyRow) string { return age(now(), r.Until.Time) }, compare: byEnd},
 			{title: "LASTED", width: 7, right: true, down: true, cell: (*tenancyRow).lasted, compare: func(a, b *tenancyRow) int { return cmp.Or(cmp.Compare(a.DurationNS, b.DurationNS), byEnd(a, b)) }},
 			{title: "PRO", width: 4, cell: func(r *tenancyRow) string { return r.Proto }, compare: by(func(r *tenancyRow) string { return r.Proto })},
-			{title: "LOCAL", weight: 5, cell: func(r *tenancyRow) string { return r.local }, compare: func(a, b *tenancyRow) int { return cmp.Or(cmp.Compare(a.LocalPort, b.LocalPort), byEnd(b, a)) }},
-			{title: "REMOTE", weight: 5, cell: func(r *tenancyRow) string { return orDash(r.remote) }, compare: by(func(r *tenancyRow) string { return r.remote })},
+			{title: "LOCAL", weight: 5, cut: render.CutAddress, cell: func(r *tenancyRow) string { return r.local }, compare: func(a, b *tenancyRow) int { return cmp.Or(cmp.Compare(a.LocalPort, b.LocalPort), byEnd(b, a)) }},
+			{title: "REMOTE", weight: 5, cut: render.CutAddress, cell: func(r *tenancyRow) string { return orDash(r.remote) }, compare: by(func(r *tenancyRow) string { return r.remote })},
 			{title: "PID", width: 7, right: true, cell: func(r *tenancyRow) string { return dash(r.PID) }, compare: func(a, b *tenancyRow) int { return cmp.Or(cmp.Compare(a.PID, b.PID), byEnd(b, a)) }},
-			{title: "COMM", weight: 3, end: true, cell: func(r *tenancyRow) string { return orDash(r.Comm) }, compare: by(func(r *tenancyRow) string { return r.Comm })},
+			{title: "COMM", weight: 3, cut: render.CutEnd, cell: func(r *tenancyRow) string { return orDash(r.Comm) }, compare: by(func(r *tenancyRow) string { return r.Comm })},
 			{title: "WHERE", weight: 3, least: wide, cell: func(r *tenancyRow) string { return r.where }, compare: by(func(r *tenancyRow) string { return r.where })},
 			{title: "ERROR", width: 12, least: wide, cell: func(r *tenancyRow) string { return r.Error }, compare: by(func(r *tenancyRow) string { return r.Error })},
 		},

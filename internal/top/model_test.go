@@ -154,6 +154,11 @@ func (s *screen) answerConns(all ...render.Headroom) {
 	s.update(answer{view: connsView, gen: s.states[connsView].gen, at: now, had: time.Hour, set: func() { s.conns.set(rows) }})
 }
 
+func (s *screen) answerHistory(all ...render.Tenancy) {
+	rows := tenancyRows(s.cfg.renderer(), all)
+	s.update(answer{view: historyView, gen: s.states[historyView].gen, at: now, set: func() { s.history.set(rows) }})
+}
+
 func (s *screen) happen(events ...render.Event) {
 	var b batch
 	for i := range events {
@@ -268,6 +273,26 @@ func events(t *testing.T) []render.Event {
 	}
 }
 
+func tenancies(t *testing.T) []render.Tenancy {
+	had := func(local, remote string, pid uint32, comm string, ended, lasted time.Duration) render.Tenancy {
+		l := netip.MustParseAddrPort(local)
+		h := render.Tenancy{Proto: "tcp", LocalIP: l.Addr(), LocalPort: l.Port(), NetNS: host(t), PID: pid, Comm: comm, Until: render.Stamp{Time: now.Add(-ended)}}
+		if remote != "" {
+			r := netip.MustParseAddrPort(remote)
+			h.RemoteIP, h.RemotePort = r.Addr(), r.Port()
+		}
+		if lasted > 0 {
+			h.Since, h.DurationNS = render.Stamp{Time: now.Add(-ended - lasted)}, lasted.Nanoseconds()
+		}
+		return h
+	}
+	web := had("0.0.0.0:5000", "", 4242, "flask", 9*time.Hour, 50*time.Hour)
+	web.Container = &identity.Container{ID: "0123456789ab", Name: "web"}
+	refused := had("192.0.2.7:40000", "203.0.113.80:443", 31676, "node", 3*time.Second, 150*time.Microsecond)
+	refused.Error = "ECONNREFUSED"
+	return []render.Tenancy{refused, had("[2001:db8::7]:40001", "[2001:db8:85a3:1234:0:8a2e:370:7334]:5432", 4711, "日本語のサーバー", 5*time.Minute, 0), web}
+}
+
 // What every view shows, on a small terminal and on a wide one.
 func TestScreens(t *testing.T) {
 	for _, size := range []struct{ width, height int }{{80, 24}, {120, 30}} {
@@ -285,6 +310,9 @@ func TestScreens(t *testing.T) {
 		s.press("3")
 		s.happen(events(t)...)
 		golden(t, name("events"), s.text())
+		s.press("4")
+		s.answerHistory(tenancies(t)...)
+		golden(t, name("history"), s.text())
 		s.press("?")
 		golden(t, name("help"), s.text())
 	}

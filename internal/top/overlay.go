@@ -112,10 +112,10 @@ func (m *model) who() tea.Cmd {
 			m.fail(errNoRow)
 			return nil
 		}
-		row, n := r.Headroom, m.cfg.renderer()
+		row, n, style := r.Headroom, m.cfg.renderer(), render.Style{Width: m.width}
 		return func() tea.Msg {
 			var text bytes.Buffer
-			err := n.HeadroomText(&text, render.Style{}, []render.Headroom{row}, 0)
+			err := n.HeadroomText(&text, style, []render.Headroom{row}, 0)
 			return whoMsg{"headroom " + row.RemoteIP.String(), text.String(), err}
 		}
 	}
@@ -130,7 +130,7 @@ func (m *model) who() tea.Cmd {
 			return nil
 		}
 	}
-	title := strings.Join(words[1:], " ")
+	title, style := strings.Join(words[1:], " "), render.Style{Width: m.width}
 	return func() tea.Msg {
 		answer, err := m.cfg.Source.Port(m.ctx, q)
 		if err != nil {
@@ -138,7 +138,7 @@ func (m *model) who() tea.Cmd {
 		}
 		defer answer.Close()
 		var text bytes.Buffer
-		err = answer.Text(&text, render.Style{})
+		err = answer.Text(&text, style)
 		return whoMsg{title, text.String(), err}
 	}
 }

@@ -250,7 +250,7 @@ func newPorts(now func() time.Time) *table[portRow, portKey] {
 			}},
 			{title: "CONNS", width: 6, right: true, down: true, cell: func(r *portRow) string { return render.Number(uint64(r.conns)) }, compare: func(a, b *portRow) int { return cmp.Or(cmp.Compare(a.conns, b.conns), -byPort(a, b)) }},
 			{title: "PID", width: 7, right: true, cell: func(r *portRow) string { return dash(r.pid()) }, compare: func(a, b *portRow) int { return cmp.Or(cmp.Compare(a.pid(), b.pid()), byPort(a, b)) }},
-			{title: "COMM", weight: 5, end: true, cell: (*portRow).comm, compare: func(a, b *portRow) int { return cmp.Or(cmp.Compare(a.comm(), b.comm()), byPort(a, b)) }},
+			{title: "COMM", weight: 5, cut: render.CutEnd, cell: (*portRow).comm, compare: func(a, b *portRow) int { return cmp.Or(cmp.Compare(a.comm(), b.comm()), byPort(a, b)) }},
 			{title: "WHERE", weight: 5, cell: func(r *portRow) string { return r.where }, compare: func(a, b *portRow) int { return cmp.Or(cmp.Compare(a.where, b.where), byPort(a, b)) }},
 			{title: "SINCE", width: 7, right: true, down: true, cell: func(r *portRow) string { return age(now(), r.since) }, compare: func(a, b *portRow) int { return cmp.Or(a.since.Compare(b.since), -byPort(a, b)) }},
 		},

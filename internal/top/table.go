@@ -17,8 +17,8 @@ type column[T any] struct {
 	width   int // in columns of the terminal; 0: it shares what the others leave
 	weight  int // of the share
 	right   bool
-	least   int  // the table is at least so wide, else the column is left out; 0: never
-	end     bool // what is too long loses its end, not its middle
+	least   int                                                // the table is at least so wide, else the column is left out; 0: never
+	cut     func(text string, columns int, mark string) string // what is too long; nil: in its middle
 	cell    func(*T) string
 	compare func(a, b *T) int
 	down    bool // sorted by it, the largest comes first
@@ -226,7 +226,7 @@ func (t *table[T, K]) head(look look, width int) string {
 		if i == t.sorted {
 			title += look.sortMark(c.down != t.reversed)
 		}
-		appendCell(&b, look, title, widths[i], c.right, false, i > 0)
+		appendCell(&b, look, title, widths[i], c.right, nil, i > 0)
 	}
 	return pad(b.String(), width)
 }
@@ -269,7 +269,7 @@ func (t *table[T, K]) lines(look look, width, height int) []string {
 		var b strings.Builder
 		for j, c := range t.columns {
 			if widths[j] >= 0 {
-				appendCell(&b, look, c.cell(row), widths[j], c.right, c.end, j > 0)
+				appendCell(&b, look, c.cell(row), widths[j], c.right, c.cut, j > 0)
 			}
 		}
 		line := pad(b.String(), width)
@@ -284,15 +284,14 @@ func (t *table[T, K]) lines(look look, width, height int) []string {
 }
 
 // appendCell appends a cell, cut where it is too long.
-func appendCell(b *strings.Builder, look look, text string, width int, right, end, space bool) {
+func appendCell(b *strings.Builder, look look, text string, width int, right bool, cut func(string, int, string) string, space bool) {
 	if space {
 		b.WriteByte(' ')
 	}
-	if end {
-		text = render.CutEnd(text, width, look.ellipsis())
-	} else {
-		text = render.CutMiddle(text, width, look.ellipsis())
+	if cut == nil {
+		cut = render.CutMiddle
 	}
+	text = cut(text, width, look.ellipsis())
 	gap := strings.Repeat(" ", max(0, width-render.Columns(text)))
 	if right {
 		b.WriteString(gap + text)

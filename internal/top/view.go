@@ -214,5 +214,7 @@ func (m *model) bottom() string {
 	case s.note != "":
 		return m.yellow(m.cut(identity.Safe(s.note)))
 	}
-	return m.faint(m.cut("q quit  ? help  / filter  s sort  enter who  space pause  a all  K end  y copy"))
+	return m.faint(m.cut("q quit  ? help  / filter  s sort  space pause  y copy  " + [viewCount]string{
+		portsView: "enter who  K end  a all", connsView: "enter headroom  K end", eventsView: "enter who", historyView: "enter who",
+	}[m.view]))
 }
