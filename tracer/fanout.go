@@ -173,6 +173,10 @@ func (s *Subscription) Next(ctx context.Context, buf []Event) ([]Event, error) {
 	}
 }
 
+// Ready has something to receive when there may be events that Next returns at once, or none will come
+// any more.
+func (s *Subscription) Ready() <-chan struct{} { return s.ready }
+
 // take returns the first of the events that are queued, if there are any, and whether there
 // will be no others. buf is as for Next.
 func (s *Subscription) take(buf []Event) (events []Event, done bool) {

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"os/signal"
+	"slices"
 	"sync"
 	"syscall"
 
@@ -16,6 +18,7 @@ import (
 	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/internal/query"
 	"github.com/porthole-dev/porthole/internal/source"
+	"github.com/porthole-dev/porthole/internal/store"
 )
 
 type serveOptions struct {
@@ -23,6 +26,8 @@ type serveOptions struct {
 	config agent.Config
 	pods   identity.KubeletConfig
 	tail   bool
+
+	maxSize, maxAge, connections string // of the history on disk
 }
 
 func newAgent(e *env) *cobra.Command {
@@ -47,6 +52,10 @@ func newAgent(e *env) *cobra.Command {
 	flags.StringSliceVar(&o.config.Listen, "web.listen-address", []string{agent.DefaultListen}, "address of /metrics; empty: on the unix socket alone")
 	flags.StringVar(&o.config.WebConfig, "web.config.file", "", "file with TLS and basic auth of /metrics, as exporters of Prometheus have it")
 	flags.IntVar(&o.config.History, "history", agent.DefaultHistory, fmt.Sprintf("how many closed sockets to remember, %d at most: 100 bytes each", agent.MaxHistory))
+	flags.StringVar(&o.config.Store.Dir, "history.dir", "", "directory to keep history in, over restarts, as "+store.DefaultDir+"; empty: in memory alone")
+	flags.StringVar(&o.maxSize, "history.max-size", "256MiB", "what that history may take on disk")
+	flags.StringVar(&o.maxAge, "history.max-age", "30d", "how long it is kept")
+	flags.StringVar(&o.connections, "history.connections", string(store.AllConnections), "which connections are kept besides listeners: all, failures or none")
 	addNoArgs(cmd, &o.config.NoArgs)
 	flags.StringVar(&o.pods.URL, "kubelet", "", "URL of this node's kubelet, to ask for the labels of pods, as https://HOST:10250")
 	flags.StringVar(&o.pods.TokenFile, "kubelet.token-file", "", "file with the token for the kubelet (default: the service account's, in a pod)")
@@ -67,7 +76,7 @@ func serve(ctx context.Context, e *env, o *serveOptions) error {
 	if o.config.History < 0 || o.config.History > agent.MaxHistory {
 		return usagef("--history: %d: want a number from 0 to %d", o.config.History, agent.MaxHistory)
 	}
-	if err := o.setKubelet(); err != nil {
+	if err := cmp.Or(o.setKubelet(), o.setStore()); err != nil {
 		return err
 	}
 	signal.Ignore(syscall.SIGHUP)
@@ -100,6 +109,25 @@ func serve(ctx context.Context, e *env, o *serveOptions) error {
 	err := agent.Run(ctx, cfg)
 	tail.Wait()
 	return errors.Join(err, tailErr)
+}
+
+// setStore reads the flags of the history on disk.
+func (o *serveOptions) setStore() (err error) {
+	c := &o.config.Store
+	if c.MaxSize, err = query.ParseSize(o.maxSize); err != nil {
+		return usagef("--history.max-size: %v", err)
+	}
+	if c.MaxSize < store.LeastSize {
+		return usagef("--history.max-size: %s: want at least %d MiB", o.maxSize, store.LeastSize>>20)
+	}
+	if c.MaxAge, err = query.ParseAge(o.maxAge); err != nil {
+		return usagef("--history.max-age: %v", err)
+	}
+	o.config.Connections = store.Which(o.connections)
+	if !slices.Contains(store.Whiches(), o.config.Connections) {
+		return usagef("--history.connections: %q: want one of all, failures, none%s", o.connections, query.Meant(o.connections, []string{"all", "failures", "none"}))
+	}
+	return nil
 }
 
 // setKubelet reads the flags of the kubelet.

@@ -446,9 +446,9 @@ func TestKernelAgentSocket(t *testing.T) {
 }
 
 // agentProcess starts an agent of its own process and waits until it is ready.
-func agentProcess(t *testing.T, socket string) *exec.Cmd {
+func agentProcess(t *testing.T, socket string, args ...string) *exec.Cmd {
 	t.Helper()
-	cmd := child(t, "agent", "--socket", socket, "--web.listen-address=", "--tier", testTier())
+	cmd := child(t, append([]string{"agent", "--socket", socket, "--web.listen-address=", "--tier", testTier()}, args...)...)
 	out, err := cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)

@@ -13,12 +13,14 @@ import (
 	"github.com/porthole-dev/porthole/internal/query"
 	"github.com/porthole-dev/porthole/internal/render"
 	"github.com/porthole-dev/porthole/internal/source"
+	"github.com/porthole-dev/porthole/internal/store"
 )
 
 type whoOptions struct {
 	agent    agentOptions
 	hideArgs bool
 	jsonRows bool
+	at, dir  string
 	where    query.Values
 }
 
@@ -33,7 +35,7 @@ func newWho(e *env) *cobra.Command {
 			"shown. Exits with 1 when nobody has any of them, or nobody where --netns,\n" +
 			"--container and --pod say.",
 		Example: "  porthole who 8080\n  porthole who 53/udp --json\n  porthole who 8080 --netns host\n" +
-			"  porthole who 80 443 8000-8100",
+			"  porthole who 80 443 8000-8100\n  porthole who 5000 --at 03:12",
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return usagef("want a port, as 8080 or 53/udp; see %s --help", cmd.CommandPath())
@@ -54,10 +56,15 @@ func newWho(e *env) *cobra.Command {
 			if err := new(query.Port).Narrow(o.where); err != nil {
 				return err
 			}
+			if cmd.Flags().Changed("at") {
+				return o.hadAt(cmd.Context(), e, args)
+			}
 			return runWho(cmd.Context(), e, &o, asked)
 		},
 	}
 	cmd.Flags().BoolVar(&o.jsonRows, "json", false, "one JSON object a line, for each port")
+	cmd.Flags().StringVar(&o.at, "at", "", "who had it then, as 03:12 or \"yesterday 03:00\": see history")
+	cmd.Flags().StringVar(&o.dir, "history.dir", store.DefaultDir, "with --at: where an agent keeps its history")
 	addNoArgs(cmd, &o.hideArgs)
 	addFilters(cmd, e, &o.agent, query.OfPort)
 	o.agent.add(cmd)

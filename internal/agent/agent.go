@@ -18,6 +18,7 @@ import (
 	"github.com/porthole-dev/porthole/internal/doctor"
 	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/internal/metrics"
+	"github.com/porthole-dev/porthole/internal/store"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
@@ -39,10 +40,13 @@ const (
 
 // Config says how to run an agent.
 type Config struct {
-	Socket         string   // path
-	Listen         []string // TCP addresses of /metrics; none: on the socket alone
-	WebConfig      string   // path of a web configuration file, for Listen; "": none
-	History        int      // how many tenancies that ended to keep
+	Socket    string   // path
+	Listen    []string // TCP addresses of /metrics; none: on the socket alone
+	WebConfig string   // path of a web configuration file, for Listen; "": none
+	History   int      // how many tenancies that ended to keep
+	// Store says where the history is kept on disk, with Dir "" nowhere; Connections which of them.
+	Store          store.Config
+	Connections    store.Which
 	Tier           tracer.Tier
 	NoSyscallHooks bool
 	NoArgs         bool              // no command lines are read or told
@@ -66,6 +70,7 @@ type agent struct {
 	tracer *tracer.Tracer
 	report *doctor.Report
 	names  *identity.Names
+	feed   *store.Feed // nil: no history is kept on disk
 	since  time.Time
 }
 
@@ -101,13 +106,29 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if a.report, err = doctor.Machine(); err != nil {
 		return err
 	}
+	var kept *store.Store
+	if cfg.Store.Dir != "" { // before events can come: it may take a second
+		own := cfg.Store.Describing(a.names)
+		own.Log = cfg.Log
+		if kept, err = store.Open(own); err != nil {
+			return err
+		}
+		cfg.History = 0 // what is on disk has it
+	}
 	a.tracer, err = tracer.Open(tracer.Config{
 		Tier: cfg.Tier, NoSyscallHooks: cfg.NoSyscallHooks, History: cfg.History, Reconcile: reconcileEvery,
 	})
 	if err != nil {
+		if kept != nil {
+			err = errors.Join(err, kept.Close(nil))
+		}
 		return err
 	}
 	defer func() { err = errors.Join(err, a.tracer.Close()) }()
+	if kept != nil {
+		a.feed = store.NewFeed(kept, a.tracer, cfg.Connections)
+		defer func() { err = errors.Join(err, a.feed.Close()) }()
+	}
 	a.names.Follow(a.tracer)
 	if cfg.Confine {
 		if err := confine(); err != nil {
@@ -138,7 +159,7 @@ func (a *agent) serve(ctx context.Context, socket *socket, front *webFront) erro
 		return err
 	}
 	answers := api.New(api.Config{
-		Tracer: a.tracer, Names: a.names, Report: a.report, Metrics: reg, Version: a.cfg.Version, Since: a.since, Log: a.cfg.Log,
+		Tracer: a.tracer, History: a.feed, Names: a.names, Report: a.report, Metrics: reg, Version: a.cfg.Version, Since: a.since, Log: a.cfg.Log,
 	})
 	inside := api.NewHTTP(answers.SocketHandler(), a.cfg.Log)
 	outside := front.servers(answers.WebHandler(), a.cfg.Log)
@@ -150,6 +171,9 @@ func (a *agent) serve(ctx context.Context, socket *socket, front *webFront) erro
 		})
 	}
 	start("trace", func() error { return a.tracer.Run(ctx, nil) })
+	if a.feed != nil {
+		start("keep the history", func() error { a.feed.Run(ctx); return nil })
+	}
 	start("serve "+a.cfg.Socket, func() error { return inside.Serve(api.Limit(socket)) })
 	for i, server := range outside {
 		start("serve metrics", func() error { return front.serve(i, server, a.cfg.Log) })
@@ -183,8 +207,12 @@ func end(servers []*http.Server) {
 // metrics collects those of porthole, of the process and of Go.
 func (a *agent) metrics() (*prometheus.Registry, error) {
 	reg := prometheus.NewRegistry()
+	var history *store.Store
+	if a.feed != nil {
+		history = a.feed.Store
+	}
 	for _, c := range []prometheus.Collector{
-		metrics.New(a.tracer, a.names, a.cfg.Version, a.cfg.Log),
+		metrics.New(a.tracer, history, a.names, a.cfg.Version, a.cfg.Log),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), collectors.NewGoCollector(),
 	} {
 		if err := reg.Register(c); err != nil {

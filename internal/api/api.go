@@ -3,7 +3,6 @@
 package api
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -23,6 +22,7 @@ import (
 	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/internal/query"
 	"github.com/porthole-dev/porthole/internal/render"
+	"github.com/porthole-dev/porthole/internal/store"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
@@ -74,6 +74,7 @@ type sentError struct{ error }
 // Config is what a Server answers from.
 type Config struct {
 	Tracer  *tracer.Tracer
+	History *store.Feed // nil: none is kept on disk
 	Names   *identity.Names
 	Report  *doctor.Report
 	Metrics prometheus.Gatherer
@@ -299,7 +300,7 @@ func (a *Server) port(t *turn, r *http.Request) error {
 	}
 	t.Header().Set("Content-Type", oneObject)
 	a.note(t.Header(), &q)
-	if err := render.New(names).PortJSON(out, q, at, all, a.cfg.Tracer.History().Latest(q.Number)); err != nil {
+	if err := a.writePort(render.New(names), out, q, at, all); err != nil {
 		return sentError{err}
 	}
 	t.resize(max(few.Len(), leastAnswer))
@@ -343,34 +344,4 @@ func (a *Server) portPlace(ctx context.Context, q *query.Port) (*render.PortPlac
 		names.Processes = identity.NewProcesses(false)
 	}
 	return at, &names, nil
-}
-
-// history answers with the tenancies that ended, the latest first.
-func (a *Server) history(t *turn, r *http.Request) error {
-	v, err := values(r)
-	if err != nil {
-		return err
-	}
-	q, err := query.ParseHistory(v)
-	if err != nil {
-		return err
-	}
-	if err := t.begin(leastAnswer); err != nil {
-		return err
-	}
-	t.made(leastAnswer)
-	t.Header().Set("Content-Type", lines)
-	out := bufio.NewWriterSize(t, 32<<10)
-	for past := range a.cfg.Tracer.History().Latest(q.Port) {
-		if q.Limit--; q.Limit < 0 {
-			break
-		}
-		if err := render.WriteJSON(out, render.New(a.cfg.Names).Tenancy(&past)); err != nil {
-			return sentError{err}
-		}
-	}
-	if err := out.Flush(); err != nil {
-		return sentError{err}
-	}
-	return nil
 }

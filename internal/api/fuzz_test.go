@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+	"time"
 	"unicode"
 
 	"github.com/porthole-dev/porthole/internal/query"
@@ -31,7 +32,7 @@ func FuzzRequest(f *testing.F) {
 			func() error { _, err := query.ParseSockets(v); return err },
 			func() error { _, err := query.ParseEvents(v); return err },
 			func() error { _, err := query.ParseHeadroom(v); return err },
-			func() error { _, err := query.ParseHistory(v); return err },
+			func() error { _, err := query.ParseHistory(v, time.Unix(1_764_300_000, 0)); return err },
 			func() error { _, err := query.ParsePort("80", v); return err },
 			func() error { return query.None(v) },
 		} {

@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/porthole-dev/porthole/internal/identity"
+	"github.com/porthole-dev/porthole/internal/store"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
@@ -42,7 +43,9 @@ var labels = []label{
 	{"event", "`bind`, `listen`, `connect`, `accept`, `close`; `established` is seen and counted only while a client follows events with `verbose`"},
 	{"proto", "`tcp`, `udp`"},
 	{"reason", "of a loss: `ring` (the ring buffer was full), `state` (the kernel had no memory to remember a socket's state), " +
-		"`nested` (a hook fired while its program ran on the same processor); of a resync: `loss`, `interval`"},
+		"`nested` (a hook fired while its program ran on the same processor); of a resync: `loss`, `interval`; " +
+		"of the history: `full` (the disk), `read_only` (the file system), `gone` (the directory), `slow` (the disk takes less than there is), " +
+		"`io` (any other error of the file system), `events` (the agent had too little time for the events there were)"},
 	{"role", "`listener`, `client`, `server`, `bound`, `orphan`; sockets in TIME-WAIT are not followed, and not counted"},
 	{"op", "`connect` (TCP), `bind`, `listen`, `implicit_bind` (the first datagram or connect() of a UDP socket without a port), " +
 		"`connect_bound` (TCP, with EADDRNOTAVAIL alone: the socket had its port, and a connection with the same two ends exists)"},
@@ -255,6 +258,30 @@ var metrics = []metric{
 		},
 	},
 	{
+		"porthole_history_records_total", counter, nil,
+		"Records that the history has on disk: tenancies, refused calls, and counts of what is not kept one by one. Absent without --history.dir, as are the next three.",
+		func(s *sample, e emitter) { s.past(e, func(st *store.Stats) uint64 { return st.Records }) },
+	},
+	{
+		"porthole_history_folded_total", counter, nil,
+		"Tenancies and refused calls beyond what the history keeps one by one: they are only counted.",
+		func(s *sample, e emitter) { s.past(e, func(st *store.Stats) uint64 { return st.Folded }) },
+	},
+	{
+		"porthole_history_lost_total", counter, []string{"reason"},
+		"Tenancies and refused calls that could not be written and are not in the history.",
+		func(s *sample, e emitter) {
+			for _, why := range store.Reasons() {
+				s.past(e, func(st *store.Stats) uint64 { return st.Lost[why] }, why.String())
+			}
+		},
+	},
+	{
+		"porthole_history_size_bytes", gauge, nil,
+		"What the history takes on disk, as of the last minute.",
+		func(s *sample, e emitter) { s.past(e, func(st *store.Stats) uint64 { return uint64(st.Bytes) }) },
+	},
+	{
 		"porthole_build_info", gauge, []string{"version", "goversion"},
 		"Always 1.",
 		func(s *sample, e emitter) { e.put(1, s.version, s.goVersion) },
@@ -275,11 +302,13 @@ func tierLabel(t tracer.Tier) string {
 	return string(t)
 }
 
-// New returns the metrics of a running tracer. version is that of porthole; what cannot be
-// read is logged, and is absent. Scrapes may come at once;
+// New returns the metrics of a running tracer, and of its history on disk, if there is one: nil is none.
+// version is that of porthole; what cannot be read is logged, and is absent. Scrapes may come at once;
 // those within one second share one reading of the kernel.
-func New(t *tracer.Tracer, names *identity.Names, version string, log *slog.Logger) prometheus.Collector {
-	return newCollector(shared(time.Second, time.Now, newSampler(t, names, version, log).read))
+func New(t *tracer.Tracer, history *store.Store, names *identity.Names, version string, log *slog.Logger) prometheus.Collector {
+	r := newSampler(t, names, version, log)
+	r.history = history
+	return newCollector(shared(time.Second, time.Now, r.read))
 }
 
 // collector shows samples as metrics. It keeps no number.

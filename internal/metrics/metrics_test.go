@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/common/expfmt"
 
 	"github.com/porthole-dev/porthole/internal/identity"
+	"github.com/porthole-dev/porthole/internal/store"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
@@ -51,6 +52,7 @@ func fullSample() *sample {
 		programs: []tracer.ProgramStats{{Hook: "tp_btf/inet_sock_set_state", Runs: 4000, Time: 1500 * time.Microsecond}},
 		errors:   map[string]uint64{"counters": 0, "ports": 1, "programs": 0},
 		walk:     12 * time.Millisecond,
+		history:  &store.Stats{Records: 500, Folded: 70, Bytes: 1 << 20, Lost: map[store.Reason]uint64{store.LostFull: 6}},
 	}
 	s.count(tracer.Counts{
 		Events: map[tracer.EventKey]uint64{{Type: tracer.EventConnect, Proto: tracer.TCP}: 640, {Type: tracer.EventEstablished, Proto: tracer.TCP}: 600},

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/porthole-dev/porthole/internal/identity"
+	"github.com/porthole-dev/porthole/internal/store"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
@@ -24,6 +25,7 @@ type sample struct {
 
 	hooks    []tracer.HookStatus
 	stats    *tracer.Stats
+	history  *store.Stats // nil: none is kept on disk
 	events   map[tracer.EventKey]uint64
 	failures map[tracer.Failure]uint64
 	programs []tracer.ProgramStats // nil while the kernel does not count
@@ -105,6 +107,13 @@ func (s *sample) stat(e emitter, of func(*tracer.Stats) uint64, labels ...string
 	}
 }
 
+// past puts one of the history's counters, if there is one.
+func (s *sample) past(e emitter, of func(*store.Stats) uint64, labels ...string) {
+	if s.history != nil {
+		e.put(float64(of(s.history)), labels...)
+	}
+}
+
 // other is the label of what has no series of its own.
 const other = "other"
 
@@ -129,6 +138,7 @@ func shared(d time.Duration, now func() time.Time, read func() *sample) func() *
 // series from coming and going. Not safe for concurrent use.
 type sampler struct {
 	tracer  *tracer.Tracer
+	history *store.Store // nil: none is kept on disk
 	names   *identity.Names
 	version string
 	log     *slog.Logger
@@ -156,6 +166,10 @@ func (r *sampler) read() *sample {
 	}
 	if programs, err := r.tracer.Programs(); r.ok("programs", err) && slices.ContainsFunc(programs, func(p tracer.ProgramStats) bool { return p.Runs > 0 }) {
 		s.programs = programs
+	}
+	if r.history != nil {
+		stats := r.history.Stats()
+		s.history = &stats
 	}
 	s.count(r.tracer.Counts())
 	c := newCensus()

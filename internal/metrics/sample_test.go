@@ -383,7 +383,7 @@ func TestMetricsOfTracer(t *testing.T) {
 	}
 	names := &identity.Names{Cgroups: identity.NewCgroups(""), NetNS: identity.NewNetNSNames(nil)}
 	reg := prometheus.NewPedanticRegistry()
-	reg.MustRegister(New(tr, names, "v0", slog.New(slog.DiscardHandler)))
+	reg.MustRegister(New(tr, nil, names, "v0", slog.New(slog.DiscardHandler)))
 	values, err := reg.Gather()
 	if err != nil {
 		t.Fatal(err)

@@ -22,6 +22,7 @@ const (
 	OfEvents
 	OfHeadroom
 	OfPort
+	OfHistory
 )
 
 // Param is one filter. Its values are those of ParseFilter; a Bool has "true" or none, and One has
@@ -36,7 +37,7 @@ type Param struct {
 // Params returns the filters for a kind.
 func Params(kind Kind) []Param {
 	roles, events, ops := names(tracer.Roles()), names(tracer.EventTypes()), names(ops())
-	both, all := OfSockets|OfEvents, OfSockets|OfEvents|OfHeadroom
+	both, all := OfSockets|OfEvents|OfHistory, OfSockets|OfEvents|OfHeadroom|OfHistory
 	params := []Param{
 		{Name: "port", Usage: "local or remote port, as 80, 80-90 or http", kind: both},
 		{Name: "lport", Usage: "local port", kind: both},
@@ -51,7 +52,7 @@ func Params(kind Kind) []Param {
 		{Name: "unit", Usage: "systemd unit, as shop.service or shop*", kind: all | OfPort},
 		{Name: "container", Usage: "container name, as web or web*, or the start of its id", kind: all | OfPort},
 		{Name: "pod", Usage: "pod, as shop/api-* or api-*", kind: all | OfPort},
-		{Name: "role", Usage: "role: " + strings.Join(roles, ", "), Accepts: roles, kind: OfSockets},
+		{Name: "role", Usage: "role: " + strings.Join(roles, ", "), Accepts: roles, kind: OfSockets | OfHistory},
 		{Name: "state", Usage: "state, by its name in ss(8)", Accepts: names(tracer.States()), kind: OfSockets},
 		{Name: "event", Usage: "event: " + strings.Join(events, ", "), Accepts: events, kind: OfEvents},
 		{Name: "op", Usage: "way to get a port: " + strings.Join(ops, ", "), Accepts: ops, kind: OfHeadroom},

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/porthole-dev/porthole/internal/identity"
+	"github.com/porthole-dev/porthole/internal/store"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
@@ -103,6 +104,18 @@ func (q *Port) Had(cgroups *identity.Cgroups, t *tracer.Tenancy) bool {
 		return q.About(t.Proto)
 	}
 	return q.where.inNetNS(identity.NetNS{Inode: t.NetNS, Cookie: t.NetNSCookie}, t.Until) && q.where.match(cgroups, &t.Owner)
+}
+
+// HadRow is Had of what a history on disk has.
+func (q *Port) HadRow(r *store.Row) bool {
+	if !q.About(r.Proto) || q.where == nil {
+		return q.About(r.Proto)
+	}
+	var place identity.Cgroup
+	if r.Owner != nil {
+		place = r.Owner.Place
+	}
+	return q.where.inSpace(r.NetNS, r.Space) && (!q.where.Any() || q.where.Match(place))
 }
 
 // Where says in words what is asked about, "" for everything.

@@ -119,30 +119,6 @@ func (q *Events) Event(cgroups *identity.Cgroups, ev *tracer.Event) bool {
 // Values are what the question was read from.
 func (q *Events) Values() Values { return maps.Clone(q.values) }
 
-// History asks for what held ports before, the latest first.
-type History struct {
-	Port  uint16 // 0: any
-	Limit int
-}
-
-// ParseHistory reads port and limit. The error is a *Wrong.
-func ParseHistory(values Values) (*History, error) {
-	q := &History{}
-	if err := only(values, "port", "limit"); err != nil {
-		return nil, err
-	}
-	var err error
-	if given := values["port"]; len(given) > 1 {
-		return nil, wrongParam(fmt.Errorf("port: %q: want one", strings.Join(given, ",")))
-	} else if len(given) == 1 {
-		if q.Port, err = parsePort(given[0]); err != nil {
-			return nil, wrongParam(fmt.Errorf("port: %w", err))
-		}
-	}
-	q.Limit, err = parseLimit(values["limit"])
-	return q, err
-}
-
 // None refuses every parameter. The error is a *Wrong.
 func None(values Values) error { return only(values) }
 

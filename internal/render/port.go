@@ -20,6 +20,7 @@ type Port struct {
 	about
 	Sockets     []Socket  `json:"sockets"`
 	History     []Tenancy `json:"history"`
+	HistoryCut  bool      `json:"history_cut,omitempty"`  // there is more than in History, and it is not known how much
 	More        []More    `json:"more,omitempty"`         // sockets that are not among Sockets
 	HistoryMore int       `json:"history_more,omitempty"` // how many are not in History
 
@@ -79,11 +80,26 @@ type Tenancy struct {
 	UID        *uint32    `json:"uid,omitempty"`
 	Place
 	Since      Stamp  `json:"since,omitzero"`
-	Until      Stamp  `json:"until"`
+	Until      Stamp  `json:"until,omitzero"`
 	DurationNS int64  `json:"duration_ns,omitempty"`
 	Error      string `json:"error,omitempty"`
 	TimeWait   bool   `json:"time_wait,omitempty"`
 	UntilAbout bool   `json:"until_about,omitempty"`
+
+	// What a history on disk knows besides.
+	Role       string   `json:"role,omitempty"`
+	KnownSince Stamp    `json:"known_since,omitzero"` // in place of Since: when it was first seen
+	UntilKnown *bool    `json:"until_known,omitempty"`
+	Open       bool     `json:"open,omitempty"` // it has the port still
+	Time       Stamp    `json:"time,omitzero"`  // of a refused call
+	Event      string   `json:"event,omitempty"`
+	Folded     uint32   `json:"folded,omitempty"`
+	Index      uint32   `json:"device_index,omitempty"`
+	NetNSName  string   `json:"netns_name,omitempty"`
+	Exe        string   `json:"exe,omitempty"`
+	Args       []string `json:"args,omitempty"`
+	ArgsCut    bool     `json:"args_cut,omitempty"`
+	Cursor     string   `json:"cursor,omitempty"`
 }
 
 // OtherRange returns the range of a namespace where it is not that of the answer, else nil.
@@ -136,6 +152,33 @@ func (c *portCount) more() []More {
 // port now and those before, of whatever protocol. Each row is made when it is written: there
 // may be very many.
 func (n Renderer) PortJSON(w io.Writer, q query.Port, at *PortPlace, now Sockets, before iter.Seq[tracer.Tenancy]) error {
+	return n.portJSON(w, q, at, now, func(out *bufio.Writer) (int, bool, error) {
+		left, err := n.portHistory(out, q, before)
+		return left, false, err
+	})
+}
+
+// PortPastJSON is PortJSON with rows that are made already, those asked about; cut says that there are
+// others.
+func (n Renderer) PortPastJSON(w io.Writer, q query.Port, at *PortPlace, now Sockets, before []Tenancy, cut bool) error {
+	return n.portJSON(w, q, at, now, func(out *bufio.Writer) (int, bool, error) {
+		for i := range before {
+			if i > 0 {
+				_ = out.WriteByte(',')
+			}
+			text, err := json.Marshal(&before[i])
+			if err != nil {
+				return 0, false, err
+			}
+			if _, err := out.Write(escapeControls(text)); err != nil {
+				return 0, false, err
+			}
+		}
+		return 0, cut, nil
+	})
+}
+
+func (n Renderer) portJSON(w io.Writer, q query.Port, at *PortPlace, now Sockets, history func(*bufio.Writer) (left int, cut bool, err error)) error {
 	head, err := json.Marshal(n.about(q, at))
 	if err != nil {
 		return err
@@ -148,7 +191,7 @@ func (n Renderer) PortJSON(w io.Writer, q query.Port, at *PortPlace, now Sockets
 		return err
 	}
 	_, _ = out.WriteString(`],"history":[`)
-	left, err := n.portHistory(out, q, before)
+	left, cut, err := history(out)
 	if err != nil {
 		return err
 	}
@@ -163,6 +206,9 @@ func (n Renderer) PortJSON(w io.Writer, q query.Port, at *PortPlace, now Sockets
 	}
 	if left > 0 {
 		fmt.Fprintf(out, `,"history_more":%d`, left)
+	}
+	if cut {
+		_, _ = out.WriteString(`,"history_cut":true`)
 	}
 	_, _ = out.WriteString("}\n")
 	return out.Flush()

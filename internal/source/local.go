@@ -22,6 +22,7 @@ import (
 // events; not what was.
 type Local struct {
 	Hooks  tracer.Config // to follow events with
+	Dir    string        // of a history on disk; "": there is none
 	Cannot error         // why it is known that events cannot be followed; nil: it is tried
 }
 

@@ -169,20 +169,6 @@ func (r *Remote) Headroom(ctx context.Context, q *query.Headroom) (*Headroom, er
 	return &Headroom{rows, a.note}, nil
 }
 
-// History tells what had ports before, the latest first.
-func (r *Remote) History(ctx context.Context, q *query.History) ([]render.Tenancy, error) {
-	values := query.Values{"limit": {strconv.Itoa(q.Limit)}}
-	if q.Port != 0 {
-		values["port"] = []string{strconv.Itoa(int(q.Port))}
-	}
-	a, err := r.client.get(ctx, "/v1/history", values)
-	if err != nil {
-		return nil, err
-	}
-	defer a.Close()
-	return decodeRows[render.Tenancy](a)
-}
-
 // status asks for the agent's status, and returns it also as it was sent.
 func (r *Remote) status(ctx context.Context) (*remoteReport, error) {
 	a, err := r.client.get(ctx, "/v1/status", nil)

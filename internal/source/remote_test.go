@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/porthole-dev/porthole/internal/api"
 	"github.com/porthole-dev/porthole/internal/identity"
@@ -104,7 +105,11 @@ func TestRemoteRows(t *testing.T) {
 	go server.Serve(l)
 	defer server.Close()
 	r := &Remote{client: newClient(path)}
-	past, err := r.History(t.Context(), &query.History{Port: 80, Limit: 7})
+	asks, err := query.ParseHistory(query.Values{"port": {"80"}, "limit": {"7"}}, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	past, err := r.History(t.Context(), asks)
 	if uri := <-asked; err != nil || len(past) != 1 || past[0].Comm != "a" || uri != "/v1/history?limit=7&port=80" {
 		t.Errorf("%s: %+v, %v", uri, past, err)
 	}

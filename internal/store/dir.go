@@ -161,3 +161,22 @@ func readFile(path string, buf []byte, upTo int64) ([]byte, error) {
 const maxFile = 16 << 20
 
 func isGone(err error) bool { return errors.Is(err, fs.ErrNotExist) }
+
+// Readable tells whether there is a history in a directory that this process may read.
+func Readable(dir string) error {
+	if dir == "" {
+		return fs.ErrNotExist
+	}
+	files, err := list(dir)
+	if err != nil {
+		return err
+	}
+	if len(files) == 0 {
+		return fmt.Errorf("read history: %s: %w", dir, fs.ErrNotExist)
+	}
+	f, err := os.Open(files[len(files)-1].path)
+	if err != nil {
+		return fmt.Errorf("read history: %w", err)
+	}
+	return f.Close()
+}

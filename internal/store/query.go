@@ -19,6 +19,8 @@ type Query struct {
 	Kinds []Kind
 	// Since and Until are the time that a row has some of; zero: whenever.
 	Since, Until time.Time
+	// PortsOnly leaves out what is kept among connections.
+	PortsOnly bool
 	// Match tells whether a row passes; nil: each does. The row is the caller's until it returns.
 	Match func(*Row) bool
 	// After is the Cursor of the row to go on after; "": from the latest on.
@@ -160,7 +162,7 @@ func (s *source) rows(q *Query, note *Note) iter.Seq2[*Row, error] {
 		for c := range classes {
 			scans[c] = &scan{from: s, q: q, note: note, want: q.wants(), class: c, seq: at.seq[c], next: at.next[c]}
 			for _, f := range files {
-				if f.class == c && (f.seq < at.seq[c] || f.seq == at.seq[c] && at.next[c] > 0) {
+				if f.class == c && !(q.PortsOnly && c == ofConnections) && (f.seq < at.seq[c] || f.seq == at.seq[c] && at.next[c] > 0) {
 					scans[c].files = append(scans[c].files, f)
 				}
 			}

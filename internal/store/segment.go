@@ -165,6 +165,7 @@ type Row struct {
 	Proto       tracer.Proto
 	Role        tracer.Role // 0: not known
 	Listener    bool        // it is kept with listeners: its role, or a bind(), says so
+	Spilled     bool        // it is kept among connections, whatever it is
 	Local       netip.AddrPort
 	Remote      netip.AddrPort // not valid: none
 	NetNS       uint32
@@ -199,7 +200,7 @@ type Row struct {
 func (g *segment) row(r *record, offset int64, row *Row) bool {
 	space := g.space(r.space)
 	*row = Row{
-		Kind: r.kind, Proto: tracer.TCP, Role: r.role, Listener: g.head.class == ofPorts,
+		Kind: r.kind, Proto: tracer.TCP, Role: r.role, Listener: g.head.class == ofPorts, Spilled: g.head.class == ofConnections,
 		Local: netip.AddrPortFrom(g.addr(r.local, r.has(flagLocal6)), r.lport),
 		NetNS: space.inode, NetNSCookie: space.cookie, Space: space.name, MPTCP: r.has(flagMPTCP), V6Only: r.has(flagV6Only),
 		Asked: r.has(flagAsked), TimeWait: r.has(flagTimeWait), Implicit: r.has(flagImplicit), Errno: syscall.Errno(r.errno), Event: tracer.EventType(r.event),
@@ -241,6 +242,7 @@ type key struct {
 	cookie uint64
 	since  uint64
 	local  netip.Addr // where since is not when it took its port
+	remote netip.AddrPort
 	inode  uint32
 	port   uint16
 	proto  tracer.Proto
@@ -254,6 +256,9 @@ func (g *segment) key(r *record) key {
 	}
 	if !r.has(flagSinceKnown) {
 		k.local = g.addr(r.local, r.has(flagLocal6))
+		if r.has(flagRemote) && k.proto == tracer.TCP { // a listener's connections have its address; one of UDP changes its peer
+			k.remote = netip.AddrPortFrom(g.addr(r.remote, r.has(flagRemote6)), r.rport)
+		}
 	}
 	return k
 }
