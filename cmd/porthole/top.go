@@ -12,6 +12,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/porthole-dev/porthole/internal/identity"
+	"github.com/porthole-dev/porthole/internal/render"
 	"github.com/porthole-dev/porthole/internal/source"
 	"github.com/porthole-dev/porthole/internal/top"
 	"github.com/porthole-dev/porthole/tracer"
@@ -84,7 +85,7 @@ func runTop(cmd *cobra.Command, e *env, o *topOptions, words []string) error {
 	notes := newNotes()
 	o.agent.less = true // than root sees
 	quiet := *e
-	quiet.stderr = notes
+	quiet.stderr, quiet.errStyle = notes, render.Style{} // whole lines
 	src, err := o.agent.open(&quiet, &source.Local{Hooks: o.hooks.config()}, tracer.CheckSnapshot())
 	if err != nil {
 		return err
