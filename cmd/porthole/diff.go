@@ -12,6 +12,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -59,6 +60,20 @@ func newDiff(e *env) *cobra.Command {
 type diffRow struct {
 	Change string `json:"change"` // added or removed
 	listening
+	NetNS   uint32 `json:"netns,omitempty"`
+	Sockets int    `json:"sockets"` // so many more, or fewer
+
+	oneSpace bool // there is no other network namespace
+}
+
+// listeners are how many sockets there are of each kind in each network namespace.
+type listeners struct {
+	kinds  map[listening]map[uint32]int
+	spaces map[uint32]bool // all there are
+}
+
+func newListeners() *listeners {
+	return &listeners{make(map[listening]map[uint32]int), make(map[uint32]bool)}
 }
 
 // listening is what listens, without what differs each time it is started.
@@ -79,7 +94,7 @@ func runDiff(ctx context.Context, e *env, o *diffOptions, files []string) error 
 	if err != nil {
 		return err
 	}
-	var after map[listening]bool
+	var after *listeners
 	if len(files) == 2 {
 		after, err = listeningIn(files[1])
 	} else {
@@ -106,7 +121,7 @@ func runDiff(ctx context.Context, e *env, o *diffOptions, files []string) error 
 }
 
 // listeningIn reads a file of ls --json.
-func listeningIn(name string) (map[listening]bool, error) {
+func listeningIn(name string) (*listeners, error) {
 	in := io.Reader(os.Stdin)
 	if name != "-" {
 		f, err := os.Open(name)
@@ -116,76 +131,133 @@ func listeningIn(name string) (map[listening]bool, error) {
 		defer f.Close()
 		in = f
 	}
-	var rows []render.Socket
+	all, n := newListeners(), 0
 	for dec := json.NewDecoder(in); ; {
 		var row render.Socket
 		err := dec.Decode(&row)
 		if errors.Is(err, io.EOF) {
-			return listeningOf(rows), nil
+			return all, nil
 		}
 		if err == nil && (row.Proto == "" || row.LocalPort == 0) {
 			err = errors.New("no socket")
 		}
 		if err != nil {
-			return nil, usagef("%s: line %d: want what ls --json writes: %w", identity.Safe(name), len(rows)+1, err)
+			return nil, usagef("%s: line %d: want what ls --json writes: %w", identity.Safe(name), n+1, err)
 		}
-		rows = append(rows, row)
+		n++
+		all.add(&row)
 	}
 }
 
-func listeningNow(ctx context.Context, e *env, o *diffOptions) (map[listening]bool, error) {
+func listeningNow(ctx context.Context, e *env, o *diffOptions) (*listeners, error) {
 	src, err := openWhole(e, &o.agent) // else what cannot be seen would be told as removed
 	if err != nil {
 		return nil, err
 	}
 	tellView(e, src.PartialView())
 	rows, _, err := socketRows(ctx, e, src, query.Values{"listening": {"true"}})
-	return listeningOf(rows), err
+	all := newListeners()
+	for i := range rows {
+		all.add(&rows[i])
+	}
+	return all, err
 }
 
-func listeningOf(rows []render.Socket) map[listening]bool {
-	out := make(map[listening]bool)
-	for i := range rows {
-		s := &rows[i]
-		udp := s.Proto == tracer.UDP.String() && s.State == tracer.StateUnconn.String()
-		if s.State != tracer.StateListen.String() && !udp {
-			continue
-		}
-		l := listening{Proto: s.Proto, LocalIP: s.LocalIP, LocalPort: s.LocalPort, V6Only: s.V6Only, Device: s.Device}
-		if len(s.Holders) > 0 {
-			l.Comm = s.Holders[0].Comm
-		}
-		switch {
-		case s.Pod != nil:
-			l.Pod, l.Container = s.Pod.Namespace+"/"+s.Pod.Name, s.Pod.Container
-		case s.Container != nil:
-			l.Container = cmp.Or(s.Container.Name, s.Container.ID)
-		case !strings.HasSuffix(s.Unit, ".scope"): // one is made each time
-			l.Unit = s.Unit
-		}
-		out[l] = true
+// asJSON is a text as a file has it: what is no UTF-8 is replaced there.
+func asJSON(s string) string {
+	if utf8.ValidString(s) {
+		return s
 	}
-	return out
+	return string([]rune(s))
+}
+
+// add counts a socket, if it waits for others to begin.
+func (all *listeners) add(s *render.Socket) {
+	all.spaces[s.NetNS] = true
+	udp := s.Proto == tracer.UDP.String() && s.State == tracer.StateUnconn.String()
+	if s.State != tracer.StateListen.String() && !udp {
+		return
+	}
+	l := kindOf(s)
+	if all.kinds[l] == nil {
+		all.kinds[l] = make(map[uint32]int)
+	}
+	all.kinds[l][s.NetNS]++
+}
+
+// kindOf is a socket without what differs each time it is made.
+func kindOf(s *render.Socket) listening {
+	l := listening{Proto: s.Proto, LocalIP: s.LocalIP, LocalPort: s.LocalPort, V6Only: s.V6Only, Device: s.Device}
+	if len(s.Holders) > 0 {
+		l.Comm = asJSON(s.Holders[0].Comm)
+	}
+	switch {
+	case s.Pod != nil:
+		l.Pod, l.Container = asJSON(s.Pod.Namespace+"/"+s.Pod.Name), asJSON(s.Pod.Container)
+	case s.Container != nil:
+		l.Container = asJSON(cmp.Or(s.Container.Name, s.Container.ID))
+	case !strings.HasSuffix(s.Unit, ".scope"): // one is made each time
+		l.Unit = asJSON(s.Unit)
+	}
+	return l
 }
 
 // differences are ordered by port, then by what was before what is.
-func differences(before, after map[listening]bool) []diffRow {
+func differences(before, after *listeners) []diffRow {
 	var rows []diffRow
-	for l := range maps.Keys(before) {
-		if !after[l] {
-			rows = append(rows, diffRow{"removed", l})
+	oneSpace := len(before.spaces) <= 1 && len(after.spaces) <= 1
+	row := func(l listening, netns uint32, more int) {
+		switch {
+		case more > 0:
+			rows = append(rows, diffRow{"added", l, netns, more, oneSpace})
+		case more < 0:
+			rows = append(rows, diffRow{"removed", l, netns, -more, oneSpace})
 		}
 	}
-	for l := range maps.Keys(after) {
-		if !before[l] {
-			rows = append(rows, diffRow{"added", l})
+	kinds := maps.Clone(after.kinds)
+	maps.Copy(kinds, before.kinds)
+	for l := range kinds {
+		was, is := before.kinds[l], after.kinds[l]
+		for netns, n := range was {
+			if after.spaces[netns] {
+				row(l, netns, is[netns]-n)
+			}
+		}
+		for netns, n := range is {
+			if before.spaces[netns] && was[netns] == 0 {
+				row(l, netns, n)
+			}
+		}
+		gone, come := only(was, after.spaces), only(is, before.spaces)
+		for i := range max(len(gone), len(come)) {
+			switch {
+			case i >= len(come):
+				row(l, gone[i], -was[gone[i]])
+			case i >= len(gone):
+				row(l, come[i], is[come[i]])
+			default: // the same under another number
+				row(l, come[i], is[come[i]]-was[gone[i]])
+			}
 		}
 	}
 	slices.SortFunc(rows, func(a, b diffRow) int {
 		return cmp.Or(cmp.Compare(a.LocalPort, b.LocalPort), cmp.Compare(a.Proto, b.Proto), a.LocalIP.Compare(b.LocalIP),
-			-cmp.Compare(a.Change, b.Change), cmp.Compare(fmt.Sprint(a.listening), fmt.Sprint(b.listening)))
+			-cmp.Compare(a.Change, b.Change), cmp.Compare(fmt.Sprint(a.listening), fmt.Sprint(b.listening)), cmp.Compare(a.NetNS, b.NetNS))
 	})
 	return rows
+}
+
+// only are the namespaces that the other file does not have, in an order that pairs those with as many
+// sockets.
+func only(counts map[uint32]int, other map[uint32]bool) []uint32 {
+	var out []uint32
+	for netns := range counts {
+		if !other[netns] {
+			out = append(out, netns)
+		}
+	}
+	slices.SortFunc(out, func(a, b uint32) int { return cmp.Or(cmp.Compare(counts[b], counts[a]), cmp.Compare(a, b)) })
+	return out
 }
 
 func (r *diffRow) text(style render.Style) string {
@@ -200,6 +272,12 @@ func (r *diffRow) text(style render.Style) string {
 	line := fmt.Sprintf("%s %s %s  %s", sign, r.Proto, at, identity.Safe(cmp.Or(r.Comm, "-")))
 	if where := cmp.Or(r.Pod, r.Container, r.Unit); where != "" {
 		line += " (" + identity.Safe(where) + ")"
+	}
+	if r.Sockets > 1 {
+		line += fmt.Sprintf("  %d sockets", r.Sockets)
+	}
+	if !r.oneSpace {
+		line += fmt.Sprintf("  netns=%d", r.NetNS)
 	}
 	if r.Change == "added" {
 		return style.Bold(line)

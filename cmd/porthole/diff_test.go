@@ -44,13 +44,47 @@ func TestDiff(t *testing.T) {
 	if out, errs, code := command(t, "diff", before, after); out != want || errs != "" || code != exitNo {
 		t.Errorf("exit code %d, stderr %q, %q, want %q", code, errs, out, want)
 	}
-	const row = `{"change":"removed","proto":"udp","local_ip":"0.0.0.0","local_port":53,"comm":"app"}` + "\n"
+	const row = `{"change":"removed","proto":"udp","local_ip":"0.0.0.0","local_port":53,"comm":"app","netns":1,"sockets":1}` + "\n"
 	if out, _, code := command(t, "diff", before, after, "--json"); !strings.HasPrefix(out, row) || strings.Count(out, "\n") != 6 || code != exitNo {
 		t.Errorf("--json: exit code %d, %s", code, out)
 	}
 	for _, bad := range []string{"{}\n", "nonsense", `{"proto":"tcp"`} {
 		if _, errs, code := command(t, "diff", before, file("bad", bad)); code != exitUsage || !strings.Contains(errs, "line 1: want what ls --json writes") {
 			t.Errorf("%q: exit code %d, stderr %q", bad, code, errs)
+		}
+	}
+}
+
+// Sockets that are alike are counted, and are others in another namespace, unless only its number is.
+func TestDiffCounts(t *testing.T) {
+	dir := t.TempDir()
+	line := func(netns int) string {
+		return strings.Replace(socketLine("tcp", "LISTEN", "127.0.0.1", 80, 1, ""), `"netns":1`, fmt.Sprintf(`"netns":%d`, netns), 1)
+	}
+	file := func(name string, spaces ...int) string {
+		var text string
+		for _, netns := range spaces {
+			text += line(netns)
+		}
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	for _, c := range []struct {
+		before, after []int
+		want          string
+	}{
+		{[]int{1, 1}, []int{1, 1}, ""}, {[]int{1, 1}, []int{1}, "- tcp 127.0.0.1:80  app\n"},
+		{[]int{1}, []int{1, 1, 1}, "+ tcp 127.0.0.1:80  app  2 sockets\n"},
+		{[]int{1, 2}, []int{1}, "- tcp 127.0.0.1:80  app  netns=2\n"}, {[]int{1}, []int{1, 2}, "+ tcp 127.0.0.1:80  app  netns=2\n"},
+		{[]int{1, 2}, []int{1, 3}, ""}, {[]int{1, 2, 2}, []int{3, 3, 4}, ""}, {[]int{1}, nil, "- tcp 127.0.0.1:80  app\n"},
+		{[]int{1, 1, 2}, []int{1, 2, 2}, "- tcp 127.0.0.1:80  app  netns=1\n+ tcp 127.0.0.1:80  app  netns=2\n"},
+	} {
+		out, errs, code := command(t, "diff", file("before", c.before...), file("after", c.after...))
+		if out != c.want || errs != "" || code != count(c.want != "") {
+			t.Errorf("%v, %v: exit code %d, stderr %q, %q, want %q", c.before, c.after, code, errs, out, c.want)
 		}
 	}
 }

@@ -26,6 +26,7 @@ type freeOptions struct {
 	ports                               string
 	addr                                string
 	udp, hold, services, ephemeral, row bool
+	privileged                          bool
 }
 
 // maxFree is how many ports can be asked for: each is a descriptor meanwhile.
@@ -57,6 +58,7 @@ func newFree(e *env) *cobra.Command {
 	flags.BoolVarP(&o.udp, "udp", "u", false, "UDP ports; without, TCP")
 	flags.BoolVar(&o.services, "services", false, "also ports that /etc/services names")
 	flags.BoolVar(&o.ephemeral, "ephemeral", false, "also ports of the ephemeral range, which any connection may take")
+	flags.BoolVar(&o.privileged, "privileged", false, "also ports that take CAP_NET_BIND_SERVICE, with --range")
 	flags.BoolVar(&o.hold, "hold", false, "hand the ports to a command, given after --, as sockets")
 	flags.StringVar(&o.addr, "addr", "127.0.0.1", "with --hold: the local address of the sockets; :: is all")
 	flags.BoolVar(&o.row, "json", false, "one JSON object a line")
@@ -155,6 +157,8 @@ func (o *freeOptions) check(cmd *cobra.Command, args, command []string) (n int, 
 		return 0, usagef("unexpected command %q: only with --hold", command[0])
 	case o.hold && o.row:
 		return 0, usagef("--json: not with --hold, whose output is the command's")
+	case o.privileged && o.ports == "":
+		return 0, usagef("--privileged: only with --range, which says which ports")
 	case !o.hold && cmd.Flags().Changed("addr"):
 		return 0, usagef("--addr: only with --hold: a port is free where it is on all addresses")
 	}
@@ -172,6 +176,9 @@ func (o *freeOptions) candidates() (ports []uint16, words string, err error) {
 		if low, high, err = parsePortRange(o.ports); err != nil {
 			return nil, "", err
 		}
+		if !o.privileged {
+			low = max(low, settings.Privileged)
+		}
 	}
 	services := identity.LoadServices()
 	for port := int(low); port <= int(high); port++ {
@@ -182,7 +189,12 @@ func (o *freeOptions) candidates() (ports []uint16, words string, err error) {
 		ports = append(ports, p)
 	}
 	rand.Shuffle(len(ports), func(i, j int) { ports[i], ports[j] = ports[j], ports[i] })
-	words = fmt.Sprintf("%d-%d", low, high)
+	if words = fmt.Sprintf("%d-%d", low, high); o.ports != "" {
+		words = o.ports
+	}
+	if o.ports != "" && !o.privileged && low == settings.Privileged {
+		words += fmt.Sprintf(" from %d on (--privileged)", low)
+	}
 	if !o.ephemeral {
 		words += fmt.Sprintf(" outside the ephemeral range %d-%d (--ephemeral)", settings.Pool.Low, settings.Pool.High)
 	}
@@ -274,7 +286,7 @@ const firstFD = 3
 func handOver(command []string, held []int, ports []freePort) error {
 	path, err := exec.LookPath(command[0])
 	if err != nil {
-		return fmt.Errorf("run %s: %w", command[0], err)
+		return cannotStart(command[0], err)
 	}
 	var numbers []string
 	replace := []string{"{}", strconv.Itoa(int(ports[0].Port))}
@@ -304,5 +316,5 @@ func handOver(command []string, held []int, ports []freePort) error {
 			return fmt.Errorf("hand a socket over: %w", err)
 		}
 	}
-	return fmt.Errorf("run %s: %w", path, syscall.Exec(path, args, environ))
+	return cannotStart(path, syscall.Exec(path, args, environ))
 }

@@ -31,6 +31,12 @@ func TestFree(t *testing.T) {
 	if out, _, code := command(t, "free", "2", "--range", "20101-20105", "--ephemeral"); code != exitDone || len(strings.Fields(out)) != 2 {
 		t.Errorf("with the ephemeral range: exit code %d, %q", code, out)
 	}
+	if out, errs, code := command(t, "free", "--range", "600-610", "--services"); code != exitNo || out != "" || !strings.Contains(errs, "--privileged") {
+		t.Errorf("privileged ports: exit code %d, %q, stderr %q", code, out, errs)
+	}
+	if out, _, code := command(t, "free", "--range", "600-610", "--services", "--privileged"); code != exitDone || out == "" {
+		t.Errorf("--privileged: exit code %d, %q", code, out)
+	}
 	if _, _, code := command(t, "free", "--range", "22-22"); code != exitNo {
 		t.Errorf("a port of /etc/services: exit code %d", code)
 	}
@@ -57,7 +63,7 @@ func TestFreeHold(t *testing.T) {
 		}
 	}
 	_, errs, code = (&isolated{child(t, "free", "--hold", "--", "/no/such/command")}).output(t)
-	if code != exitCant || !strings.Contains(errs, "/no/such/command") {
+	if code != 127 || !strings.Contains(errs, "/no/such/command") {
 		t.Errorf("exit code %d, stderr %q", code, errs)
 	}
 }

@@ -119,10 +119,14 @@ func ended(e *env, err error) int {
 	var usage usageError
 	var wrong *query.Wrong
 	var exit exitError
+	var start startError
 	tell := func(prefix string) { fmt.Fprintf(e.notes(), "porthole: %s%s\n", prefix, safeLines(err)) }
 	switch {
 	case errors.As(err, &exit):
 		return int(exit)
+	case errors.As(err, &start):
+		tell("")
+		return start.exitCode()
 	case err == nil, errors.Is(err, syscall.EPIPE):
 		return exitDone
 	case errors.Is(err, errNo):

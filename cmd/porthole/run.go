@@ -4,10 +4,10 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -205,13 +206,34 @@ func (f *family) descends(pid uint32) bool {
 	return is
 }
 
-// drainFor is how long events of the end of the command are waited for.
-const drainFor = 250 * time.Millisecond
+const (
+	// endsWithin is how long what the command leaves may take to end with it.
+	endsWithin = 250 * time.Millisecond
+	// readWithin is how long events of the end of the command are waited for, at most.
+	readWithin = 2 * time.Second
+)
+
+// startError is a command that cannot be started. Its exit code is that of a shell.
+type startError struct{ error }
+
+func (e startError) Unwrap() error { return e.error }
+
+// exitCode is 127 where there is no such command, else 126.
+func (e startError) exitCode() int {
+	if errors.Is(e, exec.ErrNotFound) || errors.Is(e, fs.ErrNotExist) {
+		return 127
+	}
+	return 126
+}
+
+func cannotStart(name string, err error) error {
+	return startError{fmt.Errorf("run %s: %w", identity.Safe(name), err)}
+}
 
 func runCommand(ctx context.Context, e *env, o *runOptions, args []string) error {
 	path, err := exec.LookPath(args[0])
 	if err != nil {
-		return fmt.Errorf("run %s: %w", identity.Safe(args[0]), err)
+		return cannotStart(args[0], err)
 	}
 	out, style := e.stderr, e.errStyle
 	if o.file != "" {
@@ -237,10 +259,11 @@ func runCommand(ctx context.Context, e *env, o *runOptions, args []string) error
 		}
 		fmt.Fprintln(e.notes(), "porthole: no cgroup can be made for the command: what its children do that end at once is not seen")
 	}
-	r := &recorder{o: o, out: out, style: style, family: fam, used: make(map[usedPort]int), bound: make(map[boundTo]usedPort)}
+	r := &recorder{o: o, out: out, style: style, family: fam, used: make(map[usedPort]int), bound: make(map[boundTo]usedPort),
+		closed: make(chan struct{}, 1), fence: make(chan struct{})}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	q, err := query.ParseEvents(query.Values{})
+	q, err := query.ParseEvents(query.Values{"verbose": {"true"}}) // a connection that was refused was none
 	if err != nil {
 		return err
 	}
@@ -254,8 +277,7 @@ func runCommand(ctx context.Context, e *env, o *runOptions, args []string) error
 	took := time.Since(begin)
 	var leaks []usedPort
 	if err == nil {
-		leaks, err = fam.leaks(ctx, e, src)
-		time.Sleep(drainFor)
+		leaks, err = r.leaks(ctx, e, src)
 	}
 	cancel()
 	recordErr := unlessGone(<-recorded)
@@ -298,7 +320,7 @@ func (f *family) run(path string, args []string) (int, error) {
 	// a reader that went away.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	if err := c.Start(); err != nil {
-		return 0, fmt.Errorf("run %s: %w", identity.Safe(path), err)
+		return 0, cannotStart(path, err)
 	}
 	done := make(chan struct{})
 	defer close(done)
@@ -341,39 +363,104 @@ func fromTerminal(sig os.Signal) bool {
 	return err == nil && group == unix.Getpgrp()
 }
 
-// leaks are the sockets that the family still listens on. What ends together with the command has
-// a moment to do so.
-func (f *family) leaks(ctx context.Context, e *env, src source.Source) ([]usedPort, error) {
-	for last := time.Now().Add(drainFor); ; {
+// leaks are the sockets that still listen and are the family's: one of it has them, or has bound them,
+// wherever who has them is by now. What ends together with the command has a moment to do so. All events
+// of the command were read then.
+func (r *recorder) leaks(ctx context.Context, e *env, src source.Source) ([]usedPort, error) {
+	if err := r.readAll(); err != nil {
+		return nil, err
+	}
+	over := time.After(endsWithin)
+	for last := false; ; {
 		rows, _, err := socketRows(ctx, e, src, query.Values{"listening": {"true"}})
 		if err != nil {
 			return nil, err
 		}
 		var left []usedPort
 		for i := range rows {
-			s := &rows[i]
-			at := slices.IndexFunc(s.Holders, func(h render.Holder) bool { return f.has(h.PID) })
-			if at >= 0 {
-				left = append(left, usedPort{Event: "leak", Proto: s.Proto, LocalIP: s.LocalIP, LocalPort: s.LocalPort, Comm: s.Holders[at].Comm, Times: 1})
+			if leak, is := r.leak(&rows[i]); is {
+				left = append(left, leak)
 			}
 		}
-		if len(left) == 0 || time.Now().After(last) {
+		if len(left) == 0 || last {
 			return left, nil
 		}
-		time.Sleep(20 * time.Millisecond)
+		select {
+		case <-r.closed:
+		case <-over:
+			last = true
+		}
 	}
 }
 
-// recorder adds up what the family does. It is of one goroutine until record has returned.
+// leak tells whether a socket is the family's. A UDP socket whose port the kernel picked waits for
+// nobody: it is a client.
+func (r *recorder) leak(s *render.Socket) (usedPort, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	p := usedPort{Event: "leak", Proto: s.Proto, LocalIP: s.LocalIP, LocalPort: s.LocalPort, Times: 1}
+	where := boundTo{s.Proto, netip.AddrPortFrom(s.LocalIP, s.LocalPort), s.NetNS}
+	if r.picked[where] {
+		return p, false
+	}
+	_, bound := r.bound[where]
+	at := slices.IndexFunc(s.Holders, func(h render.Holder) bool { return r.family.has(h.PID) })
+	switch {
+	case at >= 0:
+		p.Comm = s.Holders[at].Comm
+	case bound && len(s.Holders) > 0:
+		p.Comm = s.Holders[0].Comm
+	}
+	return p, at >= 0 || bound
+}
+
+// readAll waits until every event that has happened was read: until one of its own is.
+func (r *recorder) readAll() error {
+	r.mu.Lock()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err == nil {
+		defer unix.Close(fd)
+		if err = unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err == nil {
+			var to unix.Sockaddr
+			if to, err = unix.Getsockname(fd); err == nil {
+				r.fencePort = uint16(to.(*unix.SockaddrInet4).Port)
+			}
+		}
+	}
+	r.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("mark the end of the events: %w", err)
+	}
+	select {
+	case <-r.fence:
+	case <-time.After(readWithin): // it was lost, or there are very many
+	}
+	return nil
+}
+
+// recorder adds up what the family does.
 type recorder struct {
 	o      *runOptions
 	out    io.Writer
 	style  render.Style
-	family *family
 	events source.Events
-	used   map[usedPort]int
-	bound  map[boundTo]usedPort // the bind, as it was counted, of what is bound now
 	line   []byte
+	closed chan struct{} // holds a token once one of the family has closed a socket
+	fence  chan struct{} // closed once the event of the fence was read
+
+	mu        sync.Mutex // of what follows, until record has returned
+	family    *family
+	used      map[usedPort]int
+	bound     map[boundTo]usedPort // the bind, as it was counted, of what is bound now
+	picked    map[boundTo]bool     // of those the ones that the kernel bound by itself
+	trying    map[connection]usedPort
+	fencePort uint16 // of the UDP socket that is the fence; 0: there is none yet
+}
+
+// connection is a TCP connection that is being made, as one of the family began it.
+type connection struct {
+	local, remote netip.AddrPort
+	netns         uint32
 }
 
 // record reads events until they end.
@@ -389,29 +476,45 @@ func (r *recorder) record() error {
 		case happened != source.Event:
 			continue
 		}
-		if r.line, err = r.events.AppendJSON(r.line[:0]); err != nil {
+		if err := r.events.Row(&ev); err != nil {
 			return err
 		}
-		ev = render.Event{}
-		if err := json.Unmarshal(r.line, &ev); err != nil {
-			return fmt.Errorf("read an event: %w", err)
-		}
-		if !r.family.did(&ev) {
+		if !r.take(&ev) || !r.o.verbose || ev.Event == tracer.EventEstablished.String() {
 			continue
 		}
-		r.add(&ev)
-		if !r.o.verbose {
-			continue
+		if r.o.jsonRows {
+			r.line, err = r.events.AppendJSON(r.line[:0])
+		} else {
+			r.line, err = r.events.AppendText(r.line[:0], r.style)
 		}
-		if !r.o.jsonRows {
-			if r.line, err = r.events.AppendText(r.line[:0], r.style); err != nil {
-				return err
-			}
+		if err != nil {
+			return err
 		}
 		if _, err := r.out.Write(r.line); err != nil {
 			return err
 		}
 	}
+}
+
+// take counts an event of the family, and tells whether it is one.
+func (r *recorder) take(ev *render.Event) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.fencePort != 0 && ev.LocalPort == r.fencePort && int(ev.PID) == os.Getpid() && ev.Event == tracer.EventBind.String() {
+		r.fencePort = 0
+		close(r.fence)
+	}
+	if !r.family.did(ev) {
+		return false
+	}
+	r.add(ev)
+	if ev.Event == tracer.EventClose.String() {
+		select {
+		case r.closed <- struct{}{}:
+		default: // it will be looked anyway
+		}
+	}
+	return true
 }
 
 // add counts an event. Ports that the kernel picked are one row, and what became a listener is no
@@ -422,32 +525,74 @@ func (r *recorder) add(ev *render.Event) {
 	bind, bound := r.bound[at]
 	switch ev.Event {
 	case tracer.EventEstablished.String():
+		delete(r.trying, connectionOf(ev))
 		return
 	case tracer.EventClose.String():
-		if !ev.RemoteIP.IsValid() { // else it is a connection of the listener
-			delete(r.bound, at)
-		}
+		r.close(ev, at)
 		return
 	case tracer.EventConnect.String():
 		p.LocalIP, p.LocalPort, p.RemoteIP, p.RemotePort = netip.Addr{}, 0, ev.RemoteIP, ev.RemotePort
+		if ev.Proto == tracer.TCP.String() && ev.Error == "" {
+			if r.trying == nil {
+				r.trying = make(map[connection]usedPort)
+			}
+			r.trying[connectionOf(ev)] = p
+		}
 	case tracer.EventBind.String():
 		if ev.Implicit || ev.RequestedPort != nil && *ev.RequestedPort == 0 {
 			p.LocalPort = 0
 		}
 		if ev.Error == "" {
 			r.bound[at] = p
+			if ev.Implicit {
+				if r.picked == nil {
+					r.picked = make(map[boundTo]bool)
+				}
+				r.picked[at] = true
+			}
 		}
 	case tracer.EventListen.String(), tracer.EventAccept.String():
 		if bound {
 			p.LocalPort = bind.LocalPort
 		}
 		if bound && ev.Event == tracer.EventListen.String() && ev.Error == "" {
-			if r.used[bind]--; r.used[bind] <= 0 {
-				delete(r.used, bind)
-			}
+			r.uncount(bind)
 		}
 	}
 	r.used[p]++
+}
+
+// uncount takes back what was counted.
+func (r *recorder) uncount(p usedPort) {
+	if r.used[p]--; r.used[p] <= 0 {
+		delete(r.used, p)
+	}
+}
+
+// close is the end of a socket. One that had not been connected yet says why not.
+func (r *recorder) close(ev *render.Event, at boundTo) {
+	if tried, ok := r.trying[connectionOf(ev)]; ok {
+		delete(r.trying, connectionOf(ev))
+		if ev.Error != "" {
+			r.uncount(tried)
+			tried.Error = ev.Error
+			r.used[tried]++
+		}
+	}
+	switch {
+	case ev.Proto == tracer.UDP.String():
+		for _, addr := range []netip.Addr{ev.LocalIP, netip.IPv4Unspecified(), netip.IPv6Unspecified()} { // as it was before connect()
+			at.local = netip.AddrPortFrom(addr, ev.LocalPort)
+			delete(r.bound, at)
+			delete(r.picked, at)
+		}
+	case !ev.RemoteIP.IsValid(): // else it is a connection of the listener
+		delete(r.bound, at)
+	}
+}
+
+func connectionOf(ev *render.Event) connection {
+	return connection{netip.AddrPortFrom(ev.LocalIP, ev.LocalPort), netip.AddrPortFrom(ev.RemoteIP, ev.RemotePort), ev.NetNS}
 }
 
 // boundTo is where a socket is bound.

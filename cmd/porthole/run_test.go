@@ -195,3 +195,71 @@ func TestRunRows(t *testing.T) {
 		t.Errorf("%v, want %s; %d are bound", got, want, len(r.bound))
 	}
 }
+
+// A connection that was refused has the error, one that was reset later none; a shell's exit codes stand
+// for commands that cannot be started.
+func TestRunErrors(t *testing.T) {
+	testutil.NewNetNS(t)
+	script := `import socket
+for n in range(2):
+    try: socket.create_connection(("127.0.0.1", 20199))
+    except ConnectionRefusedError: pass
+l = socket.create_server(("127.0.0.1", 20101))
+c = socket.create_connection(("127.0.0.1", 20101)); a, _ = l.accept()
+a.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0"); a.close() # with a reset
+try: c.recv(1)
+except ConnectionResetError: pass
+`
+	_, errs, code := (&isolated{child(t, "run", "--json", "--", "python3", "-c", script)}).output(t)
+	for _, want := range []string{
+		`{"event":"connect","proto":"tcp","remote_ip":"127.0.0.1","remote_port":20199,"comm":"python3","error":"ECONNREFUSED","times":2}`,
+		`{"event":"connect","proto":"tcp","remote_ip":"127.0.0.1","remote_port":20101,"comm":"python3","times":1}`,
+	} {
+		if code != exitDone || !strings.Contains(errs, want) {
+			t.Errorf("exit code %d, want %s in\n%s", code, want, errs)
+		}
+	}
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, []byte("no program"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]int{"no-such-command": 127, "/no/such/command": 127, file: 126} {
+		if _, errs, code := (&isolated{child(t, "run", "--", name)}).output(t); code != want || !strings.Contains(errs, name) {
+			t.Errorf("%s: exit code %d, want %d; %q", name, code, want, errs)
+		}
+	}
+}
+
+// What stays is a leak if the command's own socket waits for others, wherever who has it went: not the
+// socket of a client.
+func TestRunLeaks(t *testing.T) {
+	testutil.NewNetNS(t)
+	root, err := ownCgroup()
+	if err != nil {
+		t.Fatal(err)
+	}
+	pidFile := filepath.Join(t.TempDir(), "pid")
+	script := fmt.Sprintf(`import os, socket
+read, write = os.pipe()
+if os.fork():
+    os.close(write); os.read(read, 1); os._exit(0)
+for n in (0, 1, 2): os.close(n)
+s = socket.create_server(("127.0.0.1", 20101))
+client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); client.sendto(b"x", ("127.0.0.1", 9))
+server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); server.bind(("127.0.0.1", 20102))
+open(%q, "w").write(str(os.getpid()))
+open(%q, "w").write(str(os.getpid()))
+os.write(write, b"x"); os.close(write)
+s.accept()
+`, filepath.Join(root, "cgroup.procs"), pidFile)
+	_, errs, code := (&isolated{child(t, "run", "--json", "--fail-on-leak", "--", "python3", "-c", script)}).output(t)
+	if text, err := os.ReadFile(pidFile); err != nil {
+		t.Error(err)
+	} else if pid, err := strconv.Atoi(string(text)); err != nil || syscall.Kill(pid, syscall.SIGKILL) != nil {
+		t.Errorf("the daemon %q cannot be ended: %v", text, err)
+	}
+	if code != exitNo || strings.Count(errs, `"event":"leak"`) != 2 || !strings.Contains(errs, `{"event":"leak","proto":"tcp","local_ip":"127.0.0.1","local_port":20101`) ||
+		!strings.Contains(errs, `{"event":"leak","proto":"udp","local_ip":"127.0.0.1","local_port":20102`) {
+		t.Errorf("exit code %d:\n%s", code, errs)
+	}
+}
