@@ -108,7 +108,7 @@ func serve(ctx context.Context, e *env, o *serveOptions) error {
 	}
 	err := agent.Run(ctx, cfg)
 	tail.Wait()
-	return errors.Join(err, tailErr)
+	return errors.Join(whoHasIt(ctx, err), tailErr)
 }
 
 // setStore reads the flags of the history on disk.

@@ -565,7 +565,7 @@ func TestAgentRefused(t *testing.T) {
 		args []string
 		want string
 	}{
-		{[]string{"--web.listen-address", taken}, "address already in use"},
+		{[]string{"--web.listen-address", taken}, fmt.Sprintf("address already in use: porthole.test (pid %d) has it", os.Getpid())},
 		{[]string{"--web.listen-address", "nonsense"}, "nonsense"},
 		{[]string{"--web.config.file", config}, config},
 		{[]string{"--socket", notSocket, "--web.listen-address="}, notSocket + " is there and is no socket"},
