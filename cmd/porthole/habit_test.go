@@ -65,9 +65,9 @@ func splitOptions(words []string) []string {
 
 // The same sockets are listed however they are asked for.
 func TestKernelHabits(t *testing.T) {
-	testutil.NewNetNS(t)
+	ns := fmt.Sprint(testutil.NewNetNS(t)) // others may have the port elsewhere
 	port := fmt.Sprint(listen(t, "127.0.0.1:0").Port)
-	want, _, _ := command(t, "ls", "-t", "--lport", port)
+	want, _, _ := command(t, "ls", "--netns", ns, "-t", "--lport", port)
 	if strings.Count(want, "\n") != 2 || !strings.Contains(want, "127.0.0.1:"+port) {
 		t.Fatalf("ls --lport:\n%s", want)
 	}
@@ -75,25 +75,25 @@ func TestKernelHabits(t *testing.T) {
 		"-tlnp sport = :" + port, "-i :" + port, "-iTCP:" + port + " -sTCP:LISTEN", ":" + port, "127.0.0.1:" + port, "http://localhost:" + port + "/",
 		"-p " + fmt.Sprint(os.Getpid()) + " -i :" + port, "--tree " + fmt.Sprint(os.Getppid()) + " " + port, "--addr 127.0.0.0/8 " + port, "state listening sport = :" + port,
 	} {
-		if got, errs, code := command(t, append([]string{"ls"}, strings.Fields(typed)...)...); got != want || code != exitDone || errs != "" {
+		if got, errs, code := command(t, append([]string{"ls", "--netns", ns}, strings.Fields(typed)...)...); got != want || code != exitDone || errs != "" {
 			t.Errorf("ls %s: exit code %d, stderr %q\n%s\nwant\n%s", typed, code, errs, got, want)
 		}
 	}
 	_, body, _ := strings.Cut(want, "\n")
-	if got, _, _ := command(t, "ls", "-Ht", port); got != body {
+	if got, _, _ := command(t, "ls", "--netns", ns, "-Ht", port); got != body {
 		t.Errorf("ls -H: %q, want %q", got, body)
 	}
-	if out, errs, code := command(t, "ls", "--since", "1h", port, "--local"); code != exitDone || strings.Count(out, "\n") != 1 || !strings.Contains(errs, "1 more sockets match") {
+	if out, errs, code := command(t, "ls", "--netns", ns, "--since", "1h", port, "--local"); code != exitDone || strings.Count(out, "\n") != 1 || !strings.Contains(errs, "1 more sockets match") {
 		t.Errorf("--since of the kernel: exit code %d, %q, stderr %q", code, out, errs)
 	}
 }
 
 // Of several ports and ranges who answers about each that somebody has.
 func TestKernelWhoSeveral(t *testing.T) {
-	testutil.NewNetNS(t)
+	ns := fmt.Sprint(testutil.NewNetNS(t))
 	a, b := listen(t, "127.0.0.1:20101").Port, listen(t, "127.0.0.1:20103").Port
 	for args, want := range map[string][]int{"20101 20103": {a, b}, "20100-20110": {a, b}, "20102 20103": {20102, b}, "20104-20110": nil, "20103 20101-20102": {b, a}} {
-		out, errs, code := command(t, append([]string{"who", "--json"}, strings.Fields(args)...)...)
+		out, errs, code := command(t, append([]string{"who", "--json", "--netns", ns}, strings.Fields(args)...)...)
 		if code != count(len(want) == 0) || errs != "" || strings.Count(out, "\n") != len(want) {
 			t.Errorf("who %s: exit code %d, stderr %q\n%s", args, code, errs, out)
 		}

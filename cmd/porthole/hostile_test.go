@@ -274,7 +274,8 @@ func TestAgentHostileClients(t *testing.T) {
 	slowClients(t, socket)
 	counted, asked := manyRequests(t, socket), 1000
 	// A few answers of a kind are made at a time, and others wait for ten seconds.
-	if counted[http.StatusOK] < 200 || counted[http.StatusOK]+counted[http.StatusServiceUnavailable] != asked {
+	// Whose request does not come within its time, on a busy machine, is cut off (0).
+	if counted[http.StatusOK] < 200 || counted[0] > asked/100 || counted[0]+counted[http.StatusOK]+counted[http.StatusServiceUnavailable] != asked {
 		t.Errorf("status codes of a thousand requests at once: %v", counted)
 	}
 	if code, _ := get(t, socket, "GET", "/readyz"); code != http.StatusOK {
@@ -318,7 +319,9 @@ func manyRequests(t *testing.T, socket string) map[int]int {
 				resp, err = overUnix(socket).Get("http://porthole" + path)
 			}
 			if err != nil {
-				t.Errorf("%s: %v", path, err)
+				if !errors.Is(err, io.EOF) {
+					t.Errorf("%s: %v", path, err)
+				}
 				codes <- 0
 				return
 			}
