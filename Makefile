@@ -160,7 +160,8 @@ bench-kernels: deps
 bench: MORE_NEEDS := bpftrace=bpftrace netstat=net-tools
 bench: deps build
 	@$(GO) test -c -o tracer.test ./tracer
-	@$(GO) run -exec '$(SUDO)' ./test/bench -porthole ./porthole -decode ./tracer.test
+	@$(GO) test -c -o store.test ./internal/store
+	@$(GO) run -exec '$(SUDO)' ./test/bench -porthole ./porthole -decode ./tracer.test -store ./store.test
 
 ## lint: look for mistakes in the Go code
 .PHONY: lint
@@ -208,4 +209,4 @@ install: build
 ## clean: remove what build made
 .PHONY: clean
 clean:
-	rm -f porthole tracer.test test-here.log
+	rm -f porthole tracer.test store.test test-here.log

@@ -39,9 +39,13 @@ func (a *Server) status(w http.ResponseWriter, r *http.Request) error {
 	if err := a.cfg.Names.Cgroups.Kubelet.Err(); err != nil {
 		report.PartialView = append(slices.Clip(report.PartialView), fmt.Sprintf("pods have no labels, or old ones: %v", err))
 	}
+	tenancies := a.cfg.Tracer.History().Len()
+	if a.cfg.History != nil {
+		tenancies = int(a.cfg.History.Store.Stats().Records)
+	}
 	return writeObject(w, Status{
 		Report: report, Version: a.cfg.Version, Since: render.Stamp{Time: a.cfg.Since}, Ready: a.ready.Load(),
 		Events: stats.Decoded, Lost: stats.Lost() + stats.Bad, Clients: a.feed.len(),
-		OpenSockets: a.cfg.Tracer.Table().Len(), Tenancies: a.cfg.Tracer.History().Len(),
+		OpenSockets: a.cfg.Tracer.Table().Len(), Tenancies: tenancies,
 	})
 }

@@ -912,6 +912,9 @@ func (w *portWriter) tenancy(t *Tenancy, times int) {
 	if t.UntilAbout {
 		ended, held = "ended about ", "for at most "
 	}
+	if t.UntilKnown != nil { // the agent ended first
+		ended, held = "last seen ", "for at least "
+	}
 	if !t.Since.IsZero() {
 		parts = append(parts, held+duration(time.Duration(t.DurationNS)))
 	}

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -29,13 +31,14 @@ type Query struct {
 
 // Note is what an answer lacks.
 type Note struct {
-	Damaged int // stretches that cannot be read: a bit flipped, or a disk that failed
-	Newer   int // segments of a newer version of porthole
+	Damaged int  // stretches that cannot be read: a bit flipped, or a disk that failed
+	Newer   int  // segments of a newer version of porthole
+	Unseen  bool // at no moment that is asked about an agent is known to have looked
 	Errors  []error
 }
 
 // Any tells whether anything is lacking.
-func (n *Note) Any() bool { return n.Damaged+n.Newer+len(n.Errors) > 0 }
+func (n *Note) Any() bool { return n.Damaged+n.Newer+len(n.Errors) > 0 || n.Unseen }
 
 // String says what is lacking, "" where nothing is.
 func (n *Note) String() string {
@@ -45,6 +48,9 @@ func (n *Note) String() string {
 	}
 	if n.Newer > 0 {
 		parts = append(parts, fmt.Sprintf("%d segments of the history are of a newer version of porthole and left out", n.Newer))
+	}
+	if n.Unseen {
+		parts = append(parts, "no agent was running then, as far as the history reaches")
 	}
 	for _, err := range n.Errors {
 		parts = append(parts, err.Error())
@@ -118,9 +124,11 @@ func (h *openHeap) add(at uint64, row *Row) {
 
 // source is what an answer is made from.
 type source struct {
+	indexes *indexes // nil: none are kept
 	dir     string
 	pending map[uint64]pending                            // by number of the segment
 	boot    [16]byte                                      // of open
+	alive   uint64                                        // number of the segment of ports that another process writes; 0: none
 	open    func(q *Query, add func(at uint64, row *Row)) // nil: none
 }
 
@@ -150,6 +158,9 @@ func (s *source) rows(q *Query, note *Note) iter.Seq2[*Row, error] {
 			}
 		}
 		slices.SortFunc(files, func(a, b file) int { return cmp.Compare(a.seq, b.seq) })
+		if !q.Since.IsZero() && !q.Until.IsZero() {
+			note.Unseen = !s.watched(files, q.Since.UnixNano(), q.Until.UnixNano())
+		}
 		var open openHeap
 		if s.open != nil {
 			s.open(q, open.add)
@@ -197,6 +208,87 @@ func (s *source) rows(q *Query, note *Note) iter.Seq2[*Row, error] {
 			sc.advance()
 		}
 	}
+}
+
+// indexes are those of segments that were read before: they do not change.
+type indexes struct {
+	mu   sync.Mutex
+	kept map[uint64]*index // by number of the segment
+}
+
+// maxIndexes is how many are kept: those of a history of the usual size, 2 MB.
+const maxIndexes = DefaultMaxSize / maxSegment
+
+// of returns the index of a segment; nil: it is not kept.
+func (x *indexes) of(seq uint64) *index {
+	if x == nil {
+		return nil
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.kept[seq]
+}
+
+// keep keeps an index, instead of the oldest where there are too many.
+func (x *indexes) keep(seq uint64, one *index) {
+	if x == nil {
+		return
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.kept == nil {
+		x.kept = make(map[uint64]*index)
+	}
+	if len(x.kept) >= maxIndexes {
+		delete(x.kept, slices.Min(slices.Collect(maps.Keys(x.kept))))
+	}
+	x.kept[seq] = one
+}
+
+// watched tells whether an agent looked at some moment of a time, as far as the segments of ports tell.
+func (s *source) watched(files []file, since, until int64) bool {
+	type span struct{ from, to int64 }
+	runs := make(map[[16]byte]*span)
+	var buf []byte
+	for _, f := range files {
+		p, writing := s.pending[f.seq]
+		h, err := p.head, error(nil)
+		if !writing {
+			h, err = readHead(f.path)
+		}
+		if err != nil || h.class != ofPorts {
+			continue
+		}
+		end := h.created.wall
+		var x index
+		switch {
+		case writing || f.seq == s.alive:
+			end = time.Now().UnixNano()
+		default:
+			var ended bool
+			if buf, ended = readIndex(f.path, &x, buf); ended {
+				blk, _ := cutBlock(buf, indexMagic)
+				end = blk.at.wall
+			} else if data, err := readFile(f.path, nil, -1); err == nil {
+				var seg segment
+				if seg.parse(data) == nil && len(seg.blocks) > 0 {
+					end = seg.blocks[len(seg.blocks)-1].at.wall
+				}
+			}
+		}
+		r := runs[h.run]
+		if r == nil {
+			r = &span{h.created.wall, end}
+			runs[h.run] = r
+		}
+		r.from, r.to = min(r.from, h.created.wall), max(r.to, end)
+	}
+	for _, r := range runs {
+		if r.from <= until && since <= r.to {
+			return true
+		}
+	}
+	return false
 }
 
 // wanted is a Query as records are compared with it.
@@ -356,9 +448,15 @@ func (s *scan) advance() {
 func (s *scan) open(f file) bool {
 	p, isPending := s.from.pending[f.seq]
 	if !isPending {
-		var x index
-		var sealed bool
-		if s.tail, sealed = readIndex(f.path, &x, s.tail); sealed && !s.want.maybe(&x) {
+		x := s.from.indexes.of(f.seq)
+		sealed := x != nil
+		if !sealed {
+			x = new(index)
+			if s.tail, sealed = readIndex(f.path, x, s.tail); sealed {
+				s.from.indexes.keep(f.seq, x)
+			}
+		}
+		if sealed && !s.want.maybe(x) {
 			return false
 		}
 	}

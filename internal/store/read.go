@@ -9,7 +9,7 @@ import (
 // Rows ranges over the rows that are asked for, the latest first. open tells of the sockets that are open
 // now; nil: none are. note is what is lacking, once it has ended.
 func (s *Store) Rows(q *Query, open func(add func(*Entry)), note *Note) iter.Seq2[*Row, error] {
-	from := source{dir: s.cfg.Dir, boot: s.head.boot, pending: s.pending()}
+	from := source{indexes: &s.indexes, dir: s.cfg.Dir, boot: s.head.boot, pending: s.pending()}
 	if open != nil {
 		from.open = func(q *Query, add func(uint64, *Row)) { s.openNow(q, open, add) }
 	}
@@ -121,6 +121,11 @@ func Read(dir string, q *Query, note *Note) iter.Seq2[*Row, error] {
 		alive := inUse(dir)
 		if len(runs) > 0 {
 			from.boot = runs[len(runs)-1].newest.boot
+		}
+		for _, f := range files {
+			if alive && f.class == ofPorts {
+				from.alive = f.seq
+			}
 		}
 		from.open = func(q *Query, add func(uint64, *Row)) {
 			want := q.wants()

@@ -134,6 +134,8 @@ type Store struct {
 	kick  chan struct{}
 	segAt int64 // size at which a segment is finished
 
+	indexes indexes
+
 	flushing sync.Mutex // of whoever writes to files; before mu
 
 	mu      sync.Mutex

@@ -707,3 +707,80 @@ func ExampleReasons() {
 	fmt.Println(Reasons())
 	// Output: [full read_only gone slow io events]
 }
+
+// Who asks about a time when no agent looked is told so.
+func TestUnseen(t *testing.T) {
+	c := &clock{begin}
+	dir := t.TempDir()
+	at := func(min int) time.Time { return time.Unix(0, begin.wall).Add(time.Duration(min) * time.Minute) }
+	for range 2 { // for ten minutes each, an hour apart
+		s := openAt(t, dir, c)
+		l := listener(80, c)
+		s.Add(Held, &l)
+		c.pass(10 * time.Minute)
+		l.At = time.Duration(c.boot)
+		s.Add(Held, &l)
+		s.Close(nil)
+		c.pass(50 * time.Minute)
+	}
+	for min, want := range map[int]bool{-1: true, 5: false, 30: true, 65: false, 80: true} {
+		var note Note
+		collect(t, Read(dir, &Query{Since: at(min), Until: at(min).Add(time.Minute - 1)}, &note))
+		if note.Unseen != want {
+			t.Errorf("minute %d: unseen %v, want %v", min, note.Unseen, want)
+		}
+	}
+}
+
+// BenchmarkPast asks a history of the usual size: for the last of a port that many have, and for one that
+// nobody ever had.
+func BenchmarkPast(b *testing.B) {
+	c := &clock{begin}
+	s, err := Open(Config{Dir: b.TempDir(), MaxSize: DefaultMaxSize, MaxAge: DefaultMaxAge, Log: quiet(), clock: c.now})
+	if err != nil {
+		b.Fatal(err)
+	}
+	e := connection(1, c)
+	e.Role = tracer.RoleServer
+	for i := 0; s.seq < DefaultMaxSize/maxSegment; i++ {
+		c.pass(time.Millisecond)
+		e.At = time.Duration(c.boot)
+		e.Local, e.Remote = netip.AddrPortFrom(e.Local.Addr(), 443), netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), uint16(32768+i%28232))
+		s.Add(Held, &e)
+		if i%2000 == 0 {
+			if err := s.Flush(); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	if err := s.Close(nil); err != nil {
+		b.Fatal(err)
+	}
+	if s, err = Open(Config{Dir: s.cfg.Dir, MaxSize: DefaultMaxSize, MaxAge: DefaultMaxAge, Log: quiet(), clock: c.now}); err != nil {
+		b.Fatal(err)
+	}
+	defer s.Close(nil)
+	for _, of := range []struct {
+		what string
+		port uint16
+		want int
+	}{{"Common", 443, 20}, {"Never", 7, 0}} {
+		b.Run(of.what, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				n := 0
+				for _, err := range s.Rows(&Query{Local: []uint16{of.port}}, nil, new(Note)) {
+					if err != nil {
+						b.Fatal(err)
+					}
+					if n++; n == 20 {
+						break
+					}
+				}
+				if n != of.want {
+					b.Fatalf("%d rows, want %d", n, of.want)
+				}
+			}
+		})
+	}
+}

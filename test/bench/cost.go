@@ -265,25 +265,55 @@ func (b *bench) decodeCost() error {
 	if b.decode == "" {
 		return nil
 	}
-	out, err := b.command(b.decode, "-test.run=^$", "-test.bench=DecodeApply$", "-test.benchtime=0.3s",
-		fmt.Sprintf("-test.count=%d", b.runs)).Output()
+	ns, allocs, err := b.goBench(b.decode, "DecodeApply$", "0.3s")
 	if err != nil {
 		return fmt.Errorf("run benchmark of the tracer: %w", err)
-	}
-	var ns, allocs []float64
-	for line := range strings.Lines(string(out)) {
-		var name string
-		var n, bytes int
-		var took, made float64
-		if got, _ := fmt.Sscanf(line, "%s %d %g ns/op %d B/op %g allocs/op", &name, &n, &took, &bytes, &made); got == 5 {
-			ns, allocs = append(ns, took), append(allocs, made)
-		}
-	}
-	if len(ns) != b.runs {
-		return fmt.Errorf("run benchmark of the tracer: %d results, want %d:\n%s", len(ns), b.runs, out)
 	}
 	b.row("for each event", "", "", "", "")
 	b.row("  to decode and apply it", b.short(median(ns)), "", "", "<= 250 ns")
 	b.row("  allocations", fmt.Sprint(median(allocs)), "", "", "0")
+	return nil
+}
+
+// goBench runs a benchmark of a test binary, once a run.
+func (b *bench) goBench(binary, name, long string) (ns, allocs []float64, err error) {
+	out, err := b.command(binary, "-test.run=^$", "-test.bench="+name, "-test.benchtime="+long, fmt.Sprintf("-test.count=%d", b.runs)).Output()
+	if err != nil {
+		return nil, nil, err
+	}
+	for line := range strings.Lines(string(out)) {
+		var name string
+		var n int
+		var took, size, made float64
+		if got, _ := fmt.Sscanf(line, "%s %d %g ns/op %g B/op %g allocs/op", &name, &n, &took, &size, &made); got == 5 {
+			ns, allocs = append(ns, took), append(allocs, made)
+		}
+	}
+	if len(ns) != b.runs {
+		return nil, nil, fmt.Errorf("%d results, want %d:\n%s", len(ns), b.runs, out)
+	}
+	return ns, allocs, nil
+}
+
+// storeCost is what the history on disk costs for each tenancy, and how fast it answers.
+func (b *bench) storeCost() error {
+	if b.store == "" {
+		return nil
+	}
+	b.row("history on disk", "", "", "", "")
+	for _, of := range []struct{ what, name, goal string }{
+		{"to keep a tenancy, of 48 bytes", "Add$", "<= 200 ns"},
+		{"the last 20 of a common port, of 256 MiB", "Past$/^Common$", "<= 50 ms"},
+		{"a port that nobody ever had", "Past$/^Never$", "<= 5 ms"},
+	} {
+		ns, allocs, err := b.goBench(b.store, of.name, "0.3s")
+		if err != nil {
+			return fmt.Errorf("run benchmark of the history: %w", err)
+		}
+		b.row("  "+of.what, b.short(median(ns)), "", "", of.goal)
+		if of.name == "Add$" {
+			b.row("    allocations", fmt.Sprint(median(allocs)), "", "", "0")
+		}
+	}
 	return nil
 }

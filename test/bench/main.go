@@ -37,6 +37,7 @@ type bench struct {
 	ctx      context.Context
 	porthole string // path of the binary
 	decode   string // test binary of the tracer
+	store    string // test binary of the history on disk
 	counting bool   // the clock counts instructions
 	runs     int    // of everything, interleaved; thrice as many of what is short
 	cycles   int    // connections a run
@@ -69,6 +70,7 @@ func measure() error {
 	var b bench
 	flag.StringVar(&b.porthole, "porthole", "./porthole", "the `binary` to measure")
 	flag.StringVar(&b.decode, "decode", "", "the test `binary` of the tracer; empty: its benchmark is left out")
+	flag.StringVar(&b.store, "store", "", "the test `binary` of the history on disk; empty: its benchmarks are left out")
 	flag.IntVar(&b.runs, "runs", 7, "runs of each side, interleaved, at least 5; thrice as many where a run is short")
 	flag.IntVar(&b.cycles, "cycles", 20000, "connections a run")
 	hooks := flag.String("hooks", "", "only what the hooks of these `tiers`, as fentry,tracepoint, cost in the kernel")
@@ -103,7 +105,7 @@ func measure() error {
 	if *top {
 		return b.print(b.topCost, b.topMany)
 	}
-	return b.print(b.connectionCost, b.latency, b.decodeCost, b.systemCallCost, b.listSockets, b.topCost, b.topMany, b.startUp, b.footprint)
+	return b.print(b.connectionCost, b.latency, b.decodeCost, b.storeCost, b.systemCallCost, b.listSockets, b.topCost, b.topMany, b.startUp, b.footprint)
 }
 
 // print measures the parts and prints the table, as far as it got.
