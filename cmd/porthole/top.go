@@ -14,6 +14,7 @@ import (
 	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/internal/render"
 	"github.com/porthole-dev/porthole/internal/source"
+	"github.com/porthole-dev/porthole/internal/store"
 	"github.com/porthole-dev/porthole/internal/top"
 	"github.com/porthole-dev/porthole/tracer"
 )
@@ -86,7 +87,7 @@ func runTop(cmd *cobra.Command, e *env, o *topOptions, words []string) error {
 	o.agent.less = true // than root sees
 	quiet := *e
 	quiet.stderr, quiet.errStyle = notes, render.Style{} // whole lines
-	src, err := o.agent.open(&quiet, &source.Local{Hooks: o.hooks.config()}, tracer.CheckSnapshot())
+	src, err := o.agent.open(&quiet, &source.Local{Hooks: o.hooks.config(), Dir: store.DefaultDir}, tracer.CheckSnapshot())
 	if err != nil {
 		return err
 	}

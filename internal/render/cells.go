@@ -58,13 +58,13 @@ func (ev *Event) Ends() (local, remote string) {
 // Ends are the local address and the destination of a way to get a port, as headroom shows them.
 func (h *Headroom) Ends() (from, to string) { return h.from(), h.to() }
 
-// Ends are both ends of a tenancy, "" where there is none.
-func (t *Tenancy) Ends() (local, remote string) {
-	local = AddrPort(netip.AddrPortFrom(t.LocalIP, t.LocalPort))
-	if t.RemoteIP.IsValid() {
-		remote = AddrPort(netip.AddrPortFrom(t.RemoteIP, t.RemotePort))
-	}
-	return local, remote
+// At is when the last happened to it.
+func (r *Tenancy) At() time.Time { return r.at() }
+
+// Cells are when it ended, how long it lasted, and what was done with which addresses, as history shows
+// them.
+func (r *Tenancy) Cells(now time.Time) (until, lasted, what string) {
+	return r.untilCell(now), r.forCell(now), r.whatCell()
 }
 
 // Words says why an event failed, who is in the way, and what else there is to tell of it.

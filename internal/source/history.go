@@ -94,20 +94,3 @@ func (r *Remote) Past(ctx context.Context, q *query.History) (*Past, error) {
 	}
 	return &Past{rows, lacking, a.Close}, nil
 }
-
-// History is Past, with all its rows at once.
-func (r *Remote) History(ctx context.Context, q *query.History) ([]render.Tenancy, error) {
-	past, err := r.Past(ctx, q)
-	if err != nil {
-		return nil, err
-	}
-	defer past.Close()
-	var rows []render.Tenancy
-	for row, err := range past.Rows {
-		if err != nil {
-			return nil, err
-		}
-		rows = append(rows, *row)
-	}
-	return rows, nil
-}

@@ -109,7 +109,18 @@ func TestRemoteRows(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	past, err := r.History(t.Context(), asks)
+	answered, err := r.Past(t.Context(), asks)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer answered.Close()
+	var past []render.Tenancy
+	for row, rowErr := range answered.Rows {
+		if err = rowErr; err != nil {
+			break
+		}
+		past = append(past, *row)
+	}
 	if uri := <-asked; err != nil || len(past) != 1 || past[0].Comm != "a" || uri != "/v1/history?limit=7&port=80" {
 		t.Errorf("%s: %+v, %v", uri, past, err)
 	}

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/pflag"
 
@@ -15,7 +16,7 @@ import (
 )
 
 // Kinds are those of all filters that a view has.
-const Kinds = query.OfSockets | query.OfEvents | query.OfHeadroom
+const Kinds = query.OfSockets | query.OfEvents | query.OfHeadroom | query.OfHistory
 
 // filter is what is shown: flags as commands have them, and words that are searched for in what those
 // let pass.
@@ -92,7 +93,8 @@ func (f *filter) check() error {
 	_, sockets := query.ParseSockets(f.of(query.OfSockets))
 	_, events := query.ParseEvents(f.of(query.OfEvents))
 	_, headroom := query.ParseHeadroom(f.of(query.OfHeadroom))
-	for _, err := range []error{sockets, events, headroom} {
+	_, history := f.history(false, time.Now())
+	for _, err := range []error{sockets, events, headroom, history} {
 		if wrong := (*query.Wrong)(nil); errors.As(err, &wrong) && wrong.Param {
 			return fmt.Errorf("--%w", err)
 		} else if err != nil {
@@ -118,7 +120,7 @@ func (f *filter) without(kind query.Kind) []string {
 	has := f.of(kind)
 	var names []string
 	for _, name := range slices.Sorted(maps.Keys(f.values)) {
-		if _, ok := has[name]; !ok {
+		if _, ok := has[name]; !ok && !(name == "since" && kind == query.OfHistory) {
 			names = append(names, "--"+name)
 		}
 	}

@@ -37,6 +37,8 @@ func (v viewID) kind() query.Kind {
 		return query.OfHeadroom
 	case eventsView:
 		return query.OfEvents
+	case historyView:
+		return query.OfHistory
 	}
 	return query.OfSockets
 }
@@ -299,7 +301,8 @@ func (m *model) ask(v viewID) tea.Cmd {
 		case connsView:
 			m.readConns(&a, &f)
 		case historyView:
-			m.readHistory(&a, &f)
+			m.readHistory(&a, &f, all)
+			a.err = errNoHistory(a.err)
 		default:
 			m.readPorts(&a, &f, all)
 		}

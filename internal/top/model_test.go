@@ -155,7 +155,7 @@ func (s *screen) answerConns(all ...render.Headroom) {
 }
 
 func (s *screen) answerHistory(all ...render.Tenancy) {
-	rows := tenancyRows(s.cfg.renderer(), all)
+	rows := tenancyRows(s.cfg.renderer(), all, now)
 	s.update(answer{view: historyView, gen: s.states[historyView].gen, at: now, set: func() { s.history.set(rows) }})
 }
 
@@ -286,11 +286,13 @@ func tenancies(t *testing.T) []render.Tenancy {
 		}
 		return h
 	}
+	open := had("0.0.0.0:22", "", 812, "sshd", 0, 0)
+	open.Role, open.Open, open.KnownSince, open.Until = "listener", true, render.Stamp{Time: now.Add(-26 * time.Hour)}, render.Stamp{}
 	web := had("0.0.0.0:5000", "", 4242, "flask", 9*time.Hour, 50*time.Hour)
-	web.Container = &identity.Container{ID: "0123456789ab", Name: "web"}
+	web.Role, web.Container = "listener", &identity.Container{ID: "0123456789ab", Name: "web"}
 	refused := had("192.0.2.7:40000", "203.0.113.80:443", 31676, "node", 3*time.Second, 150*time.Microsecond)
-	refused.Error = "ECONNREFUSED"
-	return []render.Tenancy{refused, had("[2001:db8::7]:40001", "[2001:db8:85a3:1234:0:8a2e:370:7334]:5432", 4711, "日本語のサーバー", 5*time.Minute, 0), web}
+	refused.Role, refused.Error = "client", "ECONNREFUSED"
+	return []render.Tenancy{open, refused, had("[2001:db8::7]:40001", "[2001:db8:85a3:1234:0:8a2e:370:7334]:5432", 4711, "日本語のサーバー", 5*time.Minute, 0), web}
 }
 
 // What every view shows, on a small terminal and on a wide one.

@@ -131,11 +131,8 @@ func plural(n int, what string) string {
 // summary says how much is shown of what.
 func (m *model) summary() string {
 	shown, all := m.list().counts()
-	what := [viewCount]string{"port", "destination", "event", "tenancy"}[m.view]
+	what := [viewCount]string{"port", "destination", "event", "line"}[m.view]
 	text := plural(all, what)
-	if m.view == historyView && all != 1 {
-		text = fmt.Sprintf("the last %d tenancies", all)
-	}
 	if m.view == eventsView {
 		text = m.counted()
 	}
@@ -145,21 +142,21 @@ func (m *model) summary() string {
 	if m.view == portsView && (m.all || m.filter.asksForAll()) {
 		text += ", of every socket"
 	}
-	if names := m.notHere(); len(names) > 0 {
+	if m.view == historyView {
+		if all == maxTenancies {
+			text = "the latest " + text
+		}
+		if text += " of listeners, binds and failures"; m.all || m.filter.asksForAll() {
+			text += ", and of connections"
+		}
+	}
+	if names := m.filter.without(m.view.kind()); len(names) > 0 {
 		text += "   not here: " + strings.Join(names, " ")
 	}
 	if m.filter.text != "" {
 		text += "   filter: " + identity.Safe(m.filter.text)
 	}
 	return m.cut(text)
-}
-
-// notHere names the filters that the view does not have.
-func (m *model) notHere() []string {
-	if m.view == historyView {
-		return m.filter.without(0)
-	}
-	return m.filter.without(m.view.kind())
 }
 
 // counted counts events.
@@ -215,6 +212,6 @@ func (m *model) bottom() string {
 		return m.yellow(m.cut(identity.Safe(s.note)))
 	}
 	return m.faint(m.cut("q quit  ? help  / filter  s sort  space pause  y copy  " + [viewCount]string{
-		portsView: "enter who  K end  a all", connsView: "enter headroom  K end", eventsView: "enter who", historyView: "enter who",
+		portsView: "enter who  K end  a all", connsView: "enter headroom  K end", eventsView: "enter who", historyView: "enter who  a connections",
 	}[m.view]))
 }
