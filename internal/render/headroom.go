@@ -160,10 +160,6 @@ func (t *spaceText) printf(format string, args ...any) {
 func (t *spaceText) write() {
 	quiet := t.top == Busy && !slices.ContainsFunc(t.rows, func(h Headroom) bool { return h.percent() > 0 })
 	failing := t.failing()
-	if failing {
-		t.advice()
-		t.printf("\n")
-	}
 	first := &t.rows[0]
 	reserved := ""
 	if first.Reserved > 0 {
@@ -184,8 +180,12 @@ func (t *spaceText) write() {
 		return
 	}
 	t.table()
+	lines := advice(t.rows)
 	if !failing {
-		t.advice()
+		lines = append(remedies(t.rows), lines...)
+	}
+	for _, line := range lines {
+		t.printf("  * %s\n", line)
 	}
 }
 
@@ -206,37 +206,57 @@ func number(n int, what string) string {
 	return fmt.Sprintf("%d %s", n, what)
 }
 
-func (t *spaceText) advice() {
-	for _, line := range advice(t.rows) {
-		t.printf("  * %s\n", line)
-	}
-}
-
 // maxFailing is how many of the calls that fail are named.
 const maxFailing = 3
 
-// failing says which calls fail now, those of connect() first, and because of whom; false: none does.
+// failing says which calls fail now, and because of whom, and what helps against that; false: none
+// does. That bind() to port 0 fails besides connect() is said in a word.
 func (t *spaceText) failing() bool {
 	rows := slices.DeleteFunc(slices.Clone(t.rows), func(h Headroom) bool { return h.Free > 0 || h.Op == "implicit_bind" && !h.LocalIP.Is4() })
+	if len(rows) == 0 {
+		return false
+	}
 	slices.SortStableFunc(rows, byOp)
+	binds := 0
+	if rows[0].Op != "bind" {
+		all := len(rows)
+		rows = slices.DeleteFunc(rows, func(h Headroom) bool { return h.Op == "bind" })
+		binds = all - len(rows)
+	}
 	for i := range rows[:min(len(rows), maxFailing)] {
 		h := &rows[i]
 		t.printf("%s\n", t.style.Bold(t.name+": ")+t.style.Red(h.fails()))
-		switch {
-		case h.Capacity == 0:
-			t.printf("  every port of the range is reserved\n")
-		case h.Blocked == 0:
-			t.printf("  all %d ports are used%s\n", h.Used, byUsers(h.Holders))
-		case h.Used == 0:
-			t.printf("  all %d ports are blocked%s\n", h.Blocked, byUsers(h.BlockedBy))
-		default:
-			t.printf("  %d ports are used%s; %d are blocked%s\n", h.Used, byUsers(h.Holders), h.Blocked, byUsers(h.BlockedBy))
-		}
+		t.printf("  %s\n", h.taken())
 	}
 	if more := len(rows) - maxFailing; more > 0 {
 		t.printf("  and %s, see below\n", count(more, "more such call", "more such calls"))
 	}
-	return len(rows) > 0
+	if binds > 0 {
+		t.printf("  bind() to port 0 fails, too (EADDRINUSE)\n")
+	}
+	for _, line := range remedies(t.rows) {
+		t.printf("  * %s\n", line)
+	}
+	t.printf("\n")
+	return true
+}
+
+// taken says who has the ports.
+func (h *Headroom) taken() string {
+	var parts []string
+	if h.Used > 0 {
+		parts = append(parts, number(h.Used, "used")+byUsers(h.Holders))
+	}
+	if h.Blocked > 0 {
+		parts = append(parts, number(h.Blocked, "blocked")+byUsers(h.BlockedBy))
+	}
+	switch len(parts) {
+	case 0:
+		return "every port of the range is reserved"
+	case 1:
+		return "all " + parts[0]
+	}
+	return strings.Join(parts, "; ")
 }
 
 // fails says which call gets no port.
@@ -379,21 +399,13 @@ func (t *spaceText) bar(h *Headroom) string {
 	return fmt.Sprintf("%-*s", width, bar)
 }
 
-// advice says what would help, of what is true in this namespace.
-func advice(rows []Headroom) []string {
+// remedies say what helps once ports are short, of what is true in this namespace.
+func remedies(rows []Headroom) []string {
 	var out []string
-	h := &rows[0]
-	if i := slices.IndexFunc(rows, func(r Headroom) bool { return r.Op == "connect" }); i >= 0 {
-		h = &rows[i]
-	}
-	slow, full, reclaimable := 0, 0, 0
+	full, reclaimable := 0, 0
 	for _, r := range rows {
-		switch {
-		case r.Op != "connect" || r.RemotePort == 0:
-		case r.Free == 0:
+		if r.Op == "connect" && r.RemotePort != 0 && r.Free == 0 {
 			full++
-		case 2*(r.Capacity-r.Free) >= r.Capacity:
-			slow++
 		}
 		reclaimable += r.Reclaimable
 	}
@@ -404,13 +416,33 @@ func advice(rows []Headroom) []string {
 		out = append(out, "keep connections and use them again, or use more addresses or ports, on either side: each pair of ends has a range of its own. "+
 			"A wider range:\n    sysctl -w net.ipv4.ip_local_port_range=\"LOW HIGH\"")
 	}
+	h := connectOf(rows)
+	if bound := h.Blocked - len(h.ListenOn); h.Op == "connect" && bound*100 >= h.Capacity && bound > 0 {
+		out = append(out, fmt.Sprintf("%s blocked for every destination by bind(). Set IP_BIND_ADDRESS_NO_PORT before a bind() that comes before connect()", count(bound, "port is", "ports are")))
+	}
+	return out
+}
+
+// connectOf is a row about connect(), all of which tell the same of a namespace, or if there is none
+// the first one.
+func connectOf(rows []Headroom) *Headroom {
+	return &rows[max(0, slices.IndexFunc(rows, func(r Headroom) bool { return r.Op == "connect" }))]
+}
+
+// advice says what would help before ports are short.
+func advice(rows []Headroom) []string {
+	var out []string
+	slow := 0
+	for _, r := range rows {
+		if r.Op == "connect" && r.RemotePort != 0 && r.Free > 0 && 2*(r.Capacity-r.Free) >= r.Capacity {
+			slow++
+		}
+	}
 	if slow > 0 {
 		out = append(out, fmt.Sprintf("%d of these destinations %s half full or more: connect() tries half of the range before it finds a port. "+
 			"Other addresses or ports, on either side, have a range of their own", slow, isAre(slow)))
 	}
-	if bound := h.Blocked - len(h.ListenOn); h.Op == "connect" && bound*100 >= h.Capacity && bound > 0 {
-		out = append(out, fmt.Sprintf("%s blocked for every destination by bind(). Set IP_BIND_ADDRESS_NO_PORT before a bind() that comes before connect()", count(bound, "port is", "ports are")))
-	}
+	h := connectOf(rows)
 	if len(h.ListenOn) > 0 && h.Op == "connect" {
 		out = append(out, fmt.Sprintf("services listen inside the range: when they restart, their port may be taken. To reserve it:\n"+
 			"    sysctl -w net.ipv4.ip_local_reserved_ports=%s", withPorts(h.ReservedPorts, h.ListenOn)))

@@ -121,7 +121,8 @@ func TestHeadroomAdvice(t *testing.T) {
 		"few bound":   {towards(space(1, 100), "10.0.0.9:1", 1, 0), ""},
 		"reclaimable": {waiting, "tcp_tw_reuse=1 would free 150 ports"},
 	} {
-		got := strings.Join(advice(New(new(identity.Names)).Headrooms([]tracer.Headroom{tc.h})), "\n")
+		rows := New(new(identity.Names)).Headrooms([]tracer.Headroom{tc.h})
+		got := strings.Join(append(remedies(rows), advice(rows)...), "\n")
 		if got != "" && tc.want == "" || !strings.Contains(got, tc.want) {
 			t.Errorf("%s: advice %q, want %q", name, got, tc.want)
 		}
@@ -171,5 +172,45 @@ func TestHeadroomJSON(t *testing.T) {
 	}
 	if d := cmp.Diff(row, back, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" {
 		t.Errorf("read back (-want +got):\n%s", d)
+	}
+}
+
+// Where nothing is 1 % full three lines say so; whoever asks for lines gets them.
+func TestHeadroomIdle(t *testing.T) {
+	n := New(&identity.Names{NetNS: identity.FixedNetNSNames(1, nil)})
+	host := space(1, 3)
+	host.BlockedBy, host.ListenOn = []tracer.PortUser{portUser("a-service-with-a", 12, 2), portUser("another-service", 4194304, 1)}, []uint16{35432}
+	rows := []tracer.Headroom{towards(host, "10.0.0.9:443", 20, 0, portUser("nginx", 22, 20)), towards(host, "", 0, 0), implicitUDP(host, 7)}
+	if got := headroomText(t, n, Style{Width: terminal}, Busy, rows...); strings.Count(got, "\n") != 3 {
+		t.Errorf("want three lines, got\n%s", got)
+	}
+	if got := headroomText(t, n, Style{Width: terminal}, 20, rows...); !strings.Contains(got, "10.0.0.9:443") {
+		t.Errorf("--top 20 does not list the destination:\n%s", got)
+	}
+	rows[0].Used, rows[0].Free = 300, 27927
+	if got := headroomText(t, n, Style{Width: terminal}, Busy, rows...); !strings.Contains(got, "10.0.0.9:443") {
+		t.Errorf("a destination that is 1 %% full is not listed:\n%s", got)
+	}
+}
+
+// The fullest comes first, of whatever protocol and namespace; connect() before bind() that is as full.
+func TestHeadroomOrder(t *testing.T) {
+	n := New(&identity.Names{NetNS: identity.FixedNetNSNames(1, map[identity.NetNS]string{{Inode: 2}: "blue"})})
+	udp := implicitUDP(space(1, 0), 20000)
+	udp.Op = tracer.OpBind
+	bind := towards(space(1, 0), "", 10003, 0)
+	bind.Op, bind.Local = tracer.OpBind, netip.MustParseAddr("10.0.0.1")
+	full := towards(space(2, 0), "10.0.0.7:1", 28230, 0, portUser("curl", 9, 28230))
+	got := headroomText(t, n, Style{Width: terminal}, Busy, full, udp, bind, towards(space(1, 0), "10.0.0.9:443", 10000, 0), towards(space(1, 0), "10.0.0.8:443", 100, 0))
+	at := -1
+	for _, want := range []string{
+		"blue: connect() fails now (EADDRNOTAVAIL) to 10.0.0.7:1 from 10.0.0.1", "all 28230 used: curl (pid 9) 28230", "* keep connections", "blue: ephemeral ports",
+		"host: ephemeral ports", "udp   0.0.0.0", "10.0.0.9:443", "tcp   10.0.0.1 bind(port 0)", "10.0.0.8:443",
+	} {
+		next := strings.Index(got, want)
+		if next <= at {
+			t.Errorf("%q is not there, or not behind what comes before it, in\n%s", want, got)
+		}
+		at = next
 	}
 }

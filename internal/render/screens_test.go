@@ -139,7 +139,7 @@ func screenHeadroom() map[string][]Headroom {
 	return map[string][]Headroom{
 		"idle": {few, udp, fresh},
 		"busy": {busyUDP, busy, few, udp, fresh},
-		"full": {full, busy, udp, fresh},
+		"full": {full, way("tcp", "bind", "0.0.0.0", "", 28232, counted(28232)), busy, udp, fresh},
 	}
 }
 
