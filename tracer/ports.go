@@ -41,7 +41,7 @@ func (s *Snapshotter) ports(known *Table, withHolders bool) (*Ports, error) {
 		}
 	}
 	if w.GaveUp > 0 {
-		return nil, fmt.Errorf("read the kernel's port tables: %d slots did not hold still", w.GaveUp)
+		return nil, fmt.Errorf("read the kernel's port tables: %d hash buckets kept changing", w.GaveUp)
 	}
 	if withHolders {
 		n := 0

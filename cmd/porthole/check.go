@@ -396,7 +396,7 @@ func (a *bindAnswer) text(e *env) error {
 		}
 	}
 	if a.Privileged && a.Error != "EACCES" {
-		fmt.Fprintf(prose, "privileged port (below %d): it takes CAP_NET_BIND_SERVICE\n", a.settings.Privileged)
+		fmt.Fprintf(prose, "privileged port (below %d): to bind it takes CAP_NET_BIND_SERVICE\n", a.settings.Privileged)
 	}
 	if a.InEphemeralRange && !a.Reserved {
 		fmt.Fprintf(prose, "inside the ephemeral range %d-%d: any connection may take it while it is free\n", a.RangeLow, a.RangeHigh)
@@ -446,9 +446,9 @@ func (a *bindAnswer) advice() string {
 	case past < len(a.InTheWay) || past == 0:
 		return ""
 	case reuse == past && !a.ReuseAddr:
-		return "only TIME-WAIT is in the way: SO_REUSEADDR gets past it (--reuseaddr); it ends within a minute"
+		return "only TIME-WAIT is in the way, which ends within a minute; SO_REUSEADDR gets past it (--reuseaddr)"
 	}
-	return "only TIME-WAIT is in the way, of sockets without SO_REUSEADDR: it ends within a minute"
+	return "only TIME-WAIT is in the way, of sockets without SO_REUSEADDR; it ends within a minute"
 }
 
 // connectAnswer is what check says of a connection, in JSON.
@@ -585,7 +585,7 @@ func (a *connectAnswer) explain(ctx context.Context, e *env, o *checkOptions, wh
 	}
 	src, err := openSource(e, &o.agent)
 	if err != nil {
-		fmt.Fprintf(e.notes(), "porthole: not looked for the cause: %v\n", err)
+		fmt.Fprintf(e.notes(), "porthole: could not look for the cause: %v\n", err)
 		return
 	}
 	netns := []string{strconv.FormatUint(uint64(where.inode), 10)}
@@ -604,7 +604,7 @@ func (a *connectAnswer) explain(ctx context.Context, e *env, o *checkOptions, wh
 		})
 	}
 	if err != nil {
-		fmt.Fprintf(e.notes(), "porthole: not looked for the cause: %v\n", err)
+		fmt.Fprintf(e.notes(), "porthole: could not look for the cause: %v\n", err)
 	}
 }
 
@@ -641,12 +641,12 @@ func (a *connectAnswer) text(e *env, timeout time.Duration) error {
 			return err
 		}
 	case a.ToHere && len(a.Listeners) > 0:
-		fmt.Fprintf(prose, "it is an address of this machine; on port %d listens\n", a.RemotePort)
+		fmt.Fprintf(prose, "the address is this machine's own; listening on port %d:\n", a.RemotePort)
 		if err := r.RowsText(out, e.inOneNetNS(), a.Listeners[:min(len(a.Listeners), maxInTheWay)]); err != nil {
 			return err
 		}
 	case a.ToHere && a.Listeners != nil:
-		fmt.Fprintf(prose, "it is an address of this machine, and nothing listens on port %d\n", a.RemotePort)
+		fmt.Fprintf(prose, "the address is this machine's own, and nothing listens on port %d\n", a.RemotePort)
 	}
 	_, err := out.WriteTo(e.stdout)
 	return err

@@ -22,7 +22,7 @@ func newDoctor(e *env) *cobra.Command {
 	var o doctorOptions
 	cmd := &cobra.Command{
 		Use:   "doctor",
-		Short: "Tell what porthole can see on this machine, and why not more",
+		Short: "Say whether porthole works here, and what it does not see",
 		Long: "Attach every hook once, and say first whether porthole works here, then why not,\n" +
 			"or what it does not see. Exits with 3 when porthole cannot trace here.",
 		Args: noArgs,

@@ -24,8 +24,8 @@ func newHeadroom(e *env) *cobra.Command {
 	var o headroomOptions
 	cmd := &cobra.Command{
 		Use:   "headroom",
-		Short: "Tell how many ephemeral ports are left, and who has the others",
-		Long: "Tell how many ephemeral ports are left before connect(), bind() to port 0 or UDP\n" +
+		Short: "Show how many ephemeral ports are left, and who has the others",
+		Long: "Show how many ephemeral ports are left before connect(), bind() to port 0 or UDP\n" +
 			"gets none, for each destination, in every network namespace, and who has the\n" +
 			"others; the fullest come first. FREE is the number of calls that would succeed\n" +
 			"now. A destination's own ports are USED; those that a bound socket has are\n" +

@@ -180,14 +180,14 @@ func hints(err error) []string {
 	case errors.Is(err, tracer.ErrUserNamespace):
 		return []string{
 			"run it outside of the user namespace, as root of the host; a rootless container cannot trace",
-			"or ask an agent of the host: mount its socket, and be in group porthole there",
+			"or query an agent of the host: mount its socket, and join group porthole there",
 		}
 	case errors.Is(err, tracer.ErrNotPermitted):
 		return []string{
 			"run it as root: sudo porthole ...",
 			"or give the binary what it needs:",
 			"  sudo setcap cap_bpf,cap_perfmon,cap_net_admin,cap_dac_read_search+ep $(command -v porthole)",
-			"or ask an agent: start it as root, sudo porthole agent, and be in group porthole",
+			"or query an agent: start it as root, sudo porthole agent, and join group porthole",
 			"as root already: a container or the kernel's lockdown may forbid it",
 		}
 	case errors.Is(err, syscall.EMFILE):
@@ -197,10 +197,10 @@ func hints(err error) []string {
 	case errors.Is(err, source.ErrSilent):
 		return []string{
 			"see whether it is stopped (STAT T): ps -C porthole -o pid,stat,args; then kill -CONT its pid, or restart it",
-			"as root the kernel can be asked instead: --local",
+			"as root you can query the kernel instead: --local",
 		}
 	case errors.Is(err, tracer.ErrNotSupported):
-		return []string{"porthole doctor tells what this machine lacks"}
+		return []string{"porthole doctor says what this machine lacks"}
 	}
 	return nil
 }

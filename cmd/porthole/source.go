@@ -27,7 +27,7 @@ type agentOptions struct {
 }
 
 func (o *agentOptions) add(cmd *cobra.Command) {
-	cmd.Flags().BoolVar(&o.ask, "agent", false, "query the running agent, and fail if there is none; without, it is queried if it answers")
+	cmd.Flags().BoolVar(&o.ask, "agent", false, "query the running agent, and fail if there is none (default: if it answers)")
 	cmd.Flags().BoolVar(&o.local, "local", false, "query the kernel, even if an agent is running")
 	addSocketFlag(cmd, &o.socket)
 	preRun(cmd, func() error {
@@ -86,7 +86,7 @@ func openWhole(e *env, o *agentOptions) (source.Source, error) {
 // tellUnfinished says that a snapshot has holes.
 func tellUnfinished(e *env, slots int) {
 	if slots > 0 {
-		fmt.Fprintf(e.notes(), "%d slots of the kernel's tables did not hold still: sockets may be missing\n", slots)
+		fmt.Fprintf(e.notes(), "warning: %d hash buckets kept changing while they were read; some sockets may be missing\n", slots)
 	}
 }
 

@@ -431,7 +431,7 @@ func (w *waiter) tell(a *waitAnswer) error {
 		}
 		fmt.Fprintf(prose, "%d/%s: %s within %v\n", a.LocalPort, a.Proto, w.e.style.Red(what), w.o.timeout)
 		if len(a.Sockets) > 0 {
-			fmt.Fprintln(out, "the port has:")
+			fmt.Fprintln(out, "the port is used by:")
 		}
 	}
 	if n := len(a.Sockets); n > 0 {

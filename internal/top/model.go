@@ -334,7 +334,7 @@ func (m *model) readPorts(a *answer, f *filter, all bool) {
 	case got.Undated() > 0:
 		a.note = fmt.Sprintf("%d more sockets match, but when they took their port is not known", got.Undated())
 	case got.Unfinished() > 0:
-		a.note = fmt.Sprintf("%d slots of the kernel's tables did not hold still: sockets may be missing", got.Unfinished())
+		a.note = fmt.Sprintf("%d hash buckets kept changing while they were read; some sockets may be missing", got.Unfinished())
 	}
 	rows := fold.fold()
 	a.set = func() { m.ports.set(rows) }
