@@ -236,7 +236,7 @@ func newRoot(e *env) *cobra.Command {
 func meantCommand(root *cobra.Command, word string) string {
 	if meant := map[string]string{
 		"ss": "ls", "netstat": "ls", "lsof": "ls", "list": "ls", "show": "ls", "ps": "ls", "sockets": "ls",
-		"fuser": "who", "port": "who", "whois": "who", "kill": "who", "history": "who",
+		"fuser": "who", "port": "who", "whois": "who", "kill": "who",
 		"watch": "tail", "follow": "tail", "monitor": "tail", "events": "tail", "trace": "tail", "log": "tail", "logs": "tail",
 		"nc": "check", "ping": "check", "probe": "check", "connect": "check", "bind": "check", "test": "check",
 		"exec": "run", "daemon": "agent", "serve": "agent", "status": "doctor", "compare": "diff",
