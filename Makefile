@@ -121,11 +121,11 @@ test-systemd: deps
 SOAK ?= 1h
 FUZZTIME ?= 10m
 
-## soak: an hour (SOAK=) of the model, of churn and of overload: nothing may grow (asks for root)
+## soak: an hour (SOAK=) of the model, of churn, of overload and of a disk that fills up: nothing may grow (asks for root)
 .PHONY: soak
 soak: deps
 	PORTHOLE_SOAK=$(SOAK) $(GO) test -p 1 -count=1 -v -timeout 0 -exec '$(if $(SUDO),$(SUDO) PORTHOLE_SOAK=$(SOAK))' \
-		-run '^(TestGrowth|TestAgentOverload)$$' ./tracer ./cmd/porthole
+		-run '^(TestGrowth|TestAgentOverload|TestSoakDiskFills)$$' ./tracer ./cmd/porthole ./internal/store
 
 ## fuzz: ten minutes (FUZZTIME=) of each fuzz target, one after the other
 .PHONY: fuzz
