@@ -20,6 +20,7 @@ enum row_flag {
 	ROW_CONNECTED = 1 << 8, /* TCP: the port was chosen by connect() for all that have it */
 	ROW_TW_AGED = 1 << 9,	/* timewait sock that connect() may take over, if tcp_tw_reuse lets it */
 	ROW_NO_FILE = 1 << 10,	/* WALK_SOCK: its struct socket has no file: the kernel made it for itself */
+	ROW_FIXED = 1 << 11,	/* UDP, ph_walk: bound to a port that was asked for by its number */
 };
 
 /* What only a TCP listener has. Its accept queue is full once waiting is greater than max. */

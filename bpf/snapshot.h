@@ -412,6 +412,8 @@ static __always_inline void row_full_sock(struct walk *w, struct row *row, const
 		}
 		if (row->state == TCP_LISTEN)
 			row_listener(row, sk);
+	} else if (sock_locks(sk) & SOCK_BINDPORT_LOCK) {
+		row->flags |= ROW_FIXED;
 	}
 	socket = READ(sk, sk_socket);
 	if (socket) {

@@ -189,6 +189,7 @@ const (
 	bpfRowFlagROW_CONNECTED bpfRowFlag = 256
 	bpfRowFlagROW_TW_AGED   bpfRowFlag = 512
 	bpfRowFlagROW_NO_FILE   bpfRowFlag = 1024
+	bpfRowFlagROW_FIXED     bpfRowFlag = 2048
 )
 
 type bpfSearch struct {

@@ -177,6 +177,7 @@ func socketOf(raw *bpfRow) Socket {
 		Backlog:   backlogOf(raw),
 		Cgroup:    cgroupOf(raw),
 		attached:  has(raw, bpfRowFlagROW_SOCKET),
+		FixedPort: has(raw, bpfRowFlagROW_FIXED),
 		stamp:     raw.TimeNs,
 
 		NetNSCookie: raw.Flow.NetnsCookie,

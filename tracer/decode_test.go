@@ -193,6 +193,7 @@ func TestDecodeSocket(t *testing.T) {
 		bpfRowFlagROW_V6ONLY:    func(s *Socket) *bool { return &s.V6Only },
 		bpfRowFlagROW_REUSEADDR: func(s *Socket) *bool { return &s.ReuseAddr },
 		bpfRowFlagROW_REUSEPORT: func(s *Socket) *bool { return &s.ReusePort },
+		bpfRowFlagROW_FIXED:     func(s *Socket) *bool { return &s.FixedPort },
 		bpfRowFlagROW_SOCKET:    func(s *Socket) *bool { return &s.attached },
 	} {
 		raw, want := raw, want

@@ -174,7 +174,13 @@ type Event struct {
 	role  Role   // as Role
 	asked bool   // as Asked
 	since uint64 // CLOCK_BOOTTIME of when the socket took its port, nanoseconds; 0: not known
+	// change: 1: the socket listens since the event, as Socket.Listens has it, and did not; -1: not any more.
+	change int8
 }
+
+// Listener tells what the event did to the listeners there are: 1: the socket became one, as
+// Socket.Listens has it; -1: it is one no more.
+func (ev *Event) Listener() int { return int(ev.change) }
 
 // Boottime is what the kernel's CLOCK_BOOTTIME said at the hook: unlike Time it does not change when
 // the clock is set. See Boottime.
@@ -243,6 +249,7 @@ type Socket struct {
 	V6Only      bool    // IPV6_V6ONLY, which bind() to one IPv6 address sets too
 	ReuseAddr   bool    // SO_REUSEADDR
 	ReusePort   bool    // SO_REUSEPORT
+	FixedPort   bool    // UDP: bound to a port that was asked for by its number; in no snapshot of PortsOf
 	Backlog     Backlog // of a listener, at the last snapshot
 	// Cgroup is the id of the cgroup that a TCP listener was made in, which need not be that of
 	// who holds it; 0: not known.
@@ -264,6 +271,15 @@ type Socket struct {
 	taken    uint64 // as Taken
 	late     bool   // the Owner may be newer than the Holders
 	stamp    uint64 // CLOCK_BOOTTIME of the last word about it, nanoseconds
+}
+
+// Listens tells whether others may begin to talk to the socket: a TCP listener, or a UDP socket without a
+// peer on a port that was asked for by its number. Others that have no peer are mostly clients, which the
+// kernel gave a port with their first datagram.
+func (s *Socket) Listens() bool { return listens(s.Proto, s.Role, s.FixedPort) }
+
+func listens(proto Proto, role Role, fixed bool) bool {
+	return role == RoleListener || role == RoleBound && proto == UDP && fixed
 }
 
 // Asked tells, of a socket of the Table, whether a bind() gave it its port, as far as that was seen.

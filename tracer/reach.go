@@ -19,6 +19,17 @@ type Reach struct {
 // is up and no loopback. Of a namespace that is not known it is true.
 func (r *Reach) FromOutside(ns NetNS) bool { return !r.inside[ns] }
 
+// Exposed tells whether others can reach a socket that waits for them: it is not on a loopback address or
+// lo, and of a namespace that can be reached. Firewalls are not looked at. Of nil the namespace does not
+// count.
+func (r *Reach) Exposed(s *Socket) bool {
+	return !s.Local.Addr().IsLoopback() && s.Device != loopbackIndex &&
+		(r == nil || r.FromOutside(NetNS{Inode: s.NetNS, Cookie: s.NetNSCookie}))
+}
+
+// loopbackIndex is the index of lo in every network namespace.
+const loopbackIndex = 1
+
 // Reach reads it. It blocks as Devices does, and is safe for concurrent use.
 func (s *Snapshotter) Reach() (*Reach, error) {
 	devices := make(map[DeviceID]uint32) // flags

@@ -42,6 +42,9 @@ type Counts struct {
 	// seconds. Only where hooks of TierFentry see connects.
 	Searches  map[int]int64
 	SearchSum time.Duration
+	// ListenersAdded and ListenersRemoved are how often a socket became a listener, as Socket.Listens has
+	// it, and was one no more, as far as events told.
+	ListenersAdded, ListenersRemoved uint64
 }
 
 // EventKey is a kind of event.
@@ -73,6 +76,8 @@ type tally struct {
 	failures  map[Failure]uint64
 	searches  [searchBuckets]int64 // from bucket -searchBuckets/2 up
 	searchSum time.Duration
+	added     uint64 // listeners
+	removed   uint64
 }
 
 const (
@@ -89,6 +94,12 @@ func (t *tally) add(ev *Event) {
 			t.failures[Failure{op, ev.Proto, ev.Errno}]++
 		}
 	}
+	switch {
+	case ev.change > 0:
+		t.added++
+	case ev.change < 0:
+		t.removed++
+	}
 	if ev.Search > 0 {
 		t.searches[searchBucket(ev.Search)+searchBuckets/2]++
 		t.searchSum += ev.Search
@@ -98,6 +109,7 @@ func (t *tally) add(ev *Event) {
 func (t *tally) counts() Counts {
 	c := Counts{
 		Events: make(map[EventKey]uint64), Failures: maps.Clone(t.failures), Searches: make(map[int]int64), SearchSum: t.searchSum,
+		ListenersAdded: t.added, ListenersRemoved: t.removed,
 	}
 	for typ := range t.events {
 		for proto, n := range t.events[typ] {

@@ -62,6 +62,8 @@ type entry struct {
 
 	unlisted uint32 // holders that there was no room for
 
+	waiting, room uint32 // Socket.Backlog of a listener; both 0: not known
+
 	next, prev uint32 // entries of the same local port; prev is noEntry of one to use again
 
 	ended     uint16 // errno of why the connection ended, while the socket keeps its port
@@ -81,6 +83,7 @@ type entry struct {
 	peered    bool // linked by Table.byPeer
 	closed    bool // a close was published, and a snapshot had it later: one came between the word and the deed
 	asked     bool // a bind() gave it its port
+	fixed     bool // UDP: as Socket.FixedPort
 	merged    merged
 }
 
@@ -199,6 +202,7 @@ func (t *Table) applyTaken(e *entry, ev *Event) bool {
 		e = t.add(ev.sock, &flow)
 		e.origin, e.uid = OriginObserved, ev.Process.UID
 	}
+	listened := e.listens()
 	t.adopt(e, ev)
 	e.proto, e.mptcp, e.flow, e.stamp = ev.Proto, ev.MPTCP, flow, ev.boot
 	e.initial, e.missing, e.closed = false, false, false
@@ -223,10 +227,19 @@ func (t *Table) applyTaken(e *entry, ev *Event) bool {
 	}
 	if ev.Type == EventBind {
 		e.asked = !ev.Implicit
+		e.fixed = ev.Proto == UDP && ev.RequestedPort != 0
 	}
 	e.tell(ev)
+	switch is := e.listens(); {
+	case is && !listened:
+		ev.change = 1
+	case listened && !is:
+		ev.change = -1
+	}
 	return true
 }
+
+func (e *entry) listens() bool { return listens(e.proto, e.role, e.fixed) }
 
 // tell adds to an event what is known of the socket.
 func (e *entry) tell(ev *Event) {
@@ -344,6 +357,9 @@ func (t *Table) removeUnseen(e *entry, known uint64) {
 func (t *Table) fillClose(e *entry, ev *Event) {
 	ev.Process = t.owner(e)
 	e.tell(ev)
+	if e.listens() {
+		ev.change = -1
+	}
 	ev.Local, ev.MPTCP = addrPort(e.flow.LocalIp, e.flow.LocalPort), e.mptcp
 	ev.NetNS, ev.NetNSCookie, ev.Device, ev.V6Only = e.flow.Netns, e.flow.NetnsCookie, e.flow.Dev, e.v6Only
 	if remote := peer(e.flow.RemoteIp, e.flow.RemotePort); remote.IsValid() {

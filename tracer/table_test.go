@@ -132,7 +132,7 @@ func (tt tableTest) reconcile(at int, sockets ...Socket) {
 // beside is what events and sockets tell of the socket's whole life: see TestTableTells.
 func beside(p gocmp.Path) bool {
 	field, ok := p.Last().(gocmp.StructField)
-	return ok && slices.Contains([]string{"role", "asked", "since", "taken"}, field.Name())
+	return ok && slices.Contains([]string{"role", "asked", "since", "taken", "change"}, field.Name())
 }
 
 // equal fails the test where two values differ, fields of this package included.
@@ -189,6 +189,46 @@ func TestTableTells(t *testing.T) {
 		if got.Role() != c.role || got.Asked() != c.asked || got.Taken() != time.Duration(bootAt(c.since)) {
 			t.Errorf("%s at %v: role %s, asked %v, since %v; want %s, %v, %d ms", got.Type, got.Boottime(), got.Role(), got.Asked(), got.Taken(), c.role, c.asked, c.since)
 		}
+	}
+}
+
+// An event tells whether there is a listener more, or less, by what the table had.
+func TestTableListeners(t *testing.T) {
+	tt := newTableTest(t)
+	fixed := func(ev Event) Event { ev.RequestedPort = ev.Local.Port(); return ev }
+	old := found(5, RoleListener, sockC, "10.0.0.1:22", "")
+	old.Backlog = Backlog{Waiting: 3, Max: 4, Known: true}
+	tt.reconcile(5, old)
+	if s := tt.only(); !s.Listens() || s.Backlog != old.Backlog {
+		t.Errorf("of a snapshot: listens %t, backlog %+v, want true, %+v", s.Listens(), s.Backlog, old.Backlog)
+	}
+	var counts tally
+	for _, c := range []struct {
+		what string
+		ev   Event
+		want int
+	}{
+		{"bind", fixed(tcp(10, EventBind, sockA, "127.0.0.1:8080", "")), 0},
+		{"listen", tcp(20, EventListen, sockA, "127.0.0.1:8080", ""), 1},
+		{"listen with another backlog", tcp(25, EventListen, sockA, "127.0.0.1:8080", ""), 0},
+		{"close", tcp(30, EventClose, sockA, "127.0.0.1:8080", ""), -1},
+		{"a listener of before", tcp(31, EventClose, sockC, "10.0.0.1:22", ""), -1},
+		{"a first datagram", implicit(udp(40, EventBind, sockB, "0.0.0.0:40000", "")), 0},
+		{"its close", udp(41, EventClose, sockB, "0.0.0.0:40000", ""), 0},
+		{"UDP bind to port 0", udp(50, EventBind, sockB, "0.0.0.0:40001", ""), 0},
+		{"its close", udp(51, EventClose, sockB, "0.0.0.0:40001", ""), 0},
+		{"UDP bind to a port", fixed(udp(60, EventBind, sockB, "0.0.0.0:53", "")), 1},
+		{"UDP connect", udp(61, EventConnect, sockB, "10.0.0.1:53", "10.0.0.2:53"), -1},
+		{"its close", udp(62, EventClose, sockB, "10.0.0.1:53", ""), 0},
+	} {
+		ev := tt.news(c.ev)
+		if got := ev.Listener(); got != c.want {
+			t.Errorf("%s: %d, want %d", c.what, got, c.want)
+		}
+		counts.add(&ev)
+	}
+	if n := counts.counts(); n.ListenersAdded != 2 || n.ListenersRemoved != 3 {
+		t.Errorf("%d added, %d removed, want 2 and 3", n.ListenersAdded, n.ListenersRemoved)
 	}
 }
 

@@ -413,7 +413,7 @@ func (f *Filter) likeSS(s *tracer.Socket) bool {
 	if f.ipv4 != f.ipv6 && s.Local.Addr().Is4() != f.ipv4 {
 		return false
 	}
-	if f.exposed && (s.Local.Addr().IsLoopback() || s.Device == loopbackIndex || f.inside(s)) {
+	if f.exposed && !f.Reach.Exposed(s) {
 		return false
 	}
 	return !f.listening && !f.exposed || s.State == tracer.StateListen || s.Proto == tracer.UDP && s.State == tracer.StateUnconn
@@ -421,14 +421,6 @@ func (f *Filter) likeSS(s *tracer.Socket) bool {
 
 // Exposed tells whether the filter has to know which namespaces can be reached: Reach.
 func (f *Filter) Exposed() bool { return f.exposed }
-
-// inside tells whether a socket is of a namespace that no other can reach.
-func (f *Filter) inside(s *tracer.Socket) bool {
-	return f.Reach != nil && !f.Reach.FromOutside(tracer.NetNS{Inode: s.NetNS, Cookie: s.NetNSCookie})
-}
-
-// loopbackIndex is the index of lo in every network namespace.
-const loopbackIndex = 1
 
 // Headroom tells whether a way to get a port passes. Filters of processes pass when
 // any that has its ports does.
