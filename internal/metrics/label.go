@@ -116,8 +116,8 @@ func idOf(sp *tracer.PortSpace) identity.NetNS {
 }
 
 const (
-	// topK is how many values of a label have series of their own at once, maxPlaces how
-	// many within keepPlace.
+	// topK is how many values of a label have series of their own at once, unless top.most says
+	// otherwise, maxPlaces how many within keepPlace.
 	topK      = 20
 	maxPlaces = 3 * topK
 	// fewPorts is below what a value is small. Those get at most topK of the places: a
@@ -129,6 +129,7 @@ const (
 // greatest. The zero value is ready.
 type top[K comparable] struct {
 	held map[K]place
+	most int // how many at once, of topK; three times as many have a place; 0: topK
 }
 
 // place is what a value has that had series within keepPlace.
@@ -149,6 +150,7 @@ func (t *top[K]) choose(ranked []counted[K], now time.Time) map[K]bool {
 	if t.held == nil {
 		t.held = make(map[K]place)
 	}
+	most := cmp.Or(t.most, topK)
 	maps.DeleteFunc(t.held, func(_ K, p place) bool { return now.Sub(p.seen) >= keepPlace })
 	small := 0
 	for _, p := range t.held {
@@ -158,12 +160,12 @@ func (t *top[K]) choose(ranked []counted[K], now time.Time) map[K]bool {
 	}
 	chosen := make(map[K]bool)
 	for _, c := range ranked {
-		if len(chosen) == topK {
+		if len(chosen) == most {
 			break
 		}
 		p, ok := t.held[c.key]
 		switch isSmall := c.ports < fewPorts; {
-		case !ok && (len(t.held) >= maxPlaces || isSmall && small >= topK):
+		case !ok && (len(t.held) >= 3*most || isSmall && small >= most):
 			continue // it waits
 		case !ok && isSmall:
 			small++
@@ -181,19 +183,23 @@ func (t *top[K]) choose(ranked []counted[K], now time.Time) map[K]bool {
 // sum returns the counts of those chosen, and adds the others to what rest makes
 // of their key. compare orders equal counts.
 func (t *top[K]) sum(counts map[K]int, compare func(a, b K) int, rest func(K) K, now time.Time) map[K]int {
-	ranked := make([]counted[K], 0, len(counts))
-	for k, n := range counts {
-		ranked = append(ranked, counted[K]{k, n})
-	}
-	slices.SortFunc(ranked, func(a, b counted[K]) int { return cmp.Or(cmp.Compare(b.ports, a.ports), compare(a.key, b.key)) })
-	chosen := t.choose(ranked, now)
+	chosen := t.choose(ranked(counts, compare), now)
 	sums := make(map[K]int)
-	for _, c := range ranked {
-		k := c.key
+	for k, n := range counts {
 		if !chosen[k] {
 			k = rest(k)
 		}
-		sums[k] += c.ports
+		sums[k] += n
 	}
 	return sums
+}
+
+// ranked orders counts, the greatest first. compare orders equal ones.
+func ranked[K comparable](counts map[K]int, compare func(a, b K) int) []counted[K] {
+	out := make([]counted[K], 0, len(counts))
+	for k, n := range counts {
+		out = append(out, counted[K]{k, n})
+	}
+	slices.SortFunc(out, func(a, b counted[K]) int { return cmp.Or(cmp.Compare(b.ports, a.ports), compare(a.key, b.key)) })
+	return out
 }

@@ -47,6 +47,8 @@ var labels = []label{
 		"of the history: `full` (the disk), `read_only` (the file system), `gone` (the directory), `slow` (the disk takes less than there is), " +
 		"`io` (any other error of the file system), `events` (the agent had too little time for the events there were)"},
 	{"role", "`listener`, `client`, `server`, `bound`, `orphan`; sockets in TIME-WAIT are not followed, and not counted"},
+	{"exposure", "`exposed`: others can reach it, as `porthole ls --exposed` has it, firewalls not considered; `local`: on loopback, or in a namespace that nothing leads to"},
+	{"change", "`added`, `removed`"},
 	{"op", "`connect` (TCP), `bind`, `listen`, `implicit_bind` (the first datagram or connect() of a UDP socket without a port), " +
 		"`connect_bound` (TCP, with EADDRNOTAVAIL alone: the socket had its port, and a connection with the same two ends exists)"},
 	{"error", "the name of the errno, as `EADDRNOTAVAIL`"},
@@ -55,11 +57,12 @@ var labels = []label{
 	{"local_ip", "an address of this machine; `other` where `remote` is"},
 	{"remote", "a destination, ip:port, of the 20 fullest on the machine, and at most 60 within an hour, of which at most 20 with fewer than 8 ports; `other` is the rest of the namespace"},
 	{"comm", "the name of a process, quoted where it has characters that do not print, of the 20 with most, bounded as `remote` is; `other` is the rest"},
-	{"unit", "the systemd unit that the process of `comm` runs in, empty where there is none or it runs in a container; quoted and bounded with `comm`"},
+	{"unit", "the systemd unit that the process runs in, empty where there is none or it runs in a container; quoted and bounded with `comm`. Of listeners scopes of systemd are none, for each login has another, " +
+		"and of each exposure the 200 with most have series, and as many of accept queues, at most 600 within an hour; `other` is the rest"},
 	{"container", "the name of its container, or the start of the id, else empty; quoted and bounded with `comm`"},
 	{"pod", "its pod, `NAMESPACE/NAME`, else empty; quoted and bounded with `comm`"},
 	{"program", "the hook a BPF program is attached to, as in `probe`"},
-	{"what", "`counters`, `ports`, `programs`, `table`"},
+	{"what", "`counters`, `devices`, `ports`, `programs`, `table`"},
 }
 
 // metrics lists every metric, in the order of the documentation.
@@ -158,6 +161,34 @@ var metrics = []metric{
 		func(s *sample, e emitter) {
 			for k, n := range s.sockets {
 				e.put(float64(n), k.proto.String(), k.role.String())
+			}
+		},
+	},
+	{
+		"porthole_listeners", gauge, []string{"netns", "proto", "exposure", "unit", "container", "pod"},
+		"Sockets that others can begin to talk to: TCP listeners, and UDP sockets without a peer on a port that was asked for by its number; " +
+			"other UDP sockets are mostly those of clients.",
+		func(s *sample, e emitter) {
+			for k, n := range s.listeners {
+				e.put(float64(n), k.netns, k.proto.String(), exposure(k.exposed), k.unit, k.container, k.pod)
+			}
+		},
+	},
+	{
+		"porthole_listener_changes_total", counter, []string{"change"},
+		"Times a socket became a listener, as porthole_listeners counts them, and was one no more.",
+		func(s *sample, e emitter) {
+			for change, n := range s.changes {
+				e.put(float64(n), change)
+			}
+		},
+	},
+	{
+		"porthole_listener_backlog_ratio", gauge, []string{"netns", "unit", "container", "pod"},
+		"How full the fullest accept queue is, of TCP listeners: 1: no connection is taken any more until the service calls accept(). Read twice a minute.",
+		func(s *sample, e emitter) {
+			for k, share := range s.queues {
+				e.put(share, k.netns, k.unit, k.container, k.pod)
 			}
 		},
 	},

@@ -50,7 +50,7 @@ func fullSample() *sample {
 		},
 		stats:    &tracer.Stats{Submitted: 1000, LostRing: 3, LostState: 1, LostNested: 2, Decoded: 990, Bad: 4, Resyncs: 2, Reconciles: 9, ResyncErrors: 5},
 		programs: []tracer.ProgramStats{{Hook: "tp_btf/inet_sock_set_state", Runs: 4000, Time: 1500 * time.Microsecond}},
-		errors:   map[string]uint64{"counters": 0, "ports": 1, "programs": 0},
+		errors:   map[string]uint64{"counters": 0, "devices": 0, "ports": 1, "programs": 0},
 		walk:     12 * time.Millisecond,
 		history:  &store.Stats{Records: 500, Folded: 70, Bytes: 1 << 20, Lost: map[store.Reason]uint64{store.LostFull: 6}},
 	}
@@ -61,6 +61,7 @@ func fullSample() *sample {
 			{Op: tracer.OpBind, Proto: tracer.TCP, Errno: syscall.EACCES}:           1,
 		},
 		Searches: map[int]int64{-70: 630, -40: 10}, SearchSum: 13 * time.Millisecond,
+		ListenersAdded: 12, ListenersRemoved: 9,
 	})
 	r := sampler{netns: newNamer(), names: new(identity.Names)}
 	spaces := []tracer.PortSpace{
@@ -85,6 +86,12 @@ func fullSample() *sample {
 		{actor{comm: "curl"}, tracer.TCP}: 69, {rest, tracer.UDP}: 3, {actor{comm: `"a\x1bb"`}, tracer.TCP}: 1,
 		{actor{comm: "node", unit: "shop.service"}, tracer.TCP}: 5, {actor{comm: "node", container: "api", pod: "shop/api-6d5f"}, tracer.TCP}: 2,
 	}
+	web := home{container: "web", pod: "shop/web-0"}
+	s.listeners = map[listenersKey]int{
+		{"host", tracer.TCP, true, home{unit: "ssh.service"}}: 2, {"host", tracer.UDP, false, home{unit: "dns.service"}}: 1,
+		{"shop", tracer.TCP, true, web}: 1, {"host", tracer.TCP, true, elsewhere}: 3,
+	}
+	s.queues = map[queueKey]float64{{"host", home{unit: "ssh.service"}}: 0, {"shop", web}: 0.75}
 	return s
 }
 

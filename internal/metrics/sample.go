@@ -45,6 +45,10 @@ type sample struct {
 	bindUtilization shares
 	destinations    map[destinationKey]usage
 	listening       map[listenerKey]int
+
+	listeners map[listenersKey]int
+	queues    map[queueKey]float64
+	changes   map[string]uint64 // of listeners
 }
 
 type socketKind struct {
@@ -148,13 +152,14 @@ type sampler struct {
 	destinations top[destination]
 	processes    top[processKey]
 	listeners    top[listenerKey]
+	homes        *listenerPlaces
 	errors       map[string]uint64
 }
 
 func newSampler(t *tracer.Tracer, names *identity.Names, version string, log *slog.Logger) *sampler {
 	return &sampler{
-		tracer: t, names: names, version: version, log: log, started: time.Now(), netns: newNamer(),
-		errors: map[string]uint64{"counters": 0, "ports": 0, "programs": 0},
+		tracer: t, names: names, version: version, log: log, started: time.Now(), netns: newNamer(), homes: newListenerPlaces(),
+		errors: map[string]uint64{"counters": 0, "devices": 0, "ports": 0, "programs": 0},
 	}
 }
 
@@ -173,7 +178,12 @@ func (r *sampler) read() *sample {
 	}
 	s.count(r.tracer.Counts())
 	c := newCensus()
-	r.tracer.Table().Each(c.add)
+	reach, err := r.tracer.Reach()
+	reached := r.ok("devices", err)
+	r.tracer.Table().Each(func(so *tracer.Socket) {
+		c.add(so)
+		c.addListener(so, reach)
+	})
 	now := time.Now()
 	s.sockets = c.sockets
 	s.processes = r.processes.sum(c.byPlace(r.names.Cgroups), byProcess, func(k processKey) processKey { return processKey{rest, k.proto} }, now)
@@ -189,6 +199,9 @@ func (r *sampler) read() *sample {
 		}
 		r.netns.update(spaces, named, c.containers(r.names.Cgroups), now)
 		r.ports(s, spaces, ports.All(), now)
+		if reached {
+			r.homes.fill(s, c, r.netns.name, r.names.Cgroups, now)
+		}
 	}
 	s.errors = maps.Clone(r.errors)
 	return s
@@ -230,6 +243,7 @@ func (s *sample) count(c tracer.Counts) {
 		{Op: tracer.OpListen, Proto: tracer.TCP, Errno: syscall.EADDRINUSE}:     0,
 	}
 	maps.Copy(s.failures, c.Failures)
+	s.changes = map[string]uint64{"added": c.ListenersAdded, "removed": c.ListenersRemoved}
 	s.searches = slices.ContainsFunc(s.hooks, func(h tracer.HookStatus) bool {
 		return h.Attached && (h.Hook == "fexit/inet_hash_connect" || h.Hook == "fexit/inet6_hash_connect")
 	})
@@ -350,6 +364,8 @@ type census struct {
 	sockets   map[socketKind]int
 	processes map[processIn]int
 	cgroups   map[cgroupIn]bool
+	listeners map[listenersIn]int
+	queues    map[cgroupIn]float64 // how full the fullest accept queue is
 }
 
 // processIn is a name that processes in a cgroup have.
@@ -366,7 +382,7 @@ type cgroupIn struct {
 }
 
 func newCensus() *census {
-	c := &census{make(map[socketKind]int), make(map[processIn]int), make(map[cgroupIn]bool)}
+	c := &census{make(map[socketKind]int), make(map[processIn]int), make(map[cgroupIn]bool), make(map[listenersIn]int), make(map[cgroupIn]float64)}
 	for _, role := range tracer.Roles() {
 		if role != tracer.RoleTimeWait { // nothing tells its end: the table has none
 			c.sockets[socketKind{tracer.TCP, role}] = 0

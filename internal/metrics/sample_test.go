@@ -4,16 +4,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
 	"net"
 	"net/netip"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/vishvananda/netlink"
 
 	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/internal/testutil"
@@ -354,6 +357,47 @@ func TestCensus(t *testing.T) {
 	}
 }
 
+// startTracer runs a tracer until the test ends, and returns when it knows every socket.
+func startTracer(t *testing.T) *tracer.Tracer {
+	t.Helper()
+	tr, err := tracer.Open(tracer.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	ready, done := make(chan struct{}), make(chan error, 1)
+	go func() { done <- tr.Run(ctx, func(*tracer.Snapshot) { close(ready) }) }()
+	t.Cleanup(func() {
+		stop()
+		if err := errors.Join(<-done, tr.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	select {
+	case <-ready:
+	case err := <-done:
+		done <- err
+		t.Fatal("the tracer ended before it was ready")
+	}
+	return tr
+}
+
+// linkUp gives the goroutine's network namespace a device that leads to another one, with an address.
+func linkUp(t *testing.T, addr string) {
+	t.Helper()
+	link := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "v0"}, PeerName: "v1"}
+	if err := netlink.LinkAdd(link); err != nil {
+		t.Fatal(err)
+	}
+	at, err := netlink.ParseAddr(addr)
+	if err == nil {
+		err = errors.Join(netlink.AddrAdd(link, at), netlink.LinkSetUp(link))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // What the kernel has shows in a scrape, by the names of this machine.
 func TestMetricsOfTracer(t *testing.T) {
 	testutil.NewNetNS(t)
@@ -362,25 +406,7 @@ func TestMetricsOfTracer(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	tr, err := tracer.Open(tracer.Config{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, stop := context.WithCancel(t.Context())
-	ready, done := make(chan struct{}), make(chan error, 1)
-	go func() { done <- tr.Run(ctx, func(*tracer.Snapshot) { close(ready) }) }()
-	defer func() {
-		stop()
-		if err := errors.Join(<-done, tr.Close()); err != nil {
-			t.Error(err)
-		}
-	}()
-	select {
-	case <-ready:
-	case err := <-done:
-		done <- err
-		t.Fatal("the tracer ended before it was ready")
-	}
+	tr := startTracer(t)
 	names := &identity.Names{Cgroups: identity.NewCgroups(""), NetNS: identity.NewNetNSNames(nil)}
 	reg := prometheus.NewPedanticRegistry()
 	reg.MustRegister(New(tr, nil, names, "v0", slog.New(slog.DiscardHandler)))
@@ -398,5 +424,96 @@ func TestMetricsOfTracer(t *testing.T) {
 		if sum[name] == 0 {
 			t.Errorf("%s is 0 or absent", name)
 		}
+	}
+}
+
+// exposed and local listeners, an accept queue that is full, and what is no listener, of one network
+// namespace with a link to another; and they are gone from the next sample once they are closed.
+func TestMetricsOfListeners(t *testing.T) {
+	ns := testutil.NewNetNS(t)
+	linkUp(t, "192.0.2.1/24")
+	open := func(network, addr string) io.Closer {
+		t.Helper()
+		var l io.Closer
+		var err error
+		if network == "udp" {
+			l, err = net.ListenPacket(network, addr)
+		} else {
+			l, err = net.Listen(network, addr)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+	listeners := []io.Closer{
+		open("tcp", "127.0.0.1:80"), open("tcp", "192.0.2.1:80"), open("tcp", "[::]:81"), open("udp", "0.0.0.0:53"), open("udp", "127.0.0.1:54"),
+	}
+	defer open("udp", "0.0.0.0:0").Close() // as a client's
+	tr := startTracer(t)
+	r := newSampler(tr, &identity.Names{Cgroups: identity.NewCgroups(""), NetNS: identity.NewNetNSNames(nil)}, "v0", slog.New(slog.DiscardHandler))
+	of := func(s *sample) map[string]int {
+		out := make(map[string]int)
+		for k, n := range s.listeners {
+			if k.netns == strconv.Itoa(int(ns)) {
+				out[k.proto.String()+" "+exposure(k.exposed)] += n
+			}
+		}
+		return out
+	}
+	if d := cmp.Diff(map[string]int{"tcp local": 1, "tcp exposed": 2, "udp exposed": 1, "udp local": 1}, of(r.read())); d != "" {
+		t.Errorf("listeners (-want +got):\n%s", d)
+	}
+	before := tr.Counts()
+	for _, l := range listeners {
+		l.Close()
+	}
+	open("tcp", "127.0.0.1:82").Close()
+	testutil.Await(t, "the ends of the listeners", func() bool {
+		now := tr.Counts()
+		return now.ListenersRemoved-before.ListenersRemoved >= 6 && now.ListenersAdded-before.ListenersAdded >= 1
+	})
+	if got := of(r.read()); len(got) != 0 {
+		t.Errorf("listeners that were closed: %v", got)
+	}
+}
+
+// Who listens on loopback, or runs a service that comes and goes, takes no place of what others reach, and
+// the fullest queue is told whoever has it.
+func TestListenersBound(t *testing.T) {
+	p, s := newListenerPlaces(), new(sample)
+	k := func(i int, exposed bool) listenersKey {
+		return listenersKey{"host", tracer.TCP, exposed, home{unit: fmt.Sprintf("u%04d.service", i)}}
+	}
+	series := make(map[listenersKey]bool)
+	for scrape := range 20 {
+		local, exposed := make(map[listenersKey]int), map[listenersKey]int{k(1, true): 1}
+		for i := range 2 * mostListeners {
+			local[k(scrape*1000+i, false)] = 1
+		}
+		at := noon.Add(time.Duration(scrape) * time.Minute)
+		rest := func(k listenersKey) listenersKey { k.home = elsewhere; return k }
+		got := p.local.sum(local, byListeners, rest, at)
+		if n := got[rest(k(0, false))]; len(got) > mostListeners+1 || n < mostListeners {
+			t.Fatalf("%d series, %d listeners in the rest", len(got), n)
+		}
+		for k := range got {
+			series[k] = true
+		}
+		if got := p.exposed.sum(exposed, byListeners, rest, at); got[k(1, true)] != 1 {
+			t.Fatalf("exposed: %v", got)
+		}
+	}
+	if len(series) != mostListeners+1 {
+		t.Errorf("%d series of local listeners within the hour, want %d", len(series), mostListeners+1)
+	}
+	c := newCensus()
+	for i := range 3 * mostListeners {
+		c.queues[cgroupIn{idFor(uint32(i)), 0}] = 0.5
+	}
+	c.queues[cgroupIn{idFor(9999), 0}] = 1
+	s.queues = p.fullest(c, func(ns identity.NetNS) string { return strconv.Itoa(int(ns.Inode)) }, new(identity.Cgroups), noon)
+	if s.queues[queueKey{"9999", home{}}] != 1 || len(s.queues) > 3*mostListeners+1 {
+		t.Errorf("the queue that is full is not told: %v of %d", s.queues[queueKey{"9999", home{}}], len(s.queues))
 	}
 }
