@@ -97,7 +97,7 @@ type page struct {
 
 func (p *page) write() {
 	name := pageName(p.cmd)
-	fmt.Fprintf(&p.out, ".TH %s 1 %s \"porthole %s\" \"User Commands\"\n.nh\n.ad l\n", strings.ToUpper(name), p.date, version)
+	fmt.Fprintf(&p.out, ".TH %s 1 %s \"porthole %s\" \"User Commands\"\n.ad l\n", strings.ToUpper(name), p.date, version)
 	p.section("NAME", func() { fmt.Fprintf(&p.out, "%s \\- %s\n", escape(name), escape(lowerFirst(p.cmd.Short))) })
 	p.section("SYNOPSIS", p.synopsis)
 	p.section("DESCRIPTION", func() { p.text(cmp.Or(p.cmd.Long, p.cmd.Short+".")) })
@@ -223,7 +223,7 @@ func (p *page) seeAlso() {
 		if i == len(others)-1 {
 			comma = ""
 		}
-		fmt.Fprintf(&p.out, ".BR %s (1)%s\n", escape(other), comma)
+		fmt.Fprintf(&p.out, ".BR \\%%%s (1)%s\n", escape(other), comma)
 	}
 }
 
