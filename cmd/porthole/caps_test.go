@@ -89,7 +89,7 @@ func asNobody(t *testing.T, caps []string, args ...string) (stdout, stderr strin
 	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
 }
 
-// With exactly the capabilities that the README names every command works; with
+// With exactly the capabilities that docs/limits.md names every command works; with
 // one less it fails, or says what it cannot tell, or what any user may know, and names the one.
 func TestKernelLeastPrivilege(t *testing.T) {
 	testutil.NewNetNS(t)

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/porthole-dev/porthole/internal/agent"
+	"github.com/porthole-dev/porthole/internal/store"
 )
 
 // With the tag man this is a program that writes the man pages of all commands into a directory.
@@ -50,13 +51,14 @@ type entry struct{ name, text string }
 
 // exitNoMeans says what exit code 1 means. Commands that are not here never end with it.
 var exitNoMeans = map[string]string{
-	"who":   "Nothing uses any of the ports.",
-	"check": "bind() would fail, or no address could be connected to.",
-	"wait":  "The time limit was reached first.",
-	"free":  "Fewer ports were found than asked for.",
-	"diff":  "There are differences.",
-	"tail":  "It ended before --count events.",
-	"run":   "With --fail-on-leak: the command succeeded, and something still listens.",
+	"who":     "Nothing uses any of the ports.",
+	"check":   "bind() would fail, or no address could be connected to.",
+	"wait":    "The time limit was reached first.",
+	"free":    "Fewer ports were found than asked for.",
+	"history": "There is nothing to show.",
+	"diff":    "There are differences.",
+	"tail":    "It ended before --count events.",
+	"run":     "With --fail-on-leak: the command succeeded, and something still listens.",
 }
 
 // exitOf are the exit codes of a command: docs/json.md has the contract.
@@ -81,6 +83,9 @@ func filesOf(cmd *cobra.Command) []entry {
 	var files []entry
 	if cmd.Flags().Lookup("socket") != nil {
 		files = append(files, entry{agent.DefaultSocket, "The socket of the agent, for root and the group porthole."})
+	}
+	if cmd.Flags().Lookup("history.dir") != nil {
+		files = append(files, entry{store.DefaultDir, "Where the systemd unit has the agent keep its history."})
 	}
 	if cmd.Name() == "free" {
 		files = append(files, entry{"/etc/services", "Ports with a name there are found with --services alone."})
