@@ -16,10 +16,10 @@ import (
 	"github.com/porthole-dev/porthole/internal/testutil"
 )
 
-// pastOf asks the history of a directory, or with a socket an agent, about a port.
-func pastOf(t *testing.T, args ...string) []render.Tenancy {
+// pastOf asks the history of a directory, or with a socket an agent, about a port of a network namespace.
+func pastOf(t *testing.T, ns uint32, args ...string) []render.Tenancy {
 	t.Helper()
-	out, errs, code := command(t, append([]string{"history", "--json"}, args...)...)
+	out, errs, code := command(t, append([]string{"history", "--json", "--netns", fmt.Sprint(ns)}, args...)...)
 	if code != exitDone && code != exitNo {
 		t.Fatalf("history %v: exit code %d, %s", args, code, errs)
 	}
@@ -44,7 +44,7 @@ func keepingAgent(t *testing.T, dir string) (socket string, cmd *exec.Cmd) {
 // Who had a port is known over the end of an agent, clean or not, with what it was called then; what was
 // open then is told as such, and is not taken for open afterwards.
 func TestKernelHistoryOverRestarts(t *testing.T) {
-	testutil.NewNetNS(t)
+	ns := testutil.NewNetNS(t)
 	dir := filepath.Join(t.TempDir(), "history")
 	before := listen(t, "127.0.0.1:0")
 	socket, agent := keepingAgent(t, dir)
@@ -61,22 +61,22 @@ func TestKernelHistoryOverRestarts(t *testing.T) {
 	port := func(n int) string { return fmt.Sprint(n) }
 
 	testutil.Await(t, "the close has come through", func() bool {
-		_, body := get(t, socket, "GET", "/v1/history?port="+port(over))
+		_, body := get(t, socket, "GET", fmt.Sprintf("/v1/history?port=%d&netns=%d", over, ns))
 		return body != ""
 	})
-	rows := pastOf(t, port(over), "--agent", "--socket", socket)
+	rows := pastOf(t, ns, port(over), "--agent", "--socket", socket)
 	if len(rows) != 3 || rows[0].Role != "listener" || rows[0].DurationNS <= 0 || rows[1].Event != "bind" || rows[1].Error != "EADDRINUSE" {
 		t.Fatalf("with the agent: %+v", rows)
 	}
-	if rows := pastOf(t, port(left.Port), "--agent", "--socket", socket, "--listeners"); len(rows) != 1 || !rows[0].Open || int(rows[0].PID) != os.Getpid() || len(rows[0].Args) == 0 {
+	if rows := pastOf(t, ns, port(left.Port), "--agent", "--socket", socket, "--listeners"); len(rows) != 1 || !rows[0].Open || int(rows[0].PID) != os.Getpid() || len(rows[0].Args) == 0 {
 		t.Fatalf("what listens: %+v", rows)
 	}
-	if rows := pastOf(t, port(before.Port), "--agent", "--socket", socket, "--listeners"); len(rows) != 1 || !rows[0].Open || !rows[0].Since.IsZero() || rows[0].KnownSince.IsZero() {
+	if rows := pastOf(t, ns, port(before.Port), "--agent", "--socket", socket, "--listeners"); len(rows) != 1 || !rows[0].Open || !rows[0].Since.IsZero() || rows[0].KnownSince.IsZero() {
 		t.Fatalf("what listened before: %+v", rows)
 	}
 	// Once a second it is written: then it may end as it likes.
 	testutil.Await(t, "it is on disk", func() bool {
-		_, _, code := command(t, "history", port(left.Port), "--local", "--history.dir", dir)
+		_, _, code := command(t, "history", port(left.Port), "--netns", fmt.Sprint(ns), "--local", "--history.dir", dir)
 		return code == exitDone
 	})
 	agent.Process.Kill()
@@ -84,11 +84,11 @@ func TestKernelHistoryOverRestarts(t *testing.T) {
 
 	check := func(what string, from ...string) {
 		t.Helper()
-		if rows := pastOf(t, append(from, port(over))...); len(rows) != 3 || rows[0].DurationNS <= 0 {
+		if rows := pastOf(t, ns, append(from, port(over))...); len(rows) != 3 || rows[0].DurationNS <= 0 {
 			t.Errorf("%s: what was over: %+v", what, rows)
 		}
 		for _, n := range []int{left.Port, before.Port} {
-			rows := pastOf(t, append(from, port(n))...)
+			rows := pastOf(t, ns, append(from, port(n))...)
 			if len(rows) == 0 {
 				t.Errorf("%s: nothing of port %d", what, n)
 				continue
@@ -102,7 +102,7 @@ func TestKernelHistoryOverRestarts(t *testing.T) {
 	check("after it was killed", "--local", "--history.dir", dir)
 	socket, agent = keepingAgent(t, dir)
 	check("the next agent", "--agent", "--socket", socket)
-	if rows := pastOf(t, port(left.Port), "--agent", "--socket", socket); len(rows) != 2 || !rows[0].Open || rows[0].KnownSince.IsZero() {
+	if rows := pastOf(t, ns, port(left.Port), "--agent", "--socket", socket); len(rows) != 2 || !rows[0].Open || rows[0].KnownSince.IsZero() {
 		t.Errorf("what is open still: %+v", rows)
 	}
 	agent.Process.Signal(syscall.SIGTERM)
@@ -110,7 +110,7 @@ func TestKernelHistoryOverRestarts(t *testing.T) {
 		t.Errorf("the agent ends with %v", err)
 	}
 	check("after a clean end", "--local", "--history.dir", dir)
-	if rows := pastOf(t, port(left.Port), "--local", "--history.dir", dir); len(rows) != 2 || rows[0].Open || rows[0].UntilKnown == nil {
+	if rows := pastOf(t, ns, port(left.Port), "--local", "--history.dir", dir); len(rows) != 2 || rows[0].Open || rows[0].UntilKnown == nil {
 		t.Errorf("what was open at a clean end: %+v", rows)
 	}
 	at := rows[0].Since.Add(time.Duration(rows[0].DurationNS / 2)).Format(time.RFC3339Nano)
