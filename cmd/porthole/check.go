@@ -208,10 +208,10 @@ func addAddr(end *query.End, word, given string) error {
 	if err != nil {
 		return err
 	}
-	if end.Addr.IsValid() && (end.Addr != addr || end.Device != device) {
+	if end.Addr.IsValid() && (end.Addr != addr || end.Device != device) || end.Localhost && !addr.IsLoopback() {
 		return usagef("--addr: %q: %s has another address", given, identity.Safe(word))
 	}
-	end.Addr, end.Device = addr, device
+	end.Addr, end.Device, end.Localhost = addr, device, false
 	return nil
 }
 
@@ -231,6 +231,9 @@ func (o *checkOptions) bindEnds(words []string) ([]query.End, error) {
 		}
 		if err := addAddr(&ends.End, word, o.addr); err != nil {
 			return nil, err
+		}
+		if ends.Localhost {
+			ends.Addr = netip.AddrFrom4([4]byte{127, 0, 0, 1})
 		}
 		if tracer.IsScoped(ends.Addr) && ends.Device == "" {
 			return nil, usagef("%s: want the device of a link-local address too, as fe80::1%%eth0", ends.Addr)

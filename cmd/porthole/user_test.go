@@ -130,7 +130,9 @@ func TestKernelUserSockets(t *testing.T) {
 	}{
 		{"ls -i :20101 -sTCP:LISTEN", exitDone, "127.0.0.1:20101"},
 		{"who 20102", exitDone, "a process of another user listens on *:20102"},
-		{"who 20109", exitNo, "nothing uses 20109"},
+		{"who 20109", exitNo, "nothing uses 20109/tcp or 20109/udp in this network namespace"},
+		{"who 20108-20109", exitNo, "nothing uses ports 20108-20109 in this network namespace"},
+		{"who 20109 --json", exitNo, `"partial":true`},
 		{"headroom --to 127.0.0.1:20101", exitDone, "127.0.0.1:20101"},
 		{"check 20102", exitNo, "address already in use (EADDRINUSE)\nin the way, as far as"},
 		{"check 20109", exitDone, "would succeed"},
@@ -140,6 +142,7 @@ func TestKernelUserSockets(t *testing.T) {
 		{"wait 20109 --timeout 10ms", exitNo, "nobody listens within"},
 		{"wait 20109 --free", exitDone, "nobody listens"},
 		{"free", exitDone, "\n"},
+		{"wait 20101/tcp --free --pid 1 --timeout 0", exitCant, ""}, {"wait 20101/tcp --free --comm python3 --timeout 0", exitCant, ""},
 		{"ls --unit x", exitCant, ""}, {"ls --agent", exitCant, ""}, {"tail", exitCant, ""}, {"diff /dev/null", exitCant, ""},
 	} {
 		out, errs, code := asNobody(t, nil, strings.Fields(c.args)...)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net/netip"
 	"slices"
 	"strconv"
 	"sync"
@@ -130,6 +131,9 @@ func runWait(cmd *cobra.Command, e *env, o *waitOptions, words []string) error {
 	if !o.quiet {
 		tellView(e, w.src.PartialView())
 	}
+	if w.src.Partial() && o.free && w.byProcess() {
+		return errors.New("that no process of those listens takes root, or an agent, to know: the processes of other users cannot be seen")
+	}
 	ok, sockets, err := w.wait(cmd.Context())
 	if err != nil {
 		return err
@@ -227,6 +231,11 @@ func (w *waiter) look(ctx context.Context) (bool, [][]render.Socket, error) {
 	return so, w.known, nil
 }
 
+// byProcess tells whether only sockets of some processes count.
+func (w *waiter) byProcess() bool {
+	return len(w.whose["pid"]) > 0 || len(w.whose["comm"]) > 0 || len(w.o.tree.pids) > 0
+}
+
 // isSo tells whether a port is as it is waited for.
 func (w *waiter) isSo(listeners []render.Socket) bool { return (len(listeners) > 0) != w.o.free }
 
@@ -249,6 +258,12 @@ func (w *waiter) byPort(rows []render.Socket, pass func(end *query.End, row *ren
 // given. One that is bound to a device takes of the loopback addresses, and of all addresses at
 // once, only what that device brings.
 func (w *waiter) takes(end *query.End, row *render.Socket) bool {
+	if end.Localhost { // who connects there tries both
+		four, six := *end, *end
+		four.Localhost, four.Addr = false, netip.AddrFrom4([4]byte{127, 0, 0, 1})
+		six.Localhost, six.Addr = false, netip.IPv6Loopback()
+		return w.takes(&four, row) || w.takes(&six, row)
+	}
 	its, addr := row.LocalIP.WithZone("").Unmap(), end.Addr
 	if !addr.IsValid() {
 		return true

@@ -156,3 +156,19 @@ func TestKernelWaitWakes(t *testing.T) {
 		l.Close()
 	}
 }
+
+// localhost is an address, not any: what listens on another is neither waited for nor in the way.
+func TestKernelLocalhost(t *testing.T) {
+	ns := fmt.Sprint(testutil.NewNetNS(t))
+	listen(t, "127.0.0.2:20101")
+	listen(t, "[::1]:20102")
+	for args, want := range map[string]int{
+		"wait localhost:20101 --timeout 0": exitNo, "wait localhost:20102 --timeout 0": exitDone, "wait :20101 --timeout 0": exitDone,
+		"check localhost:20101": exitDone, "check :20101": exitNo, "check localhost:20101 --addr 127.0.0.2": exitNo,
+		"check localhost:20101 --addr 192.0.2.1": exitUsage, "check 20103/udp --addr 255.255.255.255": exitDone,
+	} {
+		if out, errs, code := command(t, append(strings.Fields(args), "--netns", ns)...); code != want {
+			t.Errorf("%s: exit code %d, want %d\n%s%s", args, code, want, out, errs)
+		}
+	}
+}

@@ -93,7 +93,11 @@ func runWho(ctx context.Context, e *env, o *whoOptions, asked []query.Ends) erro
 			}
 			if len(ports) == 0 && !o.jsonRows {
 				separate(out, &first)
-				fmt.Fprintf(out, "nothing uses ports %d-%d\n", ends.Port, ends.Last)
+				where := ""
+				if src.Partial() {
+					where = " in this network namespace"
+				}
+				fmt.Fprintf(out, "nothing uses ports %d-%d%s\n", ends.Port, ends.Last, where)
 			}
 		}
 		for _, port := range ports {

@@ -53,7 +53,7 @@ func InNetNS(space *os.File, f func() error) error {
 // address: one of a device, or a multicast or broadcast address. device is that of a link-local
 // address, by name; "": any.
 func IsLocal(addr netip.Addr, device string) (bool, error) {
-	if addr.IsMulticast() {
+	if addr.IsMulticast() || addr == netip.AddrFrom4([4]byte{255, 255, 255, 255}) { // whatever leads there
 		return true, nil
 	}
 	return hasLocal(addr, device, unix.RTN_LOCAL, unix.RTN_BROADCAST)

@@ -163,6 +163,9 @@ func (f *Filter) Locate(names *identity.NetNSNames) error {
 	return nil
 }
 
+// ByProcess tells whether only sockets of some processes pass.
+func (f *Filter) ByProcess() bool { return len(f.pid) > 0 || f.comm.any() }
+
 func (f *Filter) inNetNS(id identity.NetNS, at time.Time) bool {
 	return len(f.netNS) == 0 || slices.ContainsFunc(f.wanted, func(w identity.WantedNetNS) bool { return w.Is(id, at) })
 }

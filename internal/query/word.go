@@ -16,6 +16,8 @@ type End struct {
 	Addr   netip.Addr // not valid: none is given
 	Device string     // of the address; "": none
 	Host   string     // a name instead of an address; "": none, or localhost
+	// Localhost: the name localhost stands there. Addr is not valid: it is 127.0.0.1 or ::1.
+	Localhost bool
 	Port   uint16
 	Protos []tracer.Proto // at least one
 }
@@ -86,7 +88,10 @@ func parseEnds(word string) (Ends, error) {
 // setHost takes what stands before a port: nothing, an address or a name.
 func (e *End) setHost(host string) (err error) {
 	switch {
-	case host == "", host == "*", strings.EqualFold(host, "localhost"):
+	case host == "", host == "*":
+		return nil
+	case strings.EqualFold(host, "localhost"):
+		e.Localhost = true
 		return nil
 	case isHostName(host):
 		e.Host = host

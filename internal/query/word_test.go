@@ -21,9 +21,9 @@ func TestParseEndWord(t *testing.T) {
 		"fe80::1%eth0:53/udp":      {Addr: netip.MustParseAddr("fe80::1"), Device: "eth0", Port: 53, Protos: udp},
 		"tcp/8080":                 {Port: 8080, Protos: tcp}, "udp/53": {Port: 53, Protos: udp}, "53/UDP": {Port: 53, Protos: udp},
 		"0008080": {Port: 8080, Protos: both}, "tcp:8080": {Port: 8080, Protos: tcp}, "UDP:53": {Port: 53, Protos: udp},
-		"localhost:80": {Port: 80, Protos: both}, "db-1.example.com:5432": {Host: "db-1.example.com", Port: 5432, Protos: both},
+		"localhost:80": {Localhost: true, Port: 80, Protos: both}, "db-1.example.com:5432": {Host: "db-1.example.com", Port: 5432, Protos: both},
 		":::8080":                     {Addr: netip.IPv6Unspecified(), Port: 8080, Protos: both}, // netstat(8)
-		"http://localhost:8080/x?y#z": {Port: 8080, Protos: tcp}, "https://example.com": {Host: "example.com", Port: 443, Protos: tcp},
+		"http://localhost:8080/x?y#z": {Localhost: true, Port: 8080, Protos: tcp}, "https://example.com": {Host: "example.com", Port: 443, Protos: tcp},
 		"postgres://me:secret@[::1]:5433/db": {Addr: six, Port: 5433, Protos: tcp}, "postgres://db/x": {Host: "db", Port: 5432, Protos: tcp},
 		"udp://127.0.0.1:53": {Addr: four, Port: 53, Protos: udp}, "redis://127.0.0.1": {Addr: four, Port: 6379, Protos: tcp},
 		"http": {Port: 80, Protos: both}, "SSH/tcp": {Port: 22, Protos: tcp}, "127.0.0.1:domain/udp": {Addr: four, Port: 53, Protos: udp},

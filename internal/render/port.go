@@ -52,6 +52,7 @@ type about struct {
 	Cookie           uint64             `json:"netns_cookie,omitempty"`
 	ForwardsTo       []Forward          `json:"forwards_to,omitempty"` // by NAT
 	NATUnread        string             `json:"nat_unread,omitempty"`  // why NAT was not looked at, or not all of it
+	Partial          bool               `json:"partial,omitempty"`     // as of Socket
 }
 
 // PortPlace is what is known of a port in the network namespace that an answer is about.
@@ -320,6 +321,7 @@ func (n Renderer) about(q query.Port, at *PortPlace) about {
 	for i := range at.NAT {
 		a.ForwardsTo = append(a.ForwardsTo, n.natForward(&at.NAT[i], at.NetNS))
 	}
+	a.Partial = n.Partial
 	if at.NATUnread != nil {
 		a.NATUnread = strings.ReplaceAll(at.NATUnread.Error(), "\n", "; ")
 	}

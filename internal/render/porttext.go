@@ -490,6 +490,8 @@ func (w *portWriter) nothing(what []string) {
 	text := "nothing uses " + strings.Join(what, " or ")
 	if w.port.Where != "" {
 		text += " " + w.port.Where
+	} else if w.port.Partial {
+		text += " in this network namespace"
 	}
 	w.printf("%s\n", text)
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -146,6 +147,17 @@ func (u *User) Sockets(_ context.Context, q *query.Sockets) (SocketsAnswer, erro
 		return nil, errors.Join(err, a.Close())
 	}
 	a.note = q.Note(a.names.Cgroups)
+	if q.Filter != nil && q.ByProcess() {
+		unknown := 0
+		for i := range sockets {
+			if sockets[i].NoHolder == tracer.NoHolderOutOfSight {
+				unknown++
+			}
+		}
+		if unknown > 0 {
+			a.note = strings.TrimPrefix(a.note+fmt.Sprintf("\nwhether such a process has any of %d other sockets is not known: they are of other users", unknown), "\n")
+		}
+	}
 	a.sockets = render.SocketsOf(sockets, func(s *tracer.Socket) bool { return q.Socket(a.names.Cgroups, s) })
 	return a, nil
 }
