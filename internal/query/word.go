@@ -18,8 +18,8 @@ type End struct {
 	Host   string     // a name instead of an address; "": none, or localhost
 	// Localhost: the name localhost stands there. Addr is not valid: it is 127.0.0.1 or ::1.
 	Localhost bool
-	Port   uint16
-	Protos []tracer.Proto // at least one
+	Port      uint16
+	Protos    []tracer.Proto // at least one
 }
 
 // Ends are ports as people write them, a range at most.
