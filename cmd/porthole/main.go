@@ -226,7 +226,7 @@ func newRoot(e *env) *cobra.Command {
 	root.SetOut(e.stdout)
 	root.SetErr(e.stderr)
 	root.SetFlagErrorFunc(flagError)
-	root.AddCommand(newTail(e), newLs(e), newWho(e), newHeadroom(e), newCheck(e), newWait(e), newRun(e), newFree(e), newHistory(e), newDiff(e), newTop(e), newAgent(e), newDoctor(e), newVersion(e))
+	root.AddCommand(newTail(e), newLs(e), newWho(e), newHeadroom(e), newCheck(e), newWait(e), newRun(e), newFree(e), newHistory(e), newDiff(e), newPolicy(e), newTop(e), newAgent(e), newDoctor(e), newVersion(e))
 	refuseUnknown(root)
 	fitHelp(root, e.style)
 	return root

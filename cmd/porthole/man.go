@@ -59,12 +59,19 @@ var exitNoMeans = map[string]string{
 	"diff":    "There are differences.",
 	"tail":    "It ended before --count events.",
 	"run":     "With --fail-on-leak: the command succeeded, and something still listens.",
+
+	"policy check": "Something listens that may not.",
+}
+
+// commandName is what a command is called behind porthole.
+func commandName(cmd *cobra.Command) string {
+	return strings.TrimPrefix(cmd.CommandPath(), cmd.Root().Name()+" ")
 }
 
 // exitOf are the exit codes of a command: docs/json.md has the contract.
 func exitOf(cmd *cobra.Command) []entry {
 	codes := []entry{{"0", "Done."}}
-	if no := exitNoMeans[cmd.Name()]; no != "" {
+	if no := exitNoMeans[commandName(cmd)]; no != "" {
 		codes = append(codes, entry{"1", no})
 	}
 	codes = append(codes, entry{"2", "Wrong usage; nothing was started."},

@@ -170,6 +170,7 @@ func (e *Encoder) AppendSocket(b []byte, s *Socket) []byte {
 	o.optTrue(`,"v6_only":`, s.V6Only)
 	o.optTrue(`,"reuse_addr":`, s.ReuseAddr)
 	o.optTrue(`,"reuse_port":`, s.ReusePort)
+	o.optTrue(`,"fixed_port":`, s.FixedPort)
 	if s.Backlog != nil {
 		o.uint(`,"backlog":`, uint64(*s.Backlog))
 	}

@@ -1078,6 +1078,28 @@ func (w *portWriter) stopPlace(p *Place) string {
 	return w.stopUnit(p.Unit, p.UnitUser)
 }
 
+// StopCommands are the commands that stop who has a socket, as far as it is known what it belongs to; else
+// those that end its holders, if they are few.
+func (s *Socket) StopCommands() []string {
+	w := portWriter{users: make(map[uint32]string)}
+	if s.SocketUnit != "" {
+		return []string{w.stopUnit(s.SocketUnit, s.UnitUser)}
+	}
+	if command := w.stopPlace(&s.Place); command != "" {
+		return []string{command}
+	}
+	var pids []string
+	for i := range s.Holders {
+		if pid := strconv.Itoa(int(s.Holders[i].PID)); s.Holders[i].PID > 1 && !slices.Contains(pids, pid) {
+			pids = append(pids, pid)
+		}
+	}
+	if len(pids) == 0 || len(pids) > maxList {
+		return nil
+	}
+	return []string{"kill " + strings.Join(pids, " ")}
+}
+
 func (w *portWriter) stopUnit(unit string, user *uint32) string {
 	if user != nil {
 		return "systemctl --user stop " + shellWord(unit) + w.asUser(user)

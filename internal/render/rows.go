@@ -95,6 +95,7 @@ type Socket struct {
 	V6Only      bool       `json:"v6_only,omitempty"`
 	ReuseAddr   bool       `json:"reuse_addr,omitempty"`
 	ReusePort   bool       `json:"reuse_port,omitempty"`
+	FixedPort   bool       `json:"fixed_port,omitempty"`
 	Backlog     *uint32    `json:"backlog,omitempty"` // of a listener
 	BacklogMax  *uint32    `json:"backlog_max,omitempty"`
 	SocketUnit  string     `json:"socket_unit,omitempty"` // of systemd, which listens until somebody connects
@@ -241,7 +242,7 @@ func (n Renderer) fill(row *Socket, s *tracer.Socket, holders []Holder) {
 		LocalIP: s.Local.Addr(), LocalPort: s.Local.Port(),
 		RemoteIP: s.Remote.Addr(), RemotePort: s.Remote.Port(),
 		NetNS: s.NetNS, Cookie: s.NetNSCookie, Inode: s.Inode, MPTCP: s.MPTCP,
-		V6Only: s.V6Only, ReuseAddr: s.ReuseAddr, ReusePort: s.ReusePort,
+		V6Only: s.V6Only, ReuseAddr: s.ReuseAddr, ReusePort: s.ReusePort, FixedPort: s.FixedPort,
 		Holders: holders[:0], HoldersMore: s.HoldersMore, NoHolder: s.NoHolder.String(),
 		Origin: s.Origin.String(), Service: n.service(s), Since: Stamp{s.Since}, Partial: n.Partial,
 	}
