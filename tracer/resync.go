@@ -51,7 +51,7 @@ func (t *Tracer) check() error {
 	return nil
 }
 
-// rebuild is resync. That it could not be done, for want of memory or of a file
+// rebuild is resync. That it could not be done, because memory or a file was missing
 // descriptor, is counted, and it is tried again after a while: what is known still
 // serves, and events go on.
 func (t *Tracer) rebuild() bool {

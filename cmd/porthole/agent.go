@@ -35,12 +35,11 @@ func newAgent(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "agent",
 		Short: "Run as a service: metrics, history, and an API on a unix socket",
-		Long: "Run as a service. Prometheus asks it at /metrics; tail, ls, who, headroom and\n" +
-			"doctor ask it through its unix socket where they may not ask the kernel, or with\n" +
-			"--agent; so can curl --unix-socket. The socket is for its owner and for group\n" +
-			"porthole, where there is one. SIGTERM ends the agent. SIGHUP does nothing: the\n" +
-			"web configuration file, with TLS and passwords of /metrics, is read anew for\n" +
-			"each connection.",
+		Long: "Run as a service. Prometheus scrapes it at /metrics; the other commands query it\n" +
+			"through its unix socket while it runs (--local: the kernel instead), and so can\n" +
+			"curl --unix-socket. The socket is for its owner and for group porthole, where\n" +
+			"there is one. SIGTERM ends the agent. SIGHUP does nothing: the web configuration\n" +
+			"file, with TLS and passwords of /metrics, is read again for each connection.",
 		Example: "  porthole agent\n" +
 			"  porthole agent --web.listen-address :9655 --web.config.file web.yml\n" +
 			"  curl --unix-socket /run/porthole/porthole.sock http://porthole/v1/ports/8080",

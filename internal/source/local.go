@@ -334,7 +334,7 @@ type localEvents struct {
 
 	looked time.Time // when it was last looked what was lost
 	kernel uint64    // told of: lost in the kernel
-	late   uint64    // told of: lost for want of room in the queue
+	late   uint64    // told of: lost because the queue was full
 	lost   api.Lost  // of the last Loss
 }
 
