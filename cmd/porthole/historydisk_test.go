@@ -68,6 +68,9 @@ func TestKernelHistoryOverRestarts(t *testing.T) {
 	if len(rows) != 3 || rows[0].Role != "listener" || rows[0].DurationNS <= 0 || rows[1].Event != "bind" || rows[1].Error != "EADDRINUSE" {
 		t.Fatalf("with the agent: %+v", rows)
 	}
+	testutil.Await(t, "the agent has seen the last one listen", func() bool {
+		return len(pastOf(t, ns, port(left.Port), "--agent", "--socket", socket, "--listeners")) > 0
+	})
 	if rows := pastOf(t, ns, port(left.Port), "--agent", "--socket", socket, "--listeners"); len(rows) != 1 || !rows[0].Open || int(rows[0].PID) != os.Getpid() || len(rows[0].Args) == 0 {
 		t.Fatalf("what listens: %+v", rows)
 	}
