@@ -10,10 +10,11 @@ import (
 )
 
 const (
-	// BudgetConnections is how many connections a second are kept one by one for as long as one likes,
-	// and BudgetBurst how many at once. Others are folded.
+	// BudgetConnections is how many connections a second are kept one by one for as long as one likes.
+	// Others are folded.
 	BudgetConnections = 1000
-	BudgetBurst       = 20_000
+	// BudgetBurst is how many of them are kept at once.
+	BudgetBurst = 20_000
 	// A cgroup may have so many records among those of listeners; others are among connections.
 	budgetPorts      = 1
 	budgetPortsBurst = 2000

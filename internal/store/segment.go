@@ -192,8 +192,6 @@ type Row struct {
 	About        bool          // as tracer.Tenancy
 	Took         time.Duration // from Since to Until by a clock that nobody sets
 	Cursor       string        // Query.After goes on from here
-
-	key key
 }
 
 // row makes a row of a record; false: what it refers to is damaged.

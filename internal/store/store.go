@@ -23,9 +23,10 @@ import (
 const (
 	// DefaultDir is where the service keeps its history.
 	DefaultDir = "/var/lib/porthole"
-	// DefaultMaxSize and DefaultMaxAge are when segments are deleted.
+	// DefaultMaxSize is beyond how many bytes segments are deleted.
 	DefaultMaxSize = 256 << 20
-	DefaultMaxAge  = 30 * 24 * time.Hour
+	// DefaultMaxAge is after how long they are.
+	DefaultMaxAge = 30 * 24 * time.Hour
 	// LeastSize is the least that a history may take.
 	LeastSize = 1 << 20
 

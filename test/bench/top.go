@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"slices"
 	"strconv"
 	"sync"
@@ -161,7 +162,10 @@ func (t *terminal) close() error {
 	if errors.Is(err, os.ErrProcessDone) {
 		err = nil
 	}
-	<-t.ended
+	var exit *exec.ExitError
+	if ended := <-t.ended; !errors.As(ended, &exit) { // by the signal
+		err = errors.Join(err, ended)
+	}
 	return errors.Join(err, t.master.Close())
 }
 
