@@ -193,7 +193,7 @@ func build(t *testing.T) string {
 func startAgent(t *testing.T, fail context.CancelCauseFunc, bin string) string {
 	t.Helper()
 	addr := freeAddr(t)
-	startProgram(t, fail, bin, "agent", "--socket", filepath.Join(t.TempDir(), "porthole.sock"), "--web.listen-address", addr)
+	startProgram(t, fail, bin, "agent", "--socket", filepath.Join(t.TempDir(), "porthole.sock"), "--web.listen-address", addr, "--history.dir", filepath.Join(t.TempDir(), "history"))
 	return addr
 }
 
