@@ -104,7 +104,10 @@ func (t *Table) merge(s *Socket) {
 	e.flow, e.stamp, e.inode, e.uid = flow, s.stamp, s.Inode, s.UID
 	e.proto, e.state, e.role, e.mptcp = s.Proto, s.State, s.Role, s.MPTCP
 	e.v6Only, e.reuseAddr, e.reusePort, e.attached = s.V6Only, s.ReuseAddr, s.ReusePort, s.attached
-	e.fixed, e.waiting, e.room = s.FixedPort, s.Backlog.Waiting, s.Backlog.Max
+	e.waiting, e.room = s.Backlog.Waiting, s.Backlog.Max
+	if s.Proto == UDP {
+		e.fixed = s.FixedPort
+	}
 	_, again := t.closed[s.id] // read twice
 	e.missing, e.merged, e.closed = false, mergedState, wasClosed || e.closed && again
 }

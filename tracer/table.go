@@ -83,7 +83,7 @@ type entry struct {
 	peered    bool // linked by Table.byPeer
 	closed    bool // a close was published, and a snapshot had it later: one came between the word and the deed
 	asked     bool // a bind() gave it its port
-	fixed     bool // UDP: as Socket.FixedPort
+	fixed     bool // UDP: as Socket.FixedPort; TCP: it listened until it went down, and no event has told so
 	merged    merged
 }
 
@@ -163,7 +163,11 @@ func (t *Table) apply(ev *Event) bool {
 		if e != nil {
 			t.leave(e, ev)
 			e.ended, e.timeWait = uint16(ev.Errno), ev.TimeWait
+			listened := e.role == RoleListener
 			e.unpeer(ev.boot)
+			if listened && e.role != RoleListener {
+				e.fixed = true
+			}
 		}
 		return false
 	case eventUnpeer:
@@ -202,7 +206,10 @@ func (t *Table) applyTaken(e *entry, ev *Event) bool {
 		e = t.add(ev.sock, &flow)
 		e.origin, e.uid = OriginObserved, ev.Process.UID
 	}
-	listened := e.listens()
+	listened := e.listens() || e.stopped()
+	if e.stopped() {
+		e.fixed = false
+	}
 	t.adopt(e, ev)
 	e.proto, e.mptcp, e.flow, e.stamp = ev.Proto, ev.MPTCP, flow, ev.boot
 	e.initial, e.missing, e.closed = false, false, false
@@ -240,6 +247,9 @@ func (t *Table) applyTaken(e *entry, ev *Event) bool {
 }
 
 func (e *entry) listens() bool { return listens(e.proto, e.role, e.fixed) }
+
+// stopped tells whether it listened, and no event has told yet that it does no more.
+func (e *entry) stopped() bool { return e.proto == TCP && e.fixed }
 
 // tell adds to an event what is known of the socket.
 func (e *entry) tell(ev *Event) {
@@ -357,7 +367,7 @@ func (t *Table) removeUnseen(e *entry, known uint64) {
 func (t *Table) fillClose(e *entry, ev *Event) {
 	ev.Process = t.owner(e)
 	e.tell(ev)
-	if e.listens() {
+	if e.listens() || e.stopped() {
 		ev.change = -1
 	}
 	ev.Local, ev.MPTCP = addrPort(e.flow.LocalIp, e.flow.LocalPort), e.mptcp

@@ -86,7 +86,7 @@ func (t *Table) socket(e *entry) Socket {
 		Local: addrPort(e.flow.LocalIp, e.flow.LocalPort), Remote: peer(e.flow.RemoteIp, e.flow.RemotePort),
 		NetNS: e.flow.Netns, NetNSCookie: e.flow.NetnsCookie, Device: e.flow.Dev,
 		Inode: e.inode, UID: e.uid, MPTCP: e.mptcp, V6Only: e.v6Only, ReuseAddr: e.reuseAddr, ReusePort: e.reusePort,
-		FixedPort: e.fixed, Backlog: Backlog{e.waiting, e.room, e.role == RoleListener && e.waiting|e.room != 0},
+		FixedPort: e.fixed && e.proto == UDP, Backlog: Backlog{e.waiting, e.room, e.role == RoleListener && e.waiting|e.room != 0},
 		Owner: t.procs.at(e.owner), Since: t.wall(e.since), Origin: e.origin,
 		id: e.id, attached: e.attached, stamp: e.stamp, asked: e.asked, taken: e.since,
 	}
