@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"math"
 	"net/netip"
 	"strconv"
 	"time"
@@ -85,18 +86,16 @@ func HistoryJSON(w io.Writer, rows iter.Seq2[*Tenancy, error]) error {
 }
 
 const (
-	// screen is how wide a line is where nothing else is known.
-	screen = 80
 	// leastWhat and mostProcess are how wide columns are where a line is too long: addresses give way to
 	// names.
 	leastWhat, mostProcess = 26, 28
 )
 
-// HistoryText writes rows as a table that is as wide as the terminal at most, 80 columns where there is none.
+// HistoryText writes rows as a table that is as wide as the terminal at most, with whole values where there is none.
 func HistoryText(w io.Writer, style Style, rows []Tenancy, now time.Time) error {
 	columns := []Column{{Name: "UNTIL"}, {Name: "FOR"}, {Name: "PROTO"}, {Name: "WHAT", Address: true}, {Name: "PROCESS"}}
 	const what, process = 3, 4
-	width := cmp.Or(style.Width, screen)
+	width := cmp.Or(style.Width, math.MaxInt32)
 	lines := make([][]string, len(rows))
 	widths := make([]int, len(columns))
 	for i := range columns {
@@ -191,14 +190,15 @@ func (r *Tenancy) whatCell() string {
 
 // processCell is who it was, in so many columns.
 func (r *Tenancy) processCell(room int) string {
-	text := "?"
+	text, failed := "?", ""
+	if r.Error != "" && r.Time.IsZero() {
+		failed = " " + r.Error
+	}
 	if r.PID != 0 {
 		pid := fmt.Sprintf(" (%d)", r.PID)
-		text = CutMiddle(identity.Safe(r.Comm), max(room-len(pid), 3), "…") + pid
+		text = CutMiddle(identity.Safe(r.Comm), max(room-len(pid)-len(failed), 3), "…") + pid
 	}
-	if r.Error != "" && r.Time.IsZero() && columnsOf([]byte(text))+1+len(r.Error) <= room {
-		text += " " + r.Error
-	}
+	text += failed
 	if label := r.Place.Label(); label != "" {
 		label = identity.Safe(label)
 		if left := room - columnsOf([]byte(text)) - 1; left >= min(8, len(label)) {

@@ -49,18 +49,22 @@ func TestHistoryText(t *testing.T) {
 		rows = append(rows, n.Past(&r))
 	}
 	var b strings.Builder
-	if err := HistoryText(&b, Style{}, rows, historyNow()); err != nil {
+	if err := HistoryText(&b, Style{Width: 80}, rows, historyNow()); err != nil {
 		t.Fatal(err)
 	}
 	lines := strings.Split(strings.TrimSpace(b.String()), "\n")
 	if len(lines) != len(rows)+1 {
 		t.Fatalf("%d lines:\n%s", len(lines), b.String())
 	}
+	var whole strings.Builder
+	if err := HistoryText(&whole, Style{}, rows, historyNow()); err != nil || strings.Contains(whole.String(), "…") {
+		t.Errorf("into a file: %v\n%s", err, whole.String())
+	}
 	for i, want := range [][]string{
 		{"UNTIL", "FOR", "PROTO", "WHAT", "PROCESS"},
 		{"now", "1h0m", "tcp", "listen *:5000", "syst", "(4194304)"},
 		{"now", ">4d5h", "udp", "bound [2001", "(1)"},
-		{"02:31:00", "1m", "65535 to [2", "(7)"},
+		{"02:31:00", "1m", "65535 to [2", "(7) ECONNRESET"},
 		{"Nov 27 02:30:00?", ">", "65535 from [2", "?"},
 		{"~02:30:00", "2ms", "listen [2001:"},
 		{"2025-11-28 02:30", "EADDRINUSE", "bind [2001:", "(8)"},
