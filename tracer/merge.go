@@ -104,7 +104,11 @@ func (t *Table) merge(s *Socket) {
 	e.flow, e.stamp, e.inode, e.uid = flow, s.stamp, s.Inode, s.UID
 	e.proto, e.state, e.role, e.mptcp = s.Proto, s.State, s.Role, s.MPTCP
 	e.v6Only, e.reuseAddr, e.reusePort, e.attached = s.V6Only, s.ReuseAddr, s.ReusePort, s.attached
-	e.waiting, e.room = s.Backlog.Waiting, s.Backlog.Max
+	if s.Backlog.Known {
+		t.backlogs[s.id] = s.Backlog
+	} else if s.Role == RoleListener {
+		delete(t.backlogs, s.id)
+	}
 	if s.Proto == UDP {
 		e.fixed = s.FixedPort
 	}

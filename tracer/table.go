@@ -22,6 +22,7 @@ type Table struct {
 	procs     processes           // owners and holders
 	groups    groups              // processes that hold sockets together
 	more      map[uint64][]owned  // holders after the first, by id
+	backlogs  map[uint64]Backlog  // of listeners, by id, as the last comparison found them
 	loaded    bool                // a snapshot has been merged
 	timeWaits map[uint64]timeWait // by address of the timewait sock; nil: not kept
 	// closed tells when sockets were closed, since expect; nil: no snapshot is expected.
@@ -61,8 +62,6 @@ type entry struct {
 	first owned  // the first holder, or some together
 
 	unlisted uint32 // holders that there was no room for
-
-	waiting, room uint32 // Socket.Backlog of a listener; both 0: not known
 
 	next, prev uint32 // entries of the same local port; prev is noEntry of one to use again
 
@@ -111,7 +110,7 @@ const noEntry = ^uint32(0)
 
 // newTable returns an empty table.
 func newTable() *Table {
-	t := &Table{byID: make(map[uint64]uint32), procs: newProcesses(), more: make(map[uint64][]owned)}
+	t := &Table{byID: make(map[uint64]uint32), procs: newProcesses(), more: make(map[uint64][]owned), backlogs: make(map[uint64]Backlog)}
 	t.entries.grow()
 	return t
 }
@@ -225,6 +224,7 @@ func (t *Table) applyTaken(e *entry, ev *Event) bool {
 		e.state, e.role = StateUnconn, RoleBound
 	case ev.Type == EventListen:
 		e.state, e.role = StateListen, RoleListener
+		delete(t.backlogs, e.id)
 	case ev.Type == EventAccept:
 		e.state, e.role = StateEstablished, RoleServer
 	case ev.Proto == UDP:
@@ -447,6 +447,9 @@ func (t *Table) remove(e *entry) {
 	t.procs.drop(e.owner)
 	t.dropHolders(e)
 	delete(t.byID, e.id)
+	if e.role == RoleListener || e.stopped() {
+		delete(t.backlogs, e.id)
+	}
 	link := t.head(e) // what links to the entry
 	if e.prev != 0 {
 		link = &t.entries.at(e.prev).next

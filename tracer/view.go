@@ -81,12 +81,16 @@ func (t *Table) knownOwner(id uint64, flow *bpfFlow) Process {
 
 // socket is what is known of a socket but its holders.
 func (t *Table) socket(e *entry) Socket {
+	var backlog Backlog
+	if e.role == RoleListener {
+		backlog = t.backlogs[e.id]
+	}
 	return Socket{
 		Proto: e.proto, State: e.state, Role: e.role,
 		Local: addrPort(e.flow.LocalIp, e.flow.LocalPort), Remote: peer(e.flow.RemoteIp, e.flow.RemotePort),
 		NetNS: e.flow.Netns, NetNSCookie: e.flow.NetnsCookie, Device: e.flow.Dev,
 		Inode: e.inode, UID: e.uid, MPTCP: e.mptcp, V6Only: e.v6Only, ReuseAddr: e.reuseAddr, ReusePort: e.reusePort,
-		FixedPort: e.fixed && e.proto == UDP, Backlog: Backlog{e.waiting, e.room, e.role == RoleListener && e.waiting|e.room != 0},
+		FixedPort: e.fixed && e.proto == UDP, Backlog: backlog,
 		Owner: t.procs.at(e.owner), Since: t.wall(e.since), Origin: e.origin,
 		id: e.id, attached: e.attached, stamp: e.stamp, asked: e.asked, taken: e.since,
 	}
