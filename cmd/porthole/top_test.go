@@ -136,7 +136,7 @@ func TestTop(t *testing.T) {
 		term.press("Enter")
 		term.awaits("filter: --netns "+strconv.Itoa(int(ns))+" "+port, "PORT")
 		term.press("Enter")
-		term.awaits("who "+port+"/tcp", "listens on 127.0.0.1:"+port, "esc back")
+		term.awaits("who "+port+"/tcp", " on 127.0.0.1:"+port, "esc back") // tmux, too, for a moment before it is started
 		term.press("Escape")
 		term.awaits("PORT")
 		term.press("3")
