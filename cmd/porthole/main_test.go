@@ -2,20 +2,15 @@ package main
 
 import (
 	"bytes"
-	"flag"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
-
+	"github.com/porthole-dev/porthole/internal/testutil"
 	"github.com/porthole-dev/porthole/tracer"
 )
-
-var update = flag.Bool("update", false, "write the golden files anew")
 
 // invoke runs one command line in process.
 func invoke(t *testing.T, args ...string) (stdout, stderr string, code int) {
@@ -26,29 +21,11 @@ func invoke(t *testing.T, args ...string) (stdout, stderr string, code int) {
 	return out.String(), errs.String(), code
 }
 
-// golden compares with a file of testdata.
-func golden(t *testing.T, name, got string) {
-	t.Helper()
-	path := filepath.Join("testdata", name)
-	if *update {
-		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatalf("%v; write it with: go test ./cmd/porthole -run %s -update", err, t.Name())
-	}
-	if d := cmp.Diff(string(want), got); d != "" {
-		t.Errorf("%s (-want +got; if it is meant, write it anew with -update):\n%s", path, d)
-	}
-}
-
 // Help is what people script and document against: a change must be meant.
 func TestHelp(t *testing.T) {
 	files := []string{"porthole.txt"}
 	stdout, stderr, code := invoke(t, "--help")
-	golden(t, "help/porthole.txt", stdout)
+	testutil.Golden(t, "testdata/help/porthole.txt", stdout)
 	if code != exitDone || stderr != "" {
 		t.Errorf("--help: exit %d, stderr %q", code, stderr)
 	}
@@ -59,7 +36,7 @@ func TestHelp(t *testing.T) {
 		name := cmd.Name()
 		files = append(files, name+".txt")
 		stdout, stderr, code := invoke(t, name, "--help")
-		golden(t, "help/"+name+".txt", stdout)
+		testutil.Golden(t, "testdata/help/"+name+".txt", stdout)
 		if code != exitDone || stderr != "" {
 			t.Errorf("%s --help: exit %d, stderr %q", name, code, stderr)
 		}

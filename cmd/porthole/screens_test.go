@@ -12,6 +12,7 @@ import (
 
 	"github.com/porthole-dev/porthole/internal/doctor"
 	"github.com/porthole-dev/porthole/internal/render"
+	"github.com/porthole-dev/porthole/internal/testutil"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
@@ -108,7 +109,7 @@ func TestScreens(t *testing.T) {
 			if strings.Contains(got, "…") && width == 0 {
 				t.Errorf("%s is cut where it is for no terminal:\n%s", name, got)
 			}
-			golden(t, fmt.Sprintf("screens/%s-%d.txt", name, width), got)
+			testutil.Golden(t, fmt.Sprintf("testdata/screens/%s-%d.txt", name, width), got)
 		}
 	}
 }

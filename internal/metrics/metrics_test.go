@@ -1,42 +1,21 @@
 package metrics
 
 import (
-	"flag"
 	"net/netip"
-	"os"
 	"slices"
 	"syscall"
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/testutil"
+	promtest "github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/prometheus/common/expfmt"
 
 	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/internal/store"
+	"github.com/porthole-dev/porthole/internal/testutil"
 	"github.com/porthole-dev/porthole/tracer"
 )
-
-var update = flag.Bool("update", false, "write the golden files and docs/metrics.md anew")
-
-// golden compares with a file.
-func golden(t *testing.T, path, got string) {
-	t.Helper()
-	if *update {
-		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatalf("%v; write it with: go test ./internal/metrics -update", err)
-	}
-	if d := cmp.Diff(string(want), got); d != "" {
-		t.Errorf("%s (-want +got; if it is meant, write it anew with -update):\n%s", path, d)
-	}
-}
 
 // fullSample has a value for every metric: a namespace of 64 ports, nearly full.
 func fullSample() *sample {
@@ -103,15 +82,15 @@ func TestMetricsText(t *testing.T) {
 	for _, m := range metrics {
 		names = append(names, m.name)
 	}
-	got, err := testutil.CollectAndFormat(fixed(fullSample()), expfmt.TypeTextPlain, names...)
+	got, err := promtest.CollectAndFormat(fixed(fullSample()), expfmt.TypeTextPlain, names...)
 	if err != nil {
 		t.Fatal(err)
 	}
-	golden(t, "testdata/metrics.txt", string(got))
+	testutil.Golden(t, "testdata/metrics.txt", string(got))
 }
 
 func TestMetricsLint(t *testing.T) {
-	problems, err := testutil.CollectAndLint(fixed(fullSample()))
+	problems, err := promtest.CollectAndLint(fixed(fullSample()))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -178,7 +157,7 @@ func TestMetricsSearches(t *testing.T) {
 }
 
 func TestDocs(t *testing.T) {
-	golden(t, "../../docs/metrics.md", metricsDoc())
+	testutil.Golden(t, "../../docs/metrics.md", metricsDoc())
 	known := make(map[string]bool)
 	for _, l := range labels {
 		known[l.name] = false

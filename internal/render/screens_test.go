@@ -2,10 +2,8 @@ package render
 
 import (
 	"bytes"
-	"flag"
 	"fmt"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -14,10 +12,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/porthole-dev/porthole/internal/identity"
+	"github.com/porthole-dev/porthole/internal/testutil"
 	"github.com/porthole-dev/porthole/tracer"
 )
-
-var update = flag.Bool("update", false, "write the golden files")
 
 const (
 	v6Server = "[2001:db8:85a3:1234:5678:8a2e:370:7334]:8443"
@@ -206,19 +203,7 @@ func TestScreens(t *testing.T) {
 			if strings.Contains(got, ellipsis) && width == 0 {
 				t.Errorf("%s is cut where it is for no terminal:\n%s", name, got)
 			}
-			path := filepath.Join("testdata", "screens", fmt.Sprintf("%s-%d.txt", name, width))
-			if *update {
-				if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(path)
-			if err != nil {
-				t.Fatalf("%v; write it with -update", err)
-			}
-			if d := cmp.Diff(string(want), got); d != "" {
-				t.Errorf("%s (-want +got; if it is meant, write it with -update):\n%s", path, d)
-			}
+			testutil.Golden(t, filepath.Join("testdata", "screens", fmt.Sprintf("%s-%d.txt", name, width)), got)
 		}
 	}
 }

@@ -2,11 +2,9 @@ package top
 
 import (
 	"errors"
-	"flag"
 	"fmt"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -18,27 +16,8 @@ import (
 
 	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/internal/render"
+	"github.com/porthole-dev/porthole/internal/testutil"
 )
-
-var update = flag.Bool("update", false, "write testdata anew")
-
-// golden compares with a file of testdata.
-func golden(t *testing.T, name, got string) {
-	t.Helper()
-	path := filepath.Join("testdata", name)
-	if *update {
-		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatalf("%v; write it with -update", err)
-	}
-	if d := cmp.Diff(string(want), got); d != "" {
-		t.Errorf("%s (-want +got; if it is meant, write it anew with -update):\n%s", path, d)
-	}
-}
 
 func TestMain(m *testing.M) {
 	time.Local = time.UTC
@@ -300,23 +279,23 @@ func TestScreens(t *testing.T) {
 	for _, size := range []struct{ width, height int }{{80, 24}, {120, 30}} {
 		s := newScreen(t, Config{})
 		s.size(size.width, size.height)
-		name := func(view string) string { return fmt.Sprintf("%s-%d.txt", view, size.width) }
+		name := func(view string) string { return fmt.Sprintf("testdata/%s-%d.txt", view, size.width) }
 		s.answerPorts(machine(t)...)
-		golden(t, name("ports"), s.text())
+		testutil.Golden(t, name("ports"), s.text())
 		s.all = true
 		s.answerPorts(machine(t)...)
-		golden(t, name("all"), s.text())
+		testutil.Golden(t, name("all"), s.text())
 		s.press("2")
 		s.answerConns(destinations(t)...)
-		golden(t, name("connections"), s.text())
+		testutil.Golden(t, name("connections"), s.text())
 		s.press("3")
 		s.happen(events(t)...)
-		golden(t, name("events"), s.text())
+		testutil.Golden(t, name("events"), s.text())
 		s.press("4")
 		s.answerHistory(tenancies(t)...)
-		golden(t, name("history"), s.text())
+		testutil.Golden(t, name("history"), s.text())
 		s.press("?")
-		golden(t, name("help"), s.text())
+		testutil.Golden(t, name("help"), s.text())
 	}
 }
 
