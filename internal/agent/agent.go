@@ -178,7 +178,7 @@ func (a *agent) serve(ctx context.Context, socket *socket, front *webFront) erro
 	for i, server := range outside {
 		start("serve metrics", func() error { return front.serve(i, server, a.cfg.Log) })
 	}
-	start("watch", func() error { return a.watch(ctx, answers, front.urls()) })
+	start("watch", func() error { return a.watch(ctx, front.urls()) })
 	<-ctx.Done()
 	// Every stream of events ends with the tracer.
 	end(append(outside, inside))

@@ -8,7 +8,6 @@ import (
 
 	"github.com/coreos/go-systemd/v22/daemon"
 
-	"github.com/porthole-dev/porthole/internal/api"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
@@ -22,7 +21,7 @@ const (
 
 // watch tells systemd that the agent is ready, that it lives, as often as systemd
 // wants to hear it, and that it stops; and the log what was lost.
-func (a *agent) watch(ctx context.Context, answers *api.Server, metrics []string) error {
+func (a *agent) watch(ctx context.Context, metrics []string) error {
 	watchdog, err := daemon.SdWatchdogEnabled(false)
 	if err != nil {
 		return fmt.Errorf("read WATCHDOG_USEC: %w", err)
@@ -34,7 +33,6 @@ func (a *agent) watch(ctx context.Context, answers *api.Server, metrics []string
 	patience := max(watchdog, stuckAfter)
 	select {
 	case <-a.tracer.Ready():
-		answers.SetReady()
 	case <-ctx.Done():
 		return nil
 	}

@@ -13,7 +13,6 @@ import (
 	"net/url"
 	"strconv"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -85,9 +84,8 @@ type Config struct {
 
 // Server answers requests. Its handlers may be used at once.
 type Server struct {
-	cfg   Config
-	ready atomic.Bool
-	feed  *feed
+	cfg  Config
+	feed *feed
 
 	mu      sync.Mutex
 	verbose int // how many streams want handshakes
@@ -98,8 +96,15 @@ func New(cfg Config) *Server {
 	return &Server{cfg: cfg, feed: &feed{tracer: cfg.Tracer, names: cfg.Names}}
 }
 
-// SetReady says that the table has every socket.
-func (a *Server) SetReady() { a.ready.Store(true) }
+// ready tells whether the table has every socket.
+func (a *Server) ready() bool {
+	select {
+	case <-a.cfg.Tracer.Ready():
+		return true
+	default:
+		return false
+	}
+}
 
 // WebHandler is what TCP has.
 func (a *Server) WebHandler() http.Handler { return a.mux(nil) }
@@ -209,7 +214,7 @@ func healthz(w http.ResponseWriter, _ *http.Request) error {
 
 // readyz tells whether the table has every socket.
 func (a *Server) readyz(w http.ResponseWriter, r *http.Request) error {
-	if !a.ready.Load() {
+	if !a.ready() {
 		return &httpError{http.StatusServiceUnavailable, errors.New("the first snapshot is not there yet")}
 	}
 	return healthz(w, r)

@@ -21,6 +21,9 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
+
+	"github.com/porthole-dev/porthole/internal/testutil"
+	"github.com/porthole-dev/porthole/tracer"
 )
 
 // A handler's error is the answer, unless that had begun.
@@ -255,15 +258,35 @@ func TestTogether(t *testing.T) {
 }
 
 // The table is not there before the first snapshot.
-func TestReadyz(t *testing.T) {
-	a := &Server{cfg: Config{Log: slog.New(slog.DiscardHandler)}}
-	for _, want := range []int{503, 200} {
+func TestKernelReadyz(t *testing.T) {
+	testutil.RequireRoot(t)
+	tr, err := tracer.Open(tracer.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &Server{cfg: Config{Tracer: tr, Log: slog.New(slog.DiscardHandler)}}
+	ask := func(want int) {
+		t.Helper()
 		w := httptest.NewRecorder()
 		a.answer(a.readyz).ServeHTTP(w, httptest.NewRequest("GET", "/readyz", nil))
 		if w.Code != want {
 			t.Errorf("status %d, want %d", w.Code, want)
 		}
-		a.ready.Store(true)
+	}
+	ask(503)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- tr.Run(ctx, nil) }()
+	select {
+	case <-tr.Ready():
+		ask(200)
+	case err := <-ended:
+		ended <- err
+		t.Error("Run has ended")
+	}
+	cancel()
+	if err := errors.Join(<-ended, tr.Close()); err != nil {
+		t.Error(err)
 	}
 }
 

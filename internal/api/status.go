@@ -44,7 +44,7 @@ func (a *Server) status(w http.ResponseWriter, r *http.Request) error {
 		tenancies = int(a.cfg.History.Store.Stats().Records)
 	}
 	return writeObject(w, Status{
-		Report: report, Version: a.cfg.Version, Since: render.Stamp{Time: a.cfg.Since}, Ready: a.ready.Load(),
+		Report: report, Version: a.cfg.Version, Since: render.Stamp{Time: a.cfg.Since}, Ready: a.ready(),
 		Events: stats.Decoded, Lost: stats.Lost() + stats.Bad, Clients: a.feed.len(),
 		OpenSockets: a.cfg.Tracer.Table().Len(), Tenancies: tenancies,
 	})
