@@ -24,11 +24,11 @@ func Example() {
 	}
 	defer t.Close() // after Run has returned
 
-	ready, ended := make(chan struct{}), make(chan error, 1)
+	ended := make(chan error, 1)
 	events := t.Events(ctx)
-	go func() { ended <- t.Run(ctx, func(*tracer.Snapshot) { close(ready) }) }()
+	go func() { ended <- t.Run(ctx, nil) }()
 	select {
-	case <-ready: // what listened before is in the snapshot, what does later is an event
+	case <-t.Ready(): // what listened before is in the table, what does later is an event
 	case err := <-ended:
 		fmt.Println(err)
 		return
@@ -146,9 +146,9 @@ func ExampleTracer_Table() {
 		fmt.Println(err)
 		return
 	}
-	ready, ended := make(chan struct{}), make(chan error, 1)
+	ended := make(chan error, 1)
 	events := t.Events(ctx)
-	go func() { ended <- t.Run(ctx, func(*tracer.Snapshot) { close(ready) }) }()
+	go func() { ended <- t.Run(ctx, nil) }()
 	defer func() {
 		cancel()
 		if err := <-ended; err != nil {
@@ -157,7 +157,7 @@ func ExampleTracer_Table() {
 		t.Close()
 	}()
 	select {
-	case <-ready:
+	case <-t.Ready():
 	case <-ctx.Done():
 		return
 	}

@@ -23,9 +23,9 @@ func TestKernelRunEnds(t *testing.T) {
 	r.tracer = tr
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	ready, ended := make(chan struct{}), make(chan error, 1)
-	go func() { ended <- tr.Run(ctx, func(*Snapshot) { close(ready) }) }()
-	<-ready
+	ended := make(chan error, 1)
+	go func() { ended <- tr.Run(ctx, nil) }()
+	<-tr.Ready()
 	var flood sync.WaitGroup
 	var enough atomic.Bool
 	for range runtime.NumCPU() + 1 {

@@ -365,8 +365,8 @@ func startTracer(t *testing.T) *tracer.Tracer {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(t.Context())
-	ready, done := make(chan struct{}), make(chan error, 1)
-	go func() { done <- tr.Run(ctx, func(*tracer.Snapshot) { close(ready) }) }()
+	done := make(chan error, 1)
+	go func() { done <- tr.Run(ctx, nil) }()
 	t.Cleanup(func() {
 		stop()
 		if err := errors.Join(<-done, tr.Close()); err != nil {
@@ -374,7 +374,7 @@ func startTracer(t *testing.T) *tracer.Tracer {
 		}
 	})
 	select {
-	case <-ready:
+	case <-tr.Ready():
 	case err := <-done:
 		done <- err
 		t.Fatal("the tracer ended before it was ready")
