@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/spf13/cobra"
 
@@ -129,7 +130,7 @@ func notHere(option, letter string) error {
 	return usagef("%s: %s; see porthole ls --help", option, instead(letter))
 }
 
-var pidList = regexp.MustCompile(`^[0-9]+(,[0-9]+)*$`)
+var pidList = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[0-9]+(,[0-9]+)*$`) })
 
 // cluster reads short options, some of which take the rest of the word, or the next one.
 func (h *habit) cluster(word string) error {
@@ -149,7 +150,7 @@ func (h *habit) cluster(word string) error {
 		case "H":
 			h.add("--no-header")
 		case "p":
-			if pidList.MatchString(rest) || alone && len(h.args) > 0 && pidList.MatchString(h.args[0]) { // lsof
+			if pidList().MatchString(rest) || alone && len(h.args) > 0 && pidList().MatchString(h.args[0]) { // lsof
 				pids, _ := h.value(rest)
 				h.add("--pid", pids)
 				return nil
@@ -162,7 +163,7 @@ func (h *habit) cluster(word string) error {
 			}
 			h.add("-u")
 		case "i":
-			if rest != "" && !internetSpec.MatchString(rest) { // ss, of whose information nothing is shown
+			if rest != "" && !internetSpec().MatchString(rest) { // ss, of whose information nothing is shown
 				continue
 			}
 			h.pids = h.pids || strings.Contains(word[:len(word)-len(rest)], "t")
@@ -223,15 +224,17 @@ func (h *habit) family(letter, rest string) error {
 	return nil
 }
 
-var internetSpec = regexp.MustCompile(`(?i)^([46])?(tcp|udp)?(@(?:\[[^]]*\]|[^:@]*))?(?::(.+))?$`)
+var internetSpec = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`(?i)^([46])?(tcp|udp)?(@(?:\[[^]]*\]|[^:@]*))?(?::(.+))?$`)
+})
 
 // internet is lsof -i, with what it is about or without: [46][protocol][@host][:ports].
 func (h *habit) internet(rest string) error {
 	spec := rest
-	if spec == "" && len(h.args) > 0 && internetSpec.MatchString(h.args[0]) {
+	if spec == "" && len(h.args) > 0 && internetSpec().MatchString(h.args[0]) {
 		spec = h.take()
 	}
-	m := internetSpec.FindStringSubmatch(spec)
+	m := internetSpec().FindStringSubmatch(spec)
 	h.spec = h.spec || spec != ""
 	family, proto, host, ports := m[1], strings.ToLower(m[2]), strings.TrimPrefix(m[3], "@"), m[4]
 	if family != "" {
@@ -292,7 +295,7 @@ func isExpression(word string) bool {
 		strings.HasPrefix(word, "(")
 }
 
-var operators = regexp.MustCompile(`==|!=|<=|>=|=|<|>|\(|\)`)
+var operators = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`==|!=|<=|>=|=|<|>|\(|\)`) })
 
 // expression reads what is left of the words as a filter of ss(8).
 func (h *habit) expression(first string) error {
@@ -301,7 +304,7 @@ func (h *habit) expression(first string) error {
 		words = append(words, h.take())
 	}
 	text := strings.Join(words, " ")
-	x := expression{text: text, words: strings.Fields(operators.ReplaceAllString(text, " $0 ")), values: make(map[string][]string)}
+	x := expression{text: text, words: strings.Fields(operators().ReplaceAllString(text, " $0 ")), values: make(map[string][]string)}
 	if err := x.read(); err != nil {
 		return err
 	}
