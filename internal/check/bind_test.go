@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -93,8 +94,32 @@ func loopbackOf(addr netip.Addr) netip.Addr {
 	return netip.IPv6Loopback()
 }
 
-// populate makes a socket that has the port in some way, if the kernel lets it.
-func populate(t *testing.T, r *rand.Rand) string {
+// accept takes the connection that one of the listeners got: which one does is the kernel's choice,
+// of a group with SO_REUSEPORT by a hash.
+func accept(t *testing.T, listeners []unix.PollFd) int {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); {
+		if _, err := unix.Poll(listeners, 1000); err != nil && !errors.Is(err, unix.EINTR) {
+			t.Fatal(err)
+		}
+		for _, l := range listeners {
+			if l.Revents&unix.POLLIN == 0 {
+				continue
+			}
+			fd, _, err := unix.Accept4(int(l.Fd), unix.SOCK_CLOEXEC)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return fd
+		}
+	}
+	t.Fatalf("none of %d listeners got the connection", len(listeners))
+	return -1
+}
+
+// populate makes a socket that has the port in some way, if the kernel lets it, beside the listeners
+// on the port that there are.
+func populate(t *testing.T, r *rand.Rand, listeners *[]unix.PollFd) string {
 	addr, o := netip.MustParseAddr(addrs[r.IntN(len(addrs))]), randomOptions(r)
 	kinds := []string{"bound", "listener", "client", "auto", "server", "lone server", "time-wait", "udp", "udp client"}
 	kind := kinds[r.IntN(len(kinds))]
@@ -120,8 +145,14 @@ func populate(t *testing.T, r *rand.Rand) string {
 	case "client", "udp client":
 		return fmt.Sprintf("%s: %v", at, unix.Connect(fd, sockaddr(loopbackOf(addr), peer)))
 	case "listener", "server", "lone server", "time-wait":
-		if err := unix.Listen(fd, 8); err != nil || kind == "listener" {
+		if err := unix.Listen(fd, 8); err != nil {
+			keep(fd)
 			return fmt.Sprintf("%s: listen: %v", at, err)
+		}
+		before := *listeners
+		*listeners = append(before, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN})
+		if kind == "listener" {
+			return at
 		}
 		testutil.WriteSysctl(t, "ipv4/ip_local_port_range", "20000 30000")
 		to := loopbackOf(addr)
@@ -131,14 +162,13 @@ func populate(t *testing.T, r *rand.Rand) string {
 		c := newSocket(t, tracer.TCP, addr, options{})
 		keep(c)
 		if err := unix.Connect(c, sockaddr(to, thePort)); err != nil {
+			keep(fd)
 			return at + ": connect: " + err.Error()
 		}
-		s, _, err := unix.Accept(fd)
-		if err != nil {
-			t.Fatal(err)
-		}
+		s := accept(t, *listeners)
 		if kind == "lone server" || kind == "time-wait" {
 			unix.Close(fd)
+			*listeners = before
 		}
 		if kind == "time-wait" {
 			unix.Close(s) // who closes first
@@ -188,6 +218,7 @@ func TestKernelBindAgrees(t *testing.T) {
 			r := rand.New(rand.NewPCG(seed, uint64(i)))
 			ns := testutil.NewNetNS(t)
 			var there []string
+			var listeners []unix.PollFd
 			for _, addr := range []string{"127.0.0.1", "::1"} {
 				a := netip.MustParseAddr(addr)
 				fd := newSocket(t, tracer.TCP, a, options{})
@@ -197,7 +228,7 @@ func TestKernelBindAgrees(t *testing.T) {
 				}
 			}
 			for range 1 + r.IntN(4) {
-				there = append(there, populate(t, r))
+				there = append(there, populate(t, r, &listeners))
 			}
 			rows := owners(t, ns)
 			for range calls {
