@@ -11,8 +11,9 @@ import (
 // Subscription is a queue of events, bounded by the memory it takes. A subscriber that does
 // not keep up loses events (Lost); it never makes the tracer wait.
 type Subscription struct {
-	out *fanout
-	max int // bytes
+	out   *fanout
+	max   int               // bytes
+	wants func(*Event) bool // nil: every event
 
 	mu    sync.Mutex
 	queue []queued
@@ -62,8 +63,11 @@ func newSubscription(out *fanout, bytes int) *Subscription {
 	return &Subscription{out: out, max: bytes, ready: make(chan struct{}, 1)}
 }
 
-func (f *fanout) subscribe(max int) *Subscription {
+func (f *fanout) subscribe(max int) *Subscription { return f.subscribeTo(max, nil) }
+
+func (f *fanout) subscribeTo(max int, wants func(*Event) bool) *Subscription {
 	s := newSubscription(f, max*eventBytes)
+	s.wants = wants
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	s.done = f.done
@@ -96,7 +100,12 @@ func (f *fanout) close() {
 // push queues events, and returns how much memory all take that wait.
 func (s *Subscription) push(events []Event) (waiting int) {
 	s.mu.Lock()
+	some := s.wants == nil
 	for i := range events {
+		if s.wants != nil && !s.wants(&events[i]) {
+			continue
+		}
+		some = true
 		if size := s.sizeOf(&events[i]); s.bytes+size <= s.max {
 			s.add(&events[i], size)
 		} else {
@@ -105,7 +114,9 @@ func (s *Subscription) push(events []Event) (waiting int) {
 	}
 	waiting = s.bytes
 	s.mu.Unlock()
-	s.wake()
+	if some {
+		s.wake()
+	}
 	return waiting
 }
 

@@ -72,6 +72,23 @@ func TestFanoutSlowSubscriberIsAlone(t *testing.T) {
 	equal(t, "the slow one", []int{0, 1}, take(t, slow))
 }
 
+// What a subscriber does not want takes no room of his, and does not wake him.
+func TestFanoutWants(t *testing.T) {
+	var f fanout
+	s := f.subscribeTo(2, func(ev *Event) bool { return ev.RequestedPort%10 == 0 })
+	f.publish(numbered(1, 9))
+	select {
+	case <-s.Ready():
+		t.Error("woken for events that are not wanted")
+	default:
+	}
+	f.publish(numbered(10, 11))
+	equal(t, "those wanted", []int{10, 20}, take(t, s))
+	if s.Lost() != 0 {
+		t.Errorf("lost %d of those that are not wanted", s.Lost())
+	}
+}
+
 func TestFanoutMemory(t *testing.T) {
 	var f fanout
 	s := f.subscribe(8)

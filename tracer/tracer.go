@@ -272,6 +272,12 @@ func (t *Tracer) SetEstablished(on bool) error {
 // where they take more memory than usual, as a bind does that was refused because of many.
 func (t *Tracer) Subscribe(max int) *Subscription { return t.out.subscribe(max) }
 
+// SubscribeTo is Subscribe, of those events alone for which wants returns true. It is called where events
+// are read, for each: it must not wait, keep the event or call the Tracer.
+func (t *Tracer) SubscribeTo(max int, wants func(*Event) bool) *Subscription {
+	return t.out.subscribeTo(max, wants)
+}
+
 // Stats returns the counters as they are now.
 func (t *Tracer) Stats() (Stats, error) {
 	t.mu.Lock()

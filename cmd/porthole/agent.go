@@ -38,7 +38,8 @@ func newAgent(e *env) *cobra.Command {
 		Long: "Run as a service. Prometheus scrapes it at /metrics; the other commands query it\n" +
 			"through its unix socket while it runs (--local: the kernel instead), and so can\n" +
 			"curl --unix-socket. The socket is for its owner and for group porthole, where\n" +
-			"there is one. SIGTERM ends the agent. SIGHUP does nothing: the web configuration\n" +
+			"there is one. SIGTERM ends the agent. SIGHUP has it read the policy again; if\n" +
+			"that is wrong, the log says so and the one before holds. The web configuration\n" +
 			"file, with TLS and passwords of /metrics, is read again for each connection.",
 		Example: "  porthole agent\n" +
 			"  porthole agent --web.listen-address :9655 --web.config.file web.yml\n" +
@@ -55,6 +56,7 @@ func newAgent(e *env) *cobra.Command {
 	flags.StringVar(&o.maxSize, "history.max-size", "256MiB", "what that history may take on disk")
 	flags.StringVar(&o.maxAge, "history.max-age", "30d", "how long it is kept")
 	flags.StringVar(&o.connections, "history.connections", string(store.AllConnections), "which connections are kept besides listeners: all, failures or none")
+	flags.StringVar(&o.config.Policy, "policy", "", "list of what may listen: count and log what else does; docs/policy.md describes the file")
 	addNoArgs(cmd, &o.config.NoArgs)
 	flags.StringVar(&o.pods.URL, "kubelet", "", "URL of this node's kubelet, to ask for the labels of pods, as https://HOST:10250")
 	flags.StringVar(&o.pods.TokenFile, "kubelet.token-file", "", "file with the token for the kubelet (default: the service account's, in a pod)")
@@ -78,7 +80,17 @@ func serve(ctx context.Context, e *env, o *serveOptions) error {
 	if err := cmp.Or(o.setKubelet(), o.setStore()); err != nil {
 		return err
 	}
-	signal.Ignore(syscall.SIGHUP)
+	if o.config.Policy == "" {
+		signal.Ignore(syscall.SIGHUP)
+	} else {
+		if _, err := readPolicy(o.config.Policy); err != nil { // before anything is attached
+			return err
+		}
+		again := make(chan os.Signal, 1)
+		signal.Notify(again, syscall.SIGHUP)
+		defer signal.Stop(again)
+		o.config.Again = again
+	}
 	e.endsItself()
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()

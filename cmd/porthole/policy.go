@@ -4,8 +4,9 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
-	"os"
+	"io/fs"
 	"slices"
 	"strings"
 
@@ -92,16 +93,12 @@ type violation struct {
 
 // readPolicy reads a file; what is wrong with it is wrong usage.
 func readPolicy(name string) (*policy.Policy, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return nil, err
+	p, err := policy.Read(name)
+	var unread *fs.PathError
+	if err != nil && !errors.As(err, &unread) {
+		return nil, usagef("%w", err)
 	}
-	defer f.Close()
-	p, err := policy.Parse(f)
-	if err != nil {
-		return nil, usagef("%s: %w", identity.Safe(name), err)
-	}
-	return p, nil
+	return p, err
 }
 
 func runPolicyCheck(ctx context.Context, e *env, o *policyOptions, file string) error {
@@ -116,10 +113,10 @@ func runPolicyCheck(ctx context.Context, e *env, o *policyOptions, file string) 
 	var found []violation
 	for i := range rows {
 		s := &rows[i]
-		l := policyListener(s)
+		l := policy.Of(&s.Socket, s.exposed)
 		ok, rule, why := allowed.Check(&l)
 		if !ok {
-			found = append(found, violation{rule, why, exposureOf(l.Exposed), s.StopCommands(), s.Socket})
+			found = append(found, violation{rule, why, l.Exposure(), s.StopCommands(), s.Socket})
 		}
 	}
 	for i := range found {
@@ -181,27 +178,6 @@ func socketKey(s *render.Socket) string {
 	return fmt.Sprint(s.Proto, s.LocalIP, s.LocalPort, s.Device, s.Index, s.NetNS, s.Cookie, s.Inode)
 }
 
-func policyListener(s *openListener) policy.Listener {
-	l := policy.Listener{
-		Proto: s.Proto, Port: s.LocalPort, Exposed: s.exposed,
-		Where: identity.Cgroup{Unit: cmp.Or(s.SocketUnit, s.Unit), Container: s.Container, Pod: s.Pod},
-	}
-	if s.UID != nil {
-		l.UID = *s.UID
-	}
-	for i := range s.Holders {
-		l.Programs = append(l.Programs, s.Holders[i].Comm)
-	}
-	return l
-}
-
-func exposureOf(exposed bool) string {
-	if exposed {
-		return policy.Exposed
-	}
-	return policy.Local
-}
-
 // text says a violation in words.
 func (v *violation) text() []byte {
 	s := &v.Socket
@@ -236,7 +212,7 @@ func runPolicyInit(ctx context.Context, e *env, o *policyOptions) error {
 	}
 	var of []policy.Listener
 	for i := range rows {
-		of = append(of, policyListener(&rows[i]))
+		of = append(of, policy.Of(&rows[i].Socket, rows[i].exposed))
 	}
 	return policy.Write(e.stdout, of)
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"os"
 	"sync"
 	"time"
 
@@ -18,6 +19,7 @@ import (
 	"github.com/porthole-dev/porthole/internal/doctor"
 	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/internal/metrics"
+	"github.com/porthole-dev/porthole/internal/policy"
 	"github.com/porthole-dev/porthole/internal/store"
 	"github.com/porthole-dev/porthole/tracer"
 )
@@ -45,8 +47,11 @@ type Config struct {
 	WebConfig string   // path of a web configuration file, for Listen; "": none
 	History   int      // how many tenancies that ended to keep
 	// Store says where the history is kept on disk, with Dir "" nowhere; Connections which of them.
-	Store          store.Config
-	Connections    store.Which
+	Store       store.Config
+	Connections store.Which
+	// Policy is the path of a list of what may listen, read again when Again has something to receive; "": none.
+	Policy         string
+	Again          <-chan os.Signal
 	Tier           tracer.Tier
 	NoSyscallHooks bool
 	NoArgs         bool              // no command lines are read or told
@@ -70,7 +75,8 @@ type agent struct {
 	tracer *tracer.Tracer
 	report *doctor.Report
 	names  *identity.Names
-	feed   *store.Feed // nil: no history is kept on disk
+	feed   *store.Feed   // nil: no history is kept on disk
+	policy *policy.Watch // nil: there is none
 	since  time.Time
 }
 
@@ -129,6 +135,11 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		a.feed = store.NewFeed(kept, a.tracer, cfg.Connections)
 		defer func() { err = errors.Join(err, a.feed.Close()) }()
 	}
+	if cfg.Policy != "" {
+		if a.policy, err = policy.NewWatch(cfg.Policy, a.tracer, a.names, cfg.Log); err != nil {
+			return err
+		}
+	}
 	a.names.Follow(a.tracer)
 	if cfg.Confine {
 		if err := confine(); err != nil {
@@ -174,6 +185,9 @@ func (a *agent) serve(ctx context.Context, socket *socket, front *webFront) erro
 	if a.feed != nil {
 		start("keep the history", func() error { a.feed.Run(ctx); return nil })
 	}
+	if a.policy != nil {
+		start("compare with the policy", func() error { a.policy.Run(ctx, a.cfg.Again); return nil })
+	}
 	start("serve "+a.cfg.Socket, func() error { return inside.Serve(api.Limit(socket)) })
 	for i, server := range outside {
 		start("serve metrics", func() error { return front.serve(i, server, a.cfg.Log) })
@@ -207,12 +221,15 @@ func end(servers []*http.Server) {
 // metrics collects those of porthole, of the process and of Go.
 func (a *agent) metrics() (*prometheus.Registry, error) {
 	reg := prometheus.NewRegistry()
-	var history *store.Store
+	of := metrics.Sources{Tracer: a.tracer, Names: a.names, Version: a.cfg.Version, Log: a.cfg.Log}
 	if a.feed != nil {
-		history = a.feed.Store
+		of.History = a.feed.Store
+	}
+	if a.policy != nil {
+		of.Violations = a.policy.Present
 	}
 	for _, c := range []prometheus.Collector{
-		metrics.New(a.tracer, history, a.names, a.cfg.Version, a.cfg.Log),
+		metrics.New(of),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), collectors.NewGoCollector(),
 	} {
 		if err := reg.Register(c); err != nil {

@@ -61,6 +61,8 @@ var labels = []label{
 		"and of each exposure the 200 with most have series, and as many of accept queues, at most 600 within an hour; `other` is the rest"},
 	{"container", "the name of its container, or the start of the id, else empty; quoted and bounded with `comm`"},
 	{"pod", "its pod, `NAMESPACE/NAME`, else empty; quoted and bounded with `comm`"},
+	{"rule", "the rule of the policy that has the listener's protocol and port, and differs in another field, by its name or else its number; `none`: no rule has the port. " +
+		"At most 200 rules at once and 600 within an hour have series of their own, those with most violations first; `other` is the rest"},
 	{"program", "the hook a BPF program is attached to, as in `probe`"},
 	{"what", "`counters`, `devices`, `ports`, `programs`, `table`"},
 }
@@ -313,6 +315,15 @@ var metrics = []metric{
 		func(s *sample, e emitter) { s.past(e, func(st *store.Stats) uint64 { return uint64(st.Bytes) }) },
 	},
 	{
+		"porthole_policy_violations", gauge, []string{"rule"},
+		"Listeners that no rule of --policy allows. Absent without it.",
+		func(s *sample, e emitter) {
+			for rule, n := range s.violations {
+				e.put(float64(n), rule)
+			}
+		},
+	},
+	{
 		"porthole_build_info", gauge, []string{"version", "goversion"},
 		"Always 1.",
 		func(s *sample, e emitter) { e.put(1, s.version, s.goVersion) },
@@ -333,13 +344,21 @@ func tierLabel(t tracer.Tier) string {
 	return string(t)
 }
 
-// New returns the metrics of a running tracer, and of its history on disk, if there is one: nil is none.
-// version is that of porthole; what cannot be read is logged, and is absent. Scrapes may come at once;
-// those within one second share one reading of the kernel.
-func New(t *tracer.Tracer, history *store.Store, names *identity.Names, version string, log *slog.Logger) prometheus.Collector {
-	r := newSampler(t, names, version, log)
-	r.history = history
-	return newCollector(shared(time.Second, time.Now, r.read))
+// Sources is what the metrics of an agent are read from.
+type Sources struct {
+	Tracer  *tracer.Tracer
+	History *store.Store // on disk; nil: there is none
+	Names   *identity.Names
+	Version string // of porthole
+	// Violations is how many listeners a policy does not allow, by its rules; nil: there is none.
+	Violations func() map[string]int
+	Log        *slog.Logger
+}
+
+// New returns the metrics of a running tracer, and of what else there is. What cannot be read is logged, and is
+// absent. Scrapes may come at once; those within one second share one reading of the kernel.
+func New(of Sources) prometheus.Collector {
+	return newCollector(shared(time.Second, time.Now, newSampler(of).read))
 }
 
 // collector shows samples as metrics. It keeps no number.

@@ -42,7 +42,7 @@ func fullSample() *sample {
 		Searches: map[int]int64{-70: 630, -40: 10}, SearchSum: 13 * time.Millisecond,
 		ListenersAdded: 12, ListenersRemoved: 9,
 	})
-	r := sampler{netns: newNamer(), names: new(identity.Names)}
+	r := sampler{netns: newNamer(), Sources: Sources{Names: new(identity.Names)}}
 	spaces := []tracer.PortSpace{
 		{NetNS: 1, Proto: tracer.TCP, Low: 32768, High: 60999, Capacity: 28230, Reserved: 2, Blocked: 100},
 		{NetNS: 1, Proto: tracer.UDP, Low: 32768, High: 60999, Capacity: 28230, Reserved: 2},
@@ -71,6 +71,7 @@ func fullSample() *sample {
 		{"shop", tracer.TCP, true, web}: 1, {"host", tracer.TCP, true, elsewhere}: 3,
 	}
 	s.queues = map[queueKey]float64{{"host", home{unit: "ssh.service"}}: 0, {"shop", web}: 0.75}
+	s.violations = map[string]int{"none": 2, "web": 0}
 	return s
 }
 

@@ -2,7 +2,6 @@ package metrics
 
 import (
 	"cmp"
-	"log/slog"
 	"maps"
 	"net/netip"
 	"runtime"
@@ -49,6 +48,8 @@ type sample struct {
 	listeners map[listenersKey]int
 	queues    map[queueKey]float64
 	changes   map[string]uint64 // of listeners
+
+	violations map[string]int // of a policy, by rule
 }
 
 type socketKind struct {
@@ -141,11 +142,7 @@ func shared(d time.Duration, now func() time.Time, read func() *sample) func() *
 // sampler reads a tracer. What it remembers from one sample to the next keeps
 // series from coming and going. Not safe for concurrent use.
 type sampler struct {
-	tracer  *tracer.Tracer
-	history *store.Store // nil: none is kept on disk
-	names   *identity.Names
-	version string
-	log     *slog.Logger
+	Sources
 	started time.Time
 
 	netns        *namer
@@ -153,55 +150,63 @@ type sampler struct {
 	processes    top[processKey]
 	listeners    top[listenerKey]
 	homes        *listenerPlaces
+	rules        top[string]
 	errors       map[string]uint64
 }
 
-func newSampler(t *tracer.Tracer, names *identity.Names, version string, log *slog.Logger) *sampler {
+func newSampler(of Sources) *sampler {
 	return &sampler{
-		tracer: t, names: names, version: version, log: log, started: time.Now(), netns: newNamer(), homes: newListenerPlaces(),
+		Sources: of, started: time.Now(), netns: newNamer(), homes: newListenerPlaces(), rules: top[string]{most: mostListeners},
 		errors: map[string]uint64{"counters": 0, "devices": 0, "ports": 0, "programs": 0},
 	}
 }
 
 // read reads everything now.
 func (r *sampler) read() *sample {
-	s := &sample{version: r.version, goVersion: runtime.Version(), started: r.started, hooks: r.tracer.Hooks()}
-	if stats, err := r.tracer.Stats(); r.ok("counters", err) {
+	s := &sample{version: r.Version, goVersion: runtime.Version(), started: r.started, hooks: r.Tracer.Hooks()}
+	if stats, err := r.Tracer.Stats(); r.ok("counters", err) {
 		s.stats = &stats
 	}
-	if programs, err := r.tracer.Programs(); r.ok("programs", err) && slices.ContainsFunc(programs, func(p tracer.ProgramStats) bool { return p.Runs > 0 }) {
+	if programs, err := r.Tracer.Programs(); r.ok("programs", err) && slices.ContainsFunc(programs, func(p tracer.ProgramStats) bool { return p.Runs > 0 }) {
 		s.programs = programs
 	}
-	if r.history != nil {
-		stats := r.history.Stats()
+	if r.History != nil {
+		stats := r.History.Stats()
 		s.history = &stats
 	}
-	s.count(r.tracer.Counts())
+	s.count(r.Tracer.Counts())
 	c := newCensus()
-	reach, err := r.tracer.Reach()
+	reach, err := r.Tracer.Reach()
 	reached := r.ok("devices", err)
-	r.tracer.Table().Each(func(so *tracer.Socket) {
+	r.Tracer.Table().Each(func(so *tracer.Socket) {
 		c.add(so)
 		c.addListener(so, reach)
 	})
 	now := time.Now()
 	s.sockets = c.sockets
-	s.processes = r.processes.sum(c.byPlace(r.names.Cgroups), byProcess, func(k processKey) processKey { return processKey{rest, k.proto} }, now)
-	ports, err := r.tracer.Ports(false)
+	s.processes = r.processes.sum(c.byPlace(r.Names.Cgroups), byProcess, func(k processKey) processKey { return processKey{rest, k.proto} }, now)
+	ports, err := r.Tracer.Ports(false)
 	if r.ok("ports", err) {
 		s.walk = time.Since(now)
 		spaces := ports.Spaces()
 		named := func(id identity.NetNS) string {
-			if name := r.names.NetNS.Name(id, now); !identity.IsRandom(name) {
+			if name := r.Names.NetNS.Name(id, now); !identity.IsRandom(name) {
 				return name
 			}
 			return ""
 		}
-		r.netns.update(spaces, named, c.containers(r.names.Cgroups), now)
+		r.netns.update(spaces, named, c.containers(r.Names.Cgroups), now)
 		r.ports(s, spaces, ports.All(), now)
 		if reached {
-			r.homes.fill(s, c, r.netns.name, r.names.Cgroups, now)
+			r.homes.fill(s, c, r.netns.name, r.Names.Cgroups, now)
 		}
+	}
+	if r.Violations != nil {
+		violations := make(map[string]int)
+		for rule, n := range r.Violations() {
+			violations[identity.Safe(rule)] += n
+		}
+		s.violations = r.rules.sum(violations, strings.Compare, func(string) string { return other }, now)
 	}
 	s.errors = maps.Clone(r.errors)
 	return s
@@ -210,8 +215,8 @@ func (r *sampler) read() *sample {
 // ports takes what was read of the ephemeral ports.
 func (r *sampler) ports(s *sample, spaces []tracer.PortSpace, all []tracer.Headroom, now time.Time) {
 	s.fill(spaces, all, r.netns.name)
-	s.listening = r.listeners.sum(listening(spaces, r.netns.name, r.names.Cgroups), byListener, func(k listenerKey) listenerKey { return listenerKey{k.netns, rest} }, now)
-	nameScopes(all, r.names)
+	s.listening = r.listeners.sum(listening(spaces, r.netns.name, r.Names.Cgroups), byListener, func(k listenerKey) listenerKey { return listenerKey{k.netns, rest} }, now)
+	nameScopes(all, r.Names)
 	s.destinations = destinations(all, &r.destinations, r.netns.name, now)
 }
 
@@ -219,7 +224,7 @@ func (r *sampler) ports(s *sample, spaces []tracer.PortSpace, all []tracer.Headr
 func (r *sampler) ok(what string, err error) bool {
 	if err != nil {
 		r.errors[what]++
-		r.log.Error("read for metrics", "what", what, "error", err)
+		r.Log.Error("read for metrics", "what", what, "error", err)
 	}
 	return err == nil
 }

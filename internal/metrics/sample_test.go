@@ -409,7 +409,7 @@ func TestMetricsOfTracer(t *testing.T) {
 	tr := startTracer(t)
 	names := &identity.Names{Cgroups: identity.NewCgroups(""), NetNS: identity.NewNetNSNames(nil)}
 	reg := prometheus.NewPedanticRegistry()
-	reg.MustRegister(New(tr, nil, names, "v0", slog.New(slog.DiscardHandler)))
+	reg.MustRegister(New(Sources{Tracer: tr, Names: names, Version: "v0", Log: slog.New(slog.DiscardHandler)}))
 	values, err := reg.Gather()
 	if err != nil {
 		t.Fatal(err)
@@ -451,7 +451,7 @@ func TestMetricsOfListeners(t *testing.T) {
 	}
 	defer open("udp", "0.0.0.0:0").Close() // as a client's
 	tr := startTracer(t)
-	r := newSampler(tr, &identity.Names{Cgroups: identity.NewCgroups(""), NetNS: identity.NewNetNSNames(nil)}, "v0", slog.New(slog.DiscardHandler))
+	r := newSampler(Sources{Tracer: tr, Names: &identity.Names{Cgroups: identity.NewCgroups(""), NetNS: identity.NewNetNSNames(nil)}, Version: "v0", Log: slog.New(slog.DiscardHandler)})
 	of := func(s *sample) map[string]int {
 		out := make(map[string]int)
 		for k, n := range s.listeners {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"os/user"
 	"path"
 	"slices"
@@ -17,10 +18,15 @@ import (
 	"go.yaml.in/yaml/v2"
 
 	"github.com/porthole-dev/porthole/internal/identity"
+	"github.com/porthole-dev/porthole/internal/render"
 )
 
-// None is the rule of a listener whose port no rule has.
-const None = "none"
+// None is the rule of a listener whose port no rule has; Other is the label of rules that have no series of
+// their own. No rule is called so.
+const (
+	None  = "none"
+	Other = "other"
+)
 
 // Exposures of a listener: whether others can reach it, as ls --exposed has it.
 const (
@@ -62,6 +68,29 @@ type Listener struct {
 	UID      uint32
 }
 
+// Of is the listener that a socket is. Its place is that of its socket unit, or else of its first holder.
+func Of(s *render.Socket, exposed bool) Listener {
+	l := Listener{
+		Proto: s.Proto, Port: s.LocalPort, Exposed: exposed,
+		Where: identity.Cgroup{Unit: cmp.Or(s.SocketUnit, s.Unit), Container: s.Container, Pod: s.Pod},
+	}
+	if s.UID != nil {
+		l.UID = *s.UID
+	}
+	for i := range s.Holders {
+		l.Programs = append(l.Programs, s.Holders[i].Comm)
+	}
+	return l
+}
+
+// Exposure is what a rule calls it.
+func (l *Listener) Exposure() string {
+	if l.Exposed {
+		return Exposed
+	}
+	return Local
+}
+
 // Parse reads a policy. An error tells the line and the field, or the rule.
 func Parse(in io.Reader) (*Policy, error) {
 	text, err := io.ReadAll(io.LimitReader(in, maxFile+1))
@@ -80,7 +109,7 @@ func Parse(in io.Reader) (*Policy, error) {
 	if len(file.Allow) > maxRules {
 		return nil, fmt.Errorf("%d rules: want at most %d", len(file.Allow), maxRules)
 	}
-	names := map[string]bool{None: true}
+	names := map[string]bool{None: true, Other: true}
 	for i := range file.Allow {
 		r := &file.Allow[i]
 		if r.Name == "" {
@@ -162,6 +191,30 @@ func ports(word string) (low, high uint16, err error) {
 	return uint16(from), uint16(to), nil
 }
 
+// Read reads the policy in a file. The error wraps an *fs.PathError where the file cannot be read; else it
+// names the file, and what is wrong with it.
+func Read(name string) (*Policy, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, fmt.Errorf("read policy: %w", err)
+	}
+	defer f.Close()
+	p, err := Parse(f)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", identity.Safe(name), err)
+	}
+	return p, nil
+}
+
+// Rules are the names of the rules.
+func (p *Policy) Rules() []string {
+	var names []string
+	for i := range p.rules {
+		names = append(names, p.rules[i].Name)
+	}
+	return names
+}
+
 // Check tells whether a listener is allowed. If it is not, rule is the first one that has its protocol and
 // port, or None, and why says in which field it differs.
 func (p *Policy) Check(l *Listener) (allowed bool, rule, why string) {
@@ -184,10 +237,7 @@ func (p *Policy) Check(l *Listener) (allowed bool, rule, why string) {
 
 // differs says what of a listener on the port of a rule is not as the rule has it; "": nothing.
 func (r *rule) differs(l *Listener) string {
-	exposure := Local
-	if l.Exposed {
-		exposure = Exposed
-	}
+	exposure := l.Exposure()
 	var container, id, pod string
 	if c := l.Where.Container; c != nil {
 		container, id = c.Name, c.ID
@@ -242,11 +292,7 @@ func Write(out io.Writer, of []Listener) error {
 
 // ruleOf is the text of a rule that allows a listener: where it runs, or else who it is of.
 func ruleOf(l *Listener) string {
-	exposure := Local
-	if l.Exposed {
-		exposure = Exposed
-	}
-	text := fmt.Sprintf("  - proto: %s\n    port: %d\n    exposure: %s\n", l.Proto, l.Port, exposure)
+	text := fmt.Sprintf("  - proto: %s\n    port: %d\n    exposure: %s\n", l.Proto, l.Port, l.Exposure())
 	add := func(field, name string) {
 		if name != "" {
 			text += "    " + field + ": " + strconv.QuoteToASCII(escape(name)) + "\n"
