@@ -192,8 +192,13 @@ func build(t *testing.T) string {
 // startAgent starts an agent and returns the address of its /metrics.
 func startAgent(t *testing.T, fail context.CancelCauseFunc, bin string) string {
 	t.Helper()
-	addr := freeAddr(t)
-	startProgram(t, fail, bin, "agent", "--socket", filepath.Join(t.TempDir(), "porthole.sock"), "--web.listen-address", addr, "--history.dir", filepath.Join(t.TempDir(), "history"))
+	addr, dir := freeAddr(t), t.TempDir()
+	everything := filepath.Join(dir, "policy.yml")
+	if err := os.WriteFile(everything, []byte("allow: [{name: everything}]\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	startProgram(t, fail, bin, "agent", "--socket", filepath.Join(dir, "porthole.sock"), "--web.listen-address", addr, "--history.dir", filepath.Join(dir, "history"),
+		"--policy", everything)
 	return addr
 }
 
