@@ -24,6 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/porthole-dev/porthole/internal/identity"
+	"github.com/porthole-dev/porthole/internal/policy"
 	"github.com/porthole-dev/porthole/internal/query"
 	"github.com/porthole-dev/porthole/internal/render"
 	"github.com/porthole-dev/porthole/internal/source"
@@ -33,6 +34,7 @@ import (
 type runOptions struct {
 	agent      agentOptions
 	file       string
+	policyFile string
 	failOnLeak bool
 	verbose    bool
 	jsonRows   bool
@@ -49,9 +51,13 @@ func newRun(e *env) *cobra.Command {
 			"their parents, which misses children that end at once. The table goes to\n" +
 			"standard error or to a file; the terminal, standard input and standard output\n" +
 			"are the command's. Exits with the exit code of the command, or 128 and the\n" +
-			"number of the signal that ended it.",
+			"number of the signal that ended it. With --policy every listener is compared\n" +
+			"with the list, also one that was closed at once, by the port that it had: where\n" +
+			"the command succeeds and one was not allowed, porthole exits with 1; where that\n" +
+			"cannot be known, for events were lost, with 3.",
 		Example: "  porthole run -- make test\n" +
 			"  porthole run --fail-on-leak -- go test ./...\n" +
+			"  porthole run --policy policy.yml -- ./smoke-test\n" +
 			"  porthole run -v --json -o ports.json -- ./server",
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
@@ -64,6 +70,7 @@ func newRun(e *env) *cobra.Command {
 	flags := cmd.Flags()
 	flags.SetInterspersed(false) // the rest is the command's
 	flags.StringVarP(&o.file, "output", "o", "", "write to this file, not to standard error")
+	flags.StringVar(&o.policyFile, "policy", "", "exit with 1 if the command succeeds and something listened that this list does not have")
 	flags.BoolVar(&o.failOnLeak, "fail-on-leak", false, "exit with 1 if the command succeeds and something still listens")
 	flags.BoolVarP(&o.verbose, "verbose", "v", false, "also every event as it happens, as tail")
 	flags.BoolVar(&o.jsonRows, "json", false, "one JSON object a line")
@@ -78,7 +85,7 @@ func (e exitError) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
 
 // usedPort is what a command did on a port, in JSON.
 type usedPort struct {
-	Event      string     `json:"event"` // bind, listen, connect or accept; leak: it still listens
+	Event      string     `json:"event"` // bind, listen, connect or accept; leak: it still listens; violation: it listened and may not
 	Proto      string     `json:"proto"`
 	LocalIP    netip.Addr `json:"local_ip,omitzero"`
 	LocalPort  uint16     `json:"local_port,omitempty"` // absent: the kernel picked it
@@ -86,6 +93,9 @@ type usedPort struct {
 	RemotePort uint16     `json:"remote_port,omitempty"`
 	Comm       string     `json:"comm,omitempty"`
 	Error      string     `json:"error,omitempty"`
+	Rule       string     `json:"rule,omitempty"` // of a violation, as the next two
+	Reason     string     `json:"reason,omitempty"`
+	Exposure   string     `json:"exposure,omitempty"`
 	Times      int        `json:"times"`
 }
 
@@ -235,6 +245,12 @@ func runCommand(ctx context.Context, e *env, o *runOptions, args []string) error
 	if err != nil {
 		return cannotStart(args[0], err)
 	}
+	var allowed *policy.Policy
+	if o.policyFile != "" {
+		if allowed, err = readPolicy(o.policyFile); err != nil {
+			return err
+		}
+	}
 	out, style := e.stderr, e.errStyle
 	if o.file != "" {
 		f, err := os.Create(o.file)
@@ -257,9 +273,12 @@ func runCommand(ctx context.Context, e *env, o *runOptions, args []string) error
 		if tracer.InOtherNamespace("pid") {
 			return errors.New("follow the command: no cgroup can be made for it, and process numbers are those of a pid namespace")
 		}
+		if allowed != nil {
+			return errors.New("compare with the policy: no cgroup can be made for the command, without which a child that ends at once is not seen")
+		}
 		fmt.Fprintln(e.notes(), "porthole: no cgroup can be made for the command: what its children do that end at once is not seen")
 	}
-	r := &recorder{o: o, out: out, style: style, family: fam, used: make(map[usedPort]int), bound: make(map[boundTo]usedPort),
+	r := &recorder{o: o, policy: allowed, out: out, style: style, family: fam, used: make(map[usedPort]int), bound: make(map[boundTo]usedPort), compared: make(map[boundTo]bool),
 		closed: make(chan struct{}, 1), fence: make(chan struct{})}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -269,6 +288,9 @@ func runCommand(ctx context.Context, e *env, o *runOptions, args []string) error
 	}
 	if r.events, err = src.Events(ctx, q); err != nil {
 		return err
+	}
+	if allowed != nil {
+		tellView(e, r.events.Begun().PartialView)
 	}
 	recorded := make(chan error, 1)
 	go func() { recorded <- r.record() }()
@@ -291,8 +313,12 @@ func runCommand(ctx context.Context, e *env, o *runOptions, args []string) error
 	if err := unlessGone(r.write(args[0], code, took, leaks)); err != nil {
 		return err
 	}
-	if code == 0 && o.failOnLeak && len(leaks) > 0 {
+	switch {
+	case code != 0:
+	case o.failOnLeak && len(leaks) > 0, len(r.violations) > 0:
 		return errNo
+	case allowed != nil && lost > 0:
+		return errors.New("compare with the policy: events were lost, so something may have listened that it does not allow")
 	}
 	return exitError(code)
 }
@@ -411,7 +437,13 @@ func (r *recorder) leak(s *render.Socket) (usedPort, bool) {
 	case bound && len(s.Holders) > 0:
 		p.Comm = s.Holders[0].Comm
 	}
-	return p, at >= 0 || bound
+	is := at >= 0 || bound
+	if is && r.policy != nil && !r.compared[where] && (s.FixedPort || s.State == tracer.StateListen.String()) { // it was handed over, and is theirs now
+		r.compared[where] = true
+		l := policy.Of(s, reachable(s.LocalIP, s.Device))
+		r.judge(&l, s.LocalIP, p.Comm)
+	}
+	return p, is
 }
 
 // readAll waits until every event that has happened was read: until one of its own is.
@@ -441,6 +473,7 @@ func (r *recorder) readAll() error {
 // recorder adds up what the family does.
 type recorder struct {
 	o      *runOptions
+	policy *policy.Policy // nil: there is none
 	out    io.Writer
 	style  render.Style
 	events source.Events
@@ -448,13 +481,17 @@ type recorder struct {
 	closed chan struct{} // holds a token once one of the family has closed a socket
 	fence  chan struct{} // closed once the event of the fence was read
 
-	mu        sync.Mutex // of what follows, until record has returned
-	family    *family
-	used      map[usedPort]int
-	bound     map[boundTo]usedPort // the bind, as it was counted, of what is bound now
-	picked    map[boundTo]bool     // of those the ones that the kernel bound by itself
-	trying    map[connection]usedPort
-	fencePort uint16 // of the UDP socket that is the fence; 0: there is none yet
+	mu     sync.Mutex // of what follows, until record has returned
+	family *family
+	// violations are listeners that the policy does not allow, and how often each was there; compared are those
+	// that events told of.
+	violations map[usedPort]int
+	compared   map[boundTo]bool
+	used       map[usedPort]int
+	bound      map[boundTo]usedPort // the bind, as it was counted, of what is bound now
+	picked     map[boundTo]bool     // of those the ones that the kernel bound by itself
+	trying     map[connection]usedPort
+	fencePort  uint16 // of the UDP socket that is the fence; 0: there is none yet
 }
 
 // connection is a TCP connection that is being made, as one of the family began it.
@@ -560,6 +597,44 @@ func (r *recorder) add(ev *render.Event) {
 		}
 	}
 	r.used[p]++
+	r.compare(ev, at)
+}
+
+// compare compares what became a listener with the policy, as policy check does: a TCP socket that listens, or a UDP
+// socket on a port that was asked for. Who can reach it follows from its address alone: where the command
+// runs for a test need not be where it will run.
+func (r *recorder) compare(ev *render.Event, at boundTo) {
+	listens := ev.Event == tracer.EventListen.String() ||
+		ev.Event == tracer.EventBind.String() && ev.Proto == tracer.UDP.String() && !ev.Implicit && ev.RequestedPort != nil && *ev.RequestedPort != 0
+	if r.policy == nil || !listens || ev.Error != "" {
+		return
+	}
+	r.compared[at] = true
+	l := policy.Listener{
+		Proto: ev.Proto, Port: ev.LocalPort, Exposed: reachable(ev.LocalIP, ev.Device), Programs: []string{ev.Comm},
+		Where: identity.Cgroup{Unit: ev.Unit, Container: ev.Container, Pod: ev.Pod},
+	}
+	if ev.UID != nil {
+		l.UID = *ev.UID
+	}
+	r.judge(&l, ev.LocalIP, ev.Comm)
+}
+
+// reachable tells whether others could reach a listener on an address.
+func reachable(ip netip.Addr, device string) bool { return !ip.IsLoopback() && device != "lo" }
+
+// judge counts a listener that is not allowed.
+func (r *recorder) judge(l *policy.Listener, ip netip.Addr, comm string) {
+	allowed, rule, why := r.policy.Check(l)
+	if allowed {
+		return
+	}
+	if r.violations == nil {
+		r.violations = make(map[usedPort]int)
+	}
+	r.violations[usedPort{
+		Event: "violation", Proto: l.Proto, LocalIP: ip, LocalPort: l.Port, Comm: comm, Rule: rule, Reason: why, Exposure: l.Exposure(),
+	}]++
 }
 
 // uncount takes back what was counted.
@@ -610,17 +685,34 @@ func (r *recorder) rows() []usedPort {
 		p.Times = times
 		rows = append(rows, p)
 	}
+	sortUsed(rows, order)
+	return rows
+}
+
+// broken are the violations of the policy.
+func (r *recorder) broken() []usedPort {
+	var rows []usedPort
+	for p, times := range r.violations {
+		p.Times = times
+		rows = append(rows, p)
+	}
+	sortUsed(rows, nil)
+	return rows
+}
+
+func sortUsed(rows []usedPort, order []string) {
 	slices.SortFunc(rows, func(a, b usedPort) int {
 		return cmp.Or(cmp.Compare(slices.Index(order, a.Event), slices.Index(order, b.Event)), cmp.Compare(a.LocalPort, b.LocalPort),
 			cmp.Compare(a.RemotePort, b.RemotePort), cmp.Compare(fmt.Sprint(a), fmt.Sprint(b)))
 	})
-	return rows
 }
 
 // write writes the table.
 func (r *recorder) write(name string, code int, took time.Duration, leaks []usedPort) error {
 	rows := append(r.rows(), leaks...)
+	broken := r.broken()
 	if r.o.jsonRows {
+		rows = append(rows, broken...)
 		for i := range rows {
 			if err := render.WriteJSON(r.out, &rows[i]); err != nil {
 				return err
@@ -650,6 +742,15 @@ func (r *recorder) write(name string, code int, took time.Duration, leaks []used
 		if err := render.Table(out, r.style, columns, lines, render.Squeeze{To: 21, Columns: []int{address}}, render.Squeeze{To: 10, Columns: []int{comm}}); err != nil {
 			return err
 		}
+	}
+	for i := range broken {
+		p := &broken[i]
+		rule := ""
+		if p.Rule != policy.None {
+			rule = "rule " + identity.Safe(p.Rule) + ": "
+		}
+		fmt.Fprintf(r.style.Wrapper(out), "porthole: not allowed: %d/%s on %s, %s, by %s: %s%s\n",
+			p.LocalPort, p.Proto, p.LocalIP, p.Exposure, identity.Safe(cmp.Or(p.Comm, "?")), rule, p.Reason)
 	}
 	_, err := out.WriteTo(r.out)
 	return err

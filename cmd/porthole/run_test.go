@@ -263,3 +263,59 @@ s.accept()
 		t.Errorf("exit code %d:\n%s", code, errs)
 	}
 }
+
+// What listens without being allowed is said, though it closed at once and whoever of the descendants it was; then a
+// command that succeeds does not, and one that fails has its own exit code.
+func TestRunPolicy(t *testing.T) {
+	testutil.NewNetNS(t)
+	file := filepath.Join(t.TempDir(), "policy.yml")
+	policy := "allow:\n- {proto: tcp, port: 20101}\n- {name: dns, proto: udp, port: 20102, exposure: local}\n"
+	if err := os.WriteFile(file, []byte(policy), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const allowed = `import os, socket, sys
+s = socket.create_server(("0.0.0.0", 20101)); socket.create_connection(("127.0.0.1", 20101))
+u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); u.bind(("127.0.0.1", 20102))
+c = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); c.bind(("127.0.0.1", 0)); c.sendto(b"x", ("127.0.0.1", 9))
+try: socket.create_server(("127.0.0.1", 20101))
+except OSError: pass
+`
+	const violates = allowed + `u.close()
+if os.fork() == 0:
+    for n in range(2): socket.create_server(("127.0.0.1", 20103)).close()
+    socket.socket(socket.AF_INET, socket.SOCK_DGRAM).bind(("0.0.0.0", 20102))
+    os._exit(0)
+os.wait()
+`
+	for _, c := range []struct {
+		script string
+		code   int
+		want   []string
+	}{
+		{allowed, exitDone, nil},
+		{violates, exitNo, []string{
+			`{"event":"violation","proto":"udp","local_ip":"0.0.0.0","local_port":20102,"comm":"python3","rule":"dns","reason":"it is exposed, the rule says local","exposure":"exposed","times":1}`,
+			`{"event":"violation","proto":"tcp","local_ip":"127.0.0.1","local_port":20103,"comm":"python3","rule":"none","reason":"no rule has the port","exposure":"local","times":2}`,
+		}},
+		{violates + "sys.exit(5)", 5, []string{`"event":"violation"`}},
+	} {
+		_, errs, code := (&isolated{child(t, "run", "--json", "--policy", file, "--", "python3", "-c", c.script)}).output(t)
+		if code != c.code || len(c.want) == 0 && strings.Contains(errs, "violation") {
+			t.Errorf("exit code %d, want %d:\n%s", code, c.code, errs)
+		}
+		for _, want := range c.want {
+			if !strings.Contains(errs, want) {
+				t.Errorf("want %s in\n%s", want, errs)
+			}
+		}
+	}
+	_, errs, code := (&isolated{child(t, "run", "--policy", file, "--", "python3", "-c", violates)}).output(t)
+	if code != exitNo || !strings.Contains(errs, "not allowed: 20103/tcp on 127.0.0.1, local, by python3: no rule has the port\n") ||
+		!strings.Contains(errs, "not allowed: 20102/udp on 0.0.0.0, exposed, by python3: rule dns: it is exposed, the rule says local\n") {
+		t.Errorf("exit code %d:\n%s", code, errs)
+	}
+	caps := []string{"CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN", "CAP_DAC_READ_SEARCH"} // they let read the file
+	if _, errs, code := asNobody(t, caps, "run", "--policy", file, "--", "true"); code != exitCant || !strings.Contains(errs, "no cgroup can be made") {
+		t.Errorf("without a cgroup: exit code %d, %s", code, errs)
+	}
+}
