@@ -179,21 +179,76 @@ func TestReadOnly(t *testing.T) {
 	tr.fails(t, syscall.EROFS, LostReadOnly, func() { remount(0) })
 }
 
-// A disk that fails: where the segment is, there is for a while a file that the kernel refuses to write
-// with EIO, the memory of this process where it has none.
-func TestDiskFails(t *testing.T) {
-	mountNS(t)
-	tr := newTrouble(t, t.TempDir())
-	file := tr.s.out[ofConnections].file
-	if err := errors.Join(file.close(), unix.Mount(fmt.Sprintf("/proc/%d/mem", os.Getpid()), file.path, "", unix.MS_BIND, "")); err != nil {
+// An agent that begins on a file system that is read-only for now overwrites nothing of what is there once it
+// may write.
+func TestReadOnlyAtStart(t *testing.T) {
+	dir := tmpfs(t, "8M")
+	tr := newTrouble(t, dir)
+	l := listener(22, tr.c)
+	tr.s.Add(Held, &l)
+	if err := tr.s.Flush(); err != nil {
 		t.Fatal(err)
 	}
-	tr.hidden = 1
-	tr.fails(t, syscall.EIO, LostIO, func() {
-		if err := unix.Unmount(file.path, unix.MNT_DETACH); err != nil {
+	crash(tr.s)
+	remount := func(flags uintptr) {
+		if err := unix.Mount("", dir, "", unix.MS_REMOUNT|flags, ""); err != nil {
 			t.Fatal(err)
 		}
-	})
+	}
+	remount(unix.MS_RDONLY)
+	s := openAt(t, tr.dir, tr.c)
+	e := listener(80, tr.c)
+	s.Add(Held, &e)
+	if err := s.Flush(); !errors.Is(err, syscall.EROFS) {
+		t.Errorf("flush: %v", err)
+	}
+	remount(0)
+	if err := s.Flush(); err != nil {
+		t.Error(err)
+	}
+	if rows := rowsOf(t, s, Query{}); len(rows) != 3 {
+		t.Errorf("%d rows once it may be written, want 3", len(rows))
+	}
+	if err := s.Close(nil); err != nil {
+		t.Error(err)
+	}
+	if rows := readDir(t, tr.dir, Query{}); len(rows) != 3 {
+		t.Errorf("%d rows at the end, want those before and that after", len(rows))
+	}
+}
+
+// Where another directory of the same name comes, as when its file system is mounted late, nothing of what is there
+// is overwritten.
+func TestDirectoryMountedLate(t *testing.T) {
+	late := newTrouble(t, t.TempDir())
+	for range 3 { // its segments have greater numbers
+		crash(late.s)
+		late.s = openAt(t, late.dir, late.c)
+		late.add(1)
+		if err := late.s.Flush(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := late.s.Close(nil); err != nil {
+		t.Fatal(err)
+	}
+	tr := newTrouble(t, t.TempDir())
+	mountNS(t)
+	if err := unix.Mount(late.dir, tr.dir, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Unmount(tr.dir, unix.MNT_DETACH)
+	tr.add(2)
+	if err := tr.s.Flush(); !errors.Is(err, errGone) {
+		t.Fatalf("flush: %v", err)
+	}
+	tr.add(3)
+	if err := errors.Join(tr.s.Flush(), tr.s.Close(nil)); err != nil {
+		t.Fatal(err)
+	}
+	if rows := readDir(t, tr.dir, Query{}); len(rows) != 4+3 {
+		t.Errorf("%d rows, want the 4 that were there and 3", len(rows))
+	}
 }
 
 // A directory that is removed, or moved away, is made again; what was in it is lost, and counted as far

@@ -201,6 +201,7 @@ func (f *Feed) wants(e *Entry) bool {
 
 // second tells what is open and was not told yet.
 func (f *Feed) second() {
+	f.Store.look()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.takeAll()

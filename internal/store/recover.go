@@ -41,8 +41,8 @@ func runsLeft(files []file) ([]run, error) {
 	left := make(map[[16]byte]bool)
 	for i, f := range files {
 		h, err := readHead(f.path)
-		if errors.Is(err, errNewer) || errors.Is(err, errNotSegment) || isGone(err) {
-			continue
+		if errors.Is(err, errNewer) || errors.Is(err, errNotSegment) || isGone(err) || errors.Is(err, unix.EIO) {
+			continue // it stays as it is, and who reads it is told
 		}
 		if err != nil {
 			return nil, fmt.Errorf("read history: %w", err)
@@ -170,31 +170,76 @@ func (l *leftOpen) entry(o *openCount) Entry {
 }
 
 // recover finishes the segments of agents that ended uncleanly: what they had open is closed at the last
-// moment that is known, and what was being written is cut off.
-func (s *Store) recover() error {
+// moment that is known, and what was being written is cut off. last is the greatest number that a segment
+// has.
+func (s *Store) recover() (last uint64, err error) {
 	files, err := list(s.cfg.Dir)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	for _, f := range files {
-		s.seq = max(s.seq, f.seq)
+		last = max(last, f.seq)
 		if f.size < headerSize { // nothing is in it
 			if err := os.Remove(f.path); err != nil && !isGone(err) {
-				return fmt.Errorf("remove an empty segment: %w", err)
+				return 0, fmt.Errorf("remove an empty segment: %w", err)
 			}
 		}
 	}
 	runs, err := runsLeft(files)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	var note Note
 	for i := range runs {
+		if runs[i].newest.run == s.head.run { // the directory went and came back: what is open is so still
+			continue
+		}
 		if err := finishRun(&runs[i], &note); err != nil {
-			return err
+			return 0, err
 		}
 	}
-	return nil
+	return last, nil
+}
+
+// renumber has the segments that are not made yet come after all that are in the directory: it could not be
+// read when they began. Hold mu.
+func (s *Store) renumber(last uint64) {
+	files := make(map[*outFile]bool)
+	for _, j := range s.queue {
+		files[j.file] = true
+	}
+	first := s.seq + 1
+	for _, w := range s.out {
+		files[w.file] = true
+		if w.old != nil {
+			files[w.old.file] = true
+		}
+	}
+	for f := range files {
+		if f.f == nil {
+			first = min(first, f.seq)
+		}
+	}
+	if first > last {
+		return
+	}
+	by := last - first + 1
+	s.seq += by
+	for f := range files {
+		if f.f != nil {
+			continue
+		}
+		h, err := parseHeader(f.head)
+		if err != nil {
+			continue // never: it is ours
+		}
+		f.seq += by
+		h.seq = f.seq
+		f.path, f.head = pathOf(s.cfg.Dir, f.class, f.seq), h.append(nil)
+	}
+	for _, w := range s.out {
+		w.head.seq = w.file.seq
+	}
 }
 
 // finishRun closes what a run has left open.
@@ -224,6 +269,9 @@ func finishRun(r *run, note *Note) error {
 // finishSegment cuts off what is not whole, adds what is left open, and ends the segment.
 func finishSegment(path string, left *leftOpen) error {
 	buf, err := readFile(path, nil, -1)
+	if errors.Is(err, unix.EIO) {
+		return nil // a part of the disk is broken: the rest is not
+	}
 	if err != nil {
 		return fmt.Errorf("read history: %w", err)
 	}

@@ -154,6 +154,12 @@ type Store struct {
 	lost    [reasons]uint64
 	trouble error // since the last flush that succeeded; nil: none
 	why     Reason
+
+	recovered bool   // what was in the directory before is finished, and no name of it is given again
+	flushed   uint64 // CLOCK_BOOTTIME when the flush began that goes on; 0: none does
+	behind    bool   // it was said that the disk takes less than there is
+	slow      uint64 // CLOCK_BOOTTIME when it last was so
+	kept      bool   // it was said that old segments cannot be deleted
 }
 
 // Open takes a directory, makes it if need be, and finishes what an agent that ended uncleanly has left.
@@ -175,21 +181,49 @@ func Open(cfg Config) (*Store, error) {
 	}
 	s.head = header{boot: boot, began: cfg.clock().boot}
 	_, _ = rand.Read(s.head.run[:]) // never fails
-	s.lock, err = lockDir(cfg.Dir)
-	if err == nil {
-		err = s.recover()
-	}
-	if err == nil {
-		err = s.retain()
-	}
-	if err != nil && !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT) && !errors.Is(err, syscall.EROFS) {
-		return nil, errors.Join(err, s.unlock())
-	}
-	s.tell(err)
 	for c := range classes {
 		s.begin(c)
 	}
+	err = s.takeDir()
+	if err == nil {
+		err = s.retain()
+	}
+	if err != nil && !passes(err) {
+		return nil, errors.Join(err, s.unlock())
+	}
+	s.tell(err)
 	return s, nil
+}
+
+// passes tells whether an error is one of the disk, which may be well again later: an agent begins without it.
+func passes(err error) bool {
+	for _, disk := range []error{syscall.ENOSPC, syscall.EDQUOT, syscall.EROFS, syscall.EIO} {
+		if errors.Is(err, disk) {
+			return true
+		}
+	}
+	return false
+}
+
+// takeDir takes the directory, where it is not taken, and finishes what others have left there.
+func (s *Store) takeDir() (err error) {
+	if s.lock == nil {
+		if s.lock, err = lockDir(s.cfg.Dir); err != nil {
+			return err
+		}
+	}
+	if s.recovered {
+		return nil
+	}
+	last, err := s.recover()
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.renumber(last)
+	s.recovered = true
+	return nil
 }
 
 // unlock gives the directory back.
@@ -238,7 +272,12 @@ func (s *Store) Run(ctx context.Context) {
 		if time.Since(kept) >= aliveEach {
 			kept = time.Now()
 			if err := s.retain(); err != nil {
-				s.cfg.Log.Warn("old history could not be deleted", "error", err)
+				if !s.kept {
+					s.cfg.Log.Warn("old history could not be deleted; it is tried again every minute", "error", err)
+				}
+				s.kept = true
+			} else {
+				s.kept = false
 			}
 		}
 	}

@@ -47,6 +47,7 @@ type outFile struct {
 	head  []byte
 	seq   uint64
 	f     *os.File // nil: not made yet
+	made  bool     // the file is its own
 	done  int64    // bytes that are synced; of Store.mu
 }
 
@@ -178,11 +179,38 @@ func (s *Store) add(kind Kind, e *Entry, flags flag) {
 		why := LostSlow
 		if s.trouble != nil {
 			why = s.why
+		} else {
+			s.sayBehind(at)
 		}
 		s.lost[why]++
 		return
 	}
 	s.put(c, kind, e, flags, 0, 0)
+}
+
+const (
+	// stalledFor is how long a flush may take before it is said that the disk does not answer.
+	stalledFor = 10 * time.Second
+	// inTimeFor is for how long it has to have been in time before that is said.
+	inTimeFor = time.Minute
+)
+
+// sayBehind says once that the disk takes less than there is. Hold mu.
+func (s *Store) sayBehind(at uint64) {
+	s.slow = max(s.slow, at)
+	if !s.behind {
+		s.behind = true
+		s.cfg.Log.Error("the history cannot be written in time, for the disk is slow or does not answer; what does not fit into memory meanwhile is lost", "dir", s.cfg.Dir)
+	}
+}
+
+// look sees whether a flush does not end.
+func (s *Store) look() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if at := s.cfg.clock().boot; s.flushed != 0 && at-min(at, s.flushed) > uint64(stalledFor) {
+		s.sayBehind(at)
+	}
 }
 
 // put makes a record. Hold mu.
@@ -417,13 +445,22 @@ func (s *Store) Flush() error {
 		s.seal(c)
 	}
 	jobs := slices.Clone(s.queue)
+	s.flushed = s.cfg.clock().boot
 	s.mu.Unlock()
-	if len(jobs) == 0 && s.trouble == nil {
-		return nil
+	var err error
+	if len(jobs) > 0 || s.trouble != nil {
+		err = s.write(jobs)
 	}
-	err := s.write(jobs)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.flushed = 0
+	if at := s.cfg.clock().boot; s.behind && err == nil && at-min(at, s.slow) > uint64(inTimeFor) {
+		s.behind = false
+		s.cfg.Log.Warn("the history is written in time again", "dir", s.cfg.Dir)
+	}
+	if len(jobs) == 0 && s.trouble == nil && err == nil {
+		return nil
+	}
 	if err == nil {
 		for _, j := range jobs {
 			s.stats.Records += uint64(j.records)
@@ -468,6 +505,7 @@ func (s *Store) restart() {
 		s.begin(class(c))
 	}
 	_ = s.unlock()
+	s.recovered = false // there may be another directory of that name
 }
 
 // errGone tells that a file is in no directory any more.
@@ -475,17 +513,16 @@ var errGone = errors.New("the directory of the history is gone")
 
 // write writes jobs, and syncs what they are in. What is written already is written again.
 func (s *Store) write(jobs []job) error {
-	if s.lock == nil { // it could not be had yet, or went with the directory
-		lock, err := lockDir(s.cfg.Dir)
-		if err != nil {
-			return err
-		}
-		s.lock = lock
+	if err := s.takeDir(); err != nil { // it could not be had yet, or went away
+		return err
 	}
 	var files []*outFile
 	for i := range jobs {
 		j := &jobs[i]
 		if err := j.file.make(); err != nil {
+			if errors.Is(err, fs.ErrExist) { // somebody put it there: the next attempt takes other names
+				s.recovered = false
+			}
 			return err
 		}
 		if _, err := j.file.f.WriteAt(j.b, j.at); err != nil {
@@ -528,7 +565,12 @@ func (o *outFile) make() error {
 		}
 		return nil
 	}
-	f, err := os.OpenFile(o.path, os.O_RDWR|os.O_CREATE, 0o600)
+	flags := os.O_RDWR | os.O_CREATE
+	if !o.made {
+		flags |= os.O_EXCL // never one that others have written
+	}
+	f, err := os.OpenFile(o.path, flags, 0o600)
+	o.made = o.made || err == nil
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
 			return errGone
