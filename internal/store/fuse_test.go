@@ -46,10 +46,8 @@ func newBadDisk(t *testing.T) *badDisk {
 		t.Fatal(err)
 	}
 	root := &fs.LoopbackRoot{Path: below, Dev: st.Dev}
-	root.NewNode = func(root *fs.LoopbackRoot, _ *fs.Inode, _ string, _ *syscall.Stat_t) fs.InodeEmbedder {
-		return &badNode{LoopbackNode: fs.LoopbackNode{RootData: root}, disk: d}
-	}
-	server, err := fs.Mount(d.dir, root.NewNode(root, nil, "", &st), &fs.Options{MountOptions: fuse.MountOptions{DirectMountStrict: true, FsName: "porthole-test"}})
+	root.RootNode = &badNode{&fs.LoopbackNode{RootData: root}, d}
+	server, err := fs.Mount(d.dir, root.RootNode, &fs.Options{MountOptions: fuse.MountOptions{DirectMountStrict: true, FsName: "porthole-test"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,11 +85,16 @@ func (d *badDisk) errno(of *syscall.Errno) syscall.Errno {
 }
 
 type badNode struct {
-	fs.LoopbackNode
+	*fs.LoopbackNode
 	disk *badDisk
 }
 
-var _ fs.NodeCreater = (*badNode)(nil)
+var _ fs.NodeWrapChilder = (*badNode)(nil)
+
+// WrapChild has what is below be of the bad disk too.
+func (n *badNode) WrapChild(_ context.Context, child fs.InodeEmbedder) fs.InodeEmbedder {
+	return &badNode{child.(*fs.LoopbackNode), n.disk}
+}
 
 func (n *badNode) Create(ctx context.Context, name string, flags, mode uint32, out *fuse.EntryOut) (*fs.Inode, fs.FileHandle, uint32, syscall.Errno) {
 	if errno := n.disk.errno(&n.disk.create); errno != 0 {
