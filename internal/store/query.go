@@ -147,17 +147,11 @@ func (s *source) rows(q *Query, note *Note) iter.Seq2[*Row, error] {
 			yield(nil, err)
 			return
 		}
-		files, err := list(s.dir)
-		if err != nil && !(isGone(err) && len(s.pending) > 0) {
+		files, err := s.files()
+		if err != nil {
 			yield(nil, err)
 			return
 		}
-		for seq, p := range s.pending {
-			if !slices.ContainsFunc(files, func(f file) bool { return f.seq == seq }) {
-				files = append(files, file{class: p.head.class, seq: seq})
-			}
-		}
-		slices.SortFunc(files, func(a, b file) int { return cmp.Compare(a.seq, b.seq) })
 		if !q.Since.IsZero() && !q.Until.IsZero() {
 			note.Unseen = !s.watched(files, q.Since.UnixNano(), q.Until.UnixNano())
 		}
@@ -208,6 +202,21 @@ func (s *source) rows(q *Query, note *Note) iter.Seq2[*Row, error] {
 			sc.advance()
 		}
 	}
+}
+
+// files are the segments there are, the oldest first, with those that are not on disk yet.
+func (s *source) files() ([]file, error) {
+	files, err := list(s.dir)
+	if err != nil && !(isGone(err) && len(s.pending) > 0) {
+		return nil, err
+	}
+	for seq, p := range s.pending {
+		if !slices.ContainsFunc(files, func(f file) bool { return f.seq == seq }) {
+			files = append(files, file{class: p.head.class, seq: seq})
+		}
+	}
+	slices.SortFunc(files, func(a, b file) int { return cmp.Compare(a.seq, b.seq) })
+	return files, nil
 }
 
 // indexes are those of segments that were read before: they do not change.

@@ -54,6 +54,9 @@ func (s *Store) retain() error {
 		if !old && !full {
 			continue
 		}
+		if _, ended := readIndex(f.path, &x, nil); ended {
+			s.countUnread(f.path, &x)
+		}
 		if err := os.Remove(f.path); err != nil && !isGone(err) {
 			return fmt.Errorf("delete old history: %w", err)
 		}

@@ -152,6 +152,8 @@ type Store struct {
 	minute  uint64 // of folds
 	stats   Stats
 	lost    [reasons]uint64
+	read    Mark // as of SetRead
+	unread  uint64
 	trouble error // since the last flush that succeeded; nil: none
 	why     Reason
 
