@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/porthole-dev/porthole/internal/agent"
+	"github.com/porthole-dev/porthole/internal/export"
 	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/internal/query"
 	"github.com/porthole-dev/porthole/internal/source"
@@ -25,6 +26,7 @@ type serveOptions struct {
 	hooks  hookOptions
 	config agent.Config
 	pods   identity.KubeletConfig
+	export export.Settings
 	tail   bool
 
 	maxSize, maxAge, connections string // of the history on disk
@@ -68,6 +70,12 @@ func newAgent(e *env) *cobra.Command {
 		}
 		return []string{"https://" + host + ":10250"}
 	}))
+	flags.StringVar(&o.export.Endpoint, "otlp.endpoint", "", "URL to send events to as OTLP logs over HTTP, as http://HOST:4318")
+	flags.StringArrayVar(&o.export.Events, "otlp.events", nil, "which events: "+export.Selection+"; several: what any of them has")
+	flags.StringSliceVar(&o.export.Headers, "otlp.headers", nil, "headers of the requests, as NAME=VALUE; secrets rather in OTEL_EXPORTER_OTLP_HEADERS")
+	flags.StringVar(&o.export.CAFile, "otlp.ca-file", "", "file with the certificates that the endpoint's is to be signed by (default: the system's)")
+	flags.StringVar(&o.export.CertFile, "otlp.cert-file", "", "file with a certificate to show to the endpoint")
+	flags.StringVar(&o.export.KeyFile, "otlp.key-file", "", "file with the key of that certificate")
 	flags.BoolVar(&o.tail, "tail", false, "also print events, as porthole tail does")
 	o.hooks.add(cmd)
 	return cmd
@@ -77,7 +85,7 @@ func serve(ctx context.Context, e *env, o *serveOptions) error {
 	if o.config.History < 0 || o.config.History > agent.MaxHistory {
 		return usagef("--history: %d: want a number from 0 to %d", o.config.History, agent.MaxHistory)
 	}
-	if err := cmp.Or(o.setKubelet(), o.setStore()); err != nil {
+	if err := cmp.Or(o.setKubelet(), o.setStore(), o.setExport()); err != nil {
 		return err
 	}
 	if o.config.Policy == "" {
@@ -110,6 +118,9 @@ func serve(ctx context.Context, e *env, o *serveOptions) error {
 			fmt.Fprintf(e.stderr, "metrics: %s\n", url)
 		}
 		fmt.Fprintf(e.stderr, "socket: %s\n", info.Socket)
+		if cfg.Export != nil {
+			fmt.Fprintf(e.stderr, "events: to %s\n", cfg.Export.Endpoint())
+		}
 		if o.tail {
 			tail.Go(func() {
 				tailErr = tailOf(ctx, e, info.Socket)
@@ -137,6 +148,14 @@ func (o *serveOptions) setStore() (err error) {
 	o.config.Connections = store.Which(o.connections)
 	if !slices.Contains(store.Whiches(), o.config.Connections) {
 		return usagef("--history.connections: %q: want one of all, failures, none%s", o.connections, query.Meant(o.connections, []string{"all", "failures", "none"}))
+	}
+	return nil
+}
+
+// setExport reads the flags of the export, and the variables of OpenTelemetry.
+func (o *serveOptions) setExport() (err error) {
+	if o.config.Export, err = export.NewConfig(o.export, os.Getenv, version); err != nil {
+		return usagef("%v", err)
 	}
 	return nil
 }

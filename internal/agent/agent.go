@@ -17,6 +17,7 @@ import (
 
 	"github.com/porthole-dev/porthole/internal/api"
 	"github.com/porthole-dev/porthole/internal/doctor"
+	"github.com/porthole-dev/porthole/internal/export"
 	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/internal/metrics"
 	"github.com/porthole-dev/porthole/internal/policy"
@@ -56,6 +57,7 @@ type Config struct {
 	NoSyscallHooks bool
 	NoArgs         bool              // no command lines are read or told
 	Kubelet        *identity.Kubelet // to be asked for pods; nil: none is
+	Export         *export.Config    // where events are sent to; nil: nowhere
 	Confine        bool              // give up the privileges of the process that are of no use once ready, and set its memory limit
 	Version        string
 	Log            *slog.Logger // warnings and errors; of level info others say that they listen
@@ -75,8 +77,9 @@ type agent struct {
 	tracer *tracer.Tracer
 	report *doctor.Report
 	names  *identity.Names
-	feed   *store.Feed   // nil: no history is kept on disk
-	policy *policy.Watch // nil: there is none
+	feed   *store.Feed      // nil: no history is kept on disk
+	policy *policy.Watch    // nil: there is none
+	export *export.Exporter // nil: nothing is exported
 	since  time.Time
 }
 
@@ -141,6 +144,13 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		}
 	}
 	a.names.Follow(a.tracer)
+	if cfg.Export != nil {
+		own := *cfg.Export
+		own.Dir, own.Log = cfg.Store.Dir, cfg.Log
+		if a.export, err = export.New(&own, a.tracer, a.names, a.feed); err != nil {
+			return fmt.Errorf("export events: %w", err)
+		}
+	}
 	if cfg.Confine {
 		if err := confine(); err != nil {
 			return err
@@ -188,6 +198,9 @@ func (a *agent) serve(ctx context.Context, socket *socket, front *webFront) erro
 	if a.policy != nil {
 		start("compare with the policy", func() error { a.policy.Run(ctx, a.cfg.Again); return nil })
 	}
+	if a.export != nil {
+		start("export events", func() error { a.export.Run(ctx); return nil })
+	}
 	start("serve "+a.cfg.Socket, func() error { return inside.Serve(api.Limit(socket)) })
 	for i, server := range outside {
 		start("serve metrics", func() error { return front.serve(i, server, a.cfg.Log) })
@@ -221,7 +234,7 @@ func end(servers []*http.Server) {
 // metrics collects those of porthole, of the process and of Go.
 func (a *agent) metrics() (*prometheus.Registry, error) {
 	reg := prometheus.NewRegistry()
-	of := metrics.Sources{Tracer: a.tracer, Names: a.names, Version: a.cfg.Version, Log: a.cfg.Log}
+	of := metrics.Sources{Tracer: a.tracer, Export: a.export, Names: a.names, Version: a.cfg.Version, Log: a.cfg.Log}
 	if a.feed != nil {
 		of.History = a.feed.Store
 	}

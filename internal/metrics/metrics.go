@@ -10,6 +10,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/porthole-dev/porthole/internal/export"
 	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/internal/store"
 	"github.com/porthole-dev/porthole/tracer"
@@ -45,7 +46,10 @@ var labels = []label{
 	{"reason", "of a loss: `ring` (the ring buffer was full), `state` (the kernel had no memory to remember a socket's state), " +
 		"`nested` (a hook fired while its program ran on the same processor); of a resync: `loss`, `interval`; " +
 		"of the history: `full` (the disk), `read_only` (the file system), `gone` (the directory), `slow` (the disk takes less than there is), " +
-		"`io` (any other error of the file system), `events` (the agent had too little time for the events there were)"},
+		"`io` (any other error of the file system), `events` (the agent had too little time for the events there were); " +
+		"of the export, lost: `queue` (it was full, and the history does not have them), `refused` (the endpoint said several times that the request is wrong), " +
+		"`rejected` (it took the others of the request), `events`, `history` (it could not keep them until they were sent), `kernel` (events of the machine, as in porthole_events_lost_total), " +
+		"`stopped` (the agent ended); retried: `network`, `timeout`, `tls`, `throttled` (429), `unavailable` (502, 503, 504), `denied` (401, 403), `endpoint` (it takes no OTLP), `other`"},
 	{"role", "`listener`, `client`, `server`, `bound`, `orphan`; sockets in TIME-WAIT are not followed, and not counted"},
 	{"exposure", "`exposed`: others can reach it, as `porthole ls --exposed` has it, firewalls not considered; `local`: on loopback, or in a namespace that nothing leads to"},
 	{"change", "`added`, `removed`"},
@@ -324,6 +328,43 @@ var metrics = []metric{
 		},
 	},
 	{
+		"porthole_export_sent_total", counter, nil,
+		"Records of events that the OTLP endpoint took. Absent without --otlp.endpoint, as are the next four.",
+		func(s *sample, e emitter) { s.exported(e, func(st *export.Stats) float64 { return float64(st.Sent) }) },
+	},
+	{
+		"porthole_export_lost_total", counter, []string{"reason"},
+		"Events that were to be exported and were not.",
+		func(s *sample, e emitter) {
+			for _, why := range export.Reasons() {
+				s.exported(e, func(st *export.Stats) float64 { return float64(st.Lost[why]) }, why.String())
+			}
+		},
+	},
+	{
+		"porthole_export_retried_total", counter, []string{"reason"},
+		"Records that were sent once more, for the endpoint did not take them. Those that it did take are sent twice if its answer was lost: they have the same id.",
+		func(s *sample, e emitter) {
+			for _, why := range export.Retries() {
+				s.exported(e, func(st *export.Stats) float64 { return float64(st.Retried[why]) }, why.String())
+			}
+		},
+	},
+	{
+		"porthole_export_queue_bytes", gauge, nil,
+		"Records that wait in memory to be sent, compressed. Beyond 4 MB they are read from the history later, where there is one, else lost.",
+		func(s *sample, e emitter) {
+			s.exported(e, func(st *export.Stats) float64 { return float64(st.QueueBytes) })
+		},
+	},
+	{
+		"porthole_export_delay_seconds", gauge, nil,
+		"Age of the oldest event that waits to be sent, in memory or in the history.",
+		func(s *sample, e emitter) {
+			s.exported(e, func(st *export.Stats) float64 { return st.Behind.Seconds() })
+		},
+	},
+	{
 		"porthole_build_info", gauge, []string{"version", "goversion"},
 		"Always 1.",
 		func(s *sample, e emitter) { e.put(1, s.version, s.goVersion) },
@@ -347,7 +388,8 @@ func tierLabel(t tracer.Tier) string {
 // Sources is what the metrics of an agent are read from.
 type Sources struct {
 	Tracer  *tracer.Tracer
-	History *store.Store // on disk; nil: there is none
+	History *store.Store     // on disk; nil: there is none
+	Export  *export.Exporter // nil: events are sent nowhere
 	Names   *identity.Names
 	Version string // of porthole
 	// Violations is how many listeners a policy does not allow, by its rules; nil: there is none.

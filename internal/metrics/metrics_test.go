@@ -11,6 +11,7 @@ import (
 	promtest "github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/prometheus/common/expfmt"
 
+	"github.com/porthole-dev/porthole/internal/export"
 	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/internal/store"
 	"github.com/porthole-dev/porthole/internal/testutil"
@@ -32,6 +33,9 @@ func fullSample() *sample {
 		errors:   map[string]uint64{"counters": 0, "devices": 0, "ports": 1, "programs": 0},
 		walk:     12 * time.Millisecond,
 		history:  &store.Stats{Records: 500, Folded: 70, Bytes: 1 << 20, Lost: map[store.Reason]uint64{store.LostFull: 6}},
+		export: &export.Stats{
+			Sent: 400, Lost: map[export.Reason]uint64{export.LostRejected: 3}, Retried: map[export.Retry]uint64{export.RetryThrottled: 8}, QueueBytes: 4096, Behind: 1500 * time.Millisecond,
+		},
 	}
 	s.count(tracer.Counts{
 		Events: map[tracer.EventKey]uint64{{Type: tracer.EventConnect, Proto: tracer.TCP}: 640, {Type: tracer.EventEstablished, Proto: tracer.TCP}: 600},

@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/porthole-dev/porthole/internal/export"
 	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/internal/store"
 	"github.com/porthole-dev/porthole/tracer"
@@ -24,7 +25,8 @@ type sample struct {
 
 	hooks    []tracer.HookStatus
 	stats    *tracer.Stats
-	history  *store.Stats // nil: none is kept on disk
+	history  *store.Stats  // nil: none is kept on disk
+	export   *export.Stats // nil: nothing is exported
 	events   map[tracer.EventKey]uint64
 	failures map[tracer.Failure]uint64
 	programs []tracer.ProgramStats // nil while the kernel does not count
@@ -119,6 +121,13 @@ func (s *sample) past(e emitter, of func(*store.Stats) uint64, labels ...string)
 	}
 }
 
+// exported puts one of the export's numbers, if there is one.
+func (s *sample) exported(e emitter, of func(*export.Stats) float64, labels ...string) {
+	if s.export != nil {
+		e.put(of(s.export), labels...)
+	}
+}
+
 // other is the label of what has no series of its own.
 const other = "other"
 
@@ -173,6 +182,10 @@ func (r *sampler) read() *sample {
 	if r.History != nil {
 		stats := r.History.Stats()
 		s.history = &stats
+	}
+	if r.Export != nil {
+		stats := r.Export.Stats()
+		s.export = &stats
 	}
 	s.count(r.Tracer.Counts())
 	c := newCensus()

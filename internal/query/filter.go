@@ -381,13 +381,17 @@ func (f *Filter) ports(local, remote uint16) bool {
 
 // Event tells whether an event passes.
 func (f *Filter) Event(cgroups *identity.Cgroups, ev *tracer.Event) bool {
+	return f.happened(ev) && f.match(cgroups, &ev.Process)
+}
+
+// happened tells whether an event passes, wherever its process runs.
+func (f *Filter) happened(ev *tracer.Event) bool {
 	p := &ev.Process
 	return pass(f.event, ev.Type) && pass(f.proto, ev.Proto) && f.inNetNS(identity.NetNS{Inode: ev.NetNS, Cookie: ev.NetNSCookie}, ev.Time) &&
 		f.ports(ev.Local.Port(), ev.Remote.Port()) && f.touches(ev.Proto, ev.Local, ev.Remote, ev.DeviceID()) &&
 		(len(f.pid) == 0 || has(f.pid, p.PID)) &&
 		(len(f.uid) == 0 || p.PID != 0 && has(f.uid, p.UID)) &&
-		f.comm.pass(p.Comm) &&
-		f.match(cgroups, p)
+		f.comm.pass(p.Comm)
 }
 
 // Socket tells whether a socket passes. Filters of processes pass when any holder

@@ -116,6 +116,11 @@ func (q *Events) Event(cgroups *identity.Cgroups, ev *tracer.Event) bool {
 	return (ev.Type != tracer.EventEstablished || q.Verbose) && q.Filter.Event(cgroups, ev)
 }
 
+// EventAt is Event of a process of which it is known where it runs, or ran.
+func (q *Events) EventAt(in identity.Cgroup, ev *tracer.Event) bool {
+	return (ev.Type != tracer.EventEstablished || q.Verbose) && q.happened(ev) && (!q.Any() || q.Match(in))
+}
+
 // Values are what the question was read from.
 func (q *Events) Values() Values { return maps.Clone(q.values) }
 
