@@ -63,7 +63,7 @@ func newHistory(e *env) *cobra.Command {
 	for _, k := range []struct{ name, usage string }{
 		{"listeners", "listeners and sockets bound by bind(); with the next two those as well"},
 		{"connections", "everything else that had a port"},
-		{"failures", "calls that got no port, and connections that an error ended"},
+		{"failures", "calls that got no port and who was in the way, and connections that failed; not those that were reset"},
 	} {
 		o.kinds[k.name] = flags.Bool(k.name, false, k.usage)
 	}
@@ -156,7 +156,7 @@ func (o *historyOptions) show(ctx context.Context, e *env, values query.Values) 
 			break
 		}
 		if o.hideArgs {
-			row.Args, row.ArgsCut = nil, false
+			row.HideArgs()
 		}
 		if err := page.add(row); err != nil {
 			return rows, err

@@ -126,7 +126,7 @@ func (a *Server) portPast(rend render.Renderer, q *query.Port) (rows []render.Te
 	read := func(listeners bool, most int) error {
 		sq := &store.Query{Local: []uint16{q.Number}, Kinds: []store.Kind{store.Held}, PortsOnly: listeners}
 		sq.Match = func(r *store.Row) bool {
-			return (listeners && r.Listener || !listeners && r.Spilled) && q.HadRow(r)
+			return (listeners && r.Listener || !listeners && (r.Spilled || !r.Listener)) && q.HadRow(r)
 		}
 		for r, err := range a.cfg.History.Rows(sq, &note) {
 			if err != nil {
@@ -139,7 +139,7 @@ func (a *Server) portPast(rend render.Renderer, q *query.Port) (rows []render.Te
 			row := rend.Past(r)
 			row.Cursor = ""
 			if q.NoArgs {
-				row.Args, row.ArgsCut = nil, false
+				row.HideArgs()
 			}
 			rows = append(rows, row)
 		}

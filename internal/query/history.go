@@ -157,7 +157,7 @@ func (q *History) Stored() *store.Query {
 // matches tells whether a row passes.
 func (q *History) matches(r *store.Row) bool {
 	if !q.plain {
-		failed := r.Kind == store.Refused || r.OfRefused || r.Errno != 0
+		failed := r.Kind == store.Refused || r.OfRefused || store.Failed(r.Errno)
 		refused := r.Kind == store.Refused || r.OfRefused
 		if !(q.failures && failed || q.listeners && r.Listener && !refused || q.connections && !r.Listener && !refused) {
 			return false

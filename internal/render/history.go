@@ -1,6 +1,7 @@
 package render
 
 import (
+	"bytes"
 	"cmp"
 	"fmt"
 	"io"
@@ -33,6 +34,7 @@ func (n Renderer) Past(r *store.Row) Tenancy {
 	switch {
 	case r.Kind == store.Refused:
 		row.Time, row.Event = Stamp{r.Until}, r.Event.String()
+		row.HeldBy, row.HeldByMore = inTheWay(r.HeldBy), r.HeldByMore
 	case r.SinceUnknown && r.Kind != store.Folded:
 		row.KnownSince = Stamp{r.Since}
 	default:
@@ -60,6 +62,52 @@ func (n Renderer) Past(r *store.Row) Tenancy {
 		row.Exe, row.Args, row.ArgsCut = p.Exe, p.Args, p.ArgsCut
 	}
 	return row
+}
+
+func inTheWay(sockets []store.HeldBy) (out []InTheWay) {
+	for i := range sockets {
+		s := &sockets[i]
+		in := InTheWay{
+			State: s.State.String(), Role: s.Role.String(), LocalIP: s.Local.Addr(), LocalPort: s.Local.Port(), RemoteIP: s.Remote.Addr(), RemotePort: s.Remote.Port(),
+			Holders: []PastProcess{}, HoldersMore: s.More,
+		}
+		if s.Owner != nil {
+			owner := pastProcess(s.Owner)
+			in.Owner = &owner
+		}
+		for _, p := range s.Holders {
+			in.Holders = append(in.Holders, pastProcess(p))
+		}
+		out = append(out, in)
+	}
+	return out
+}
+
+func pastProcess(p *store.Process) PastProcess {
+	return PastProcess{PID: p.PID, Comm: p.Comm, UID: p.UID, Place: placeOf(p.Place), Exe: p.Exe, Args: p.Args, ArgsCut: p.ArgsCut}
+}
+
+// heldBy says who was in the way of a refused bind, "" where that is not known.
+func (r *Tenancy) heldBy() string {
+	if len(r.HeldBy) == 0 {
+		return ""
+	}
+	in := &r.HeldBy[0]
+	text := "held by a socket in " + in.State
+	switch {
+	case len(in.Holders) > 0:
+		p := &in.Holders[0]
+		text = fmt.Sprintf("held by %s (%d)", identity.Safe(p.Comm), p.PID)
+		if label := p.Place.Label(); label != "" {
+			text += " of " + identity.Safe(label)
+		}
+	case in.Owner != nil:
+		text = fmt.Sprintf("held by a %s of %s (%d)", in.Role, identity.Safe(in.Owner.Comm), in.Owner.PID)
+	}
+	if more := len(r.HeldBy) - 1 + r.HeldByMore; more > 0 {
+		text += fmt.Sprintf(", and %d more sockets", more)
+	}
+	return text
 }
 
 // at is when the last happened to it.
@@ -120,7 +168,25 @@ func HistoryText(w io.Writer, style Style, rows []Tenancy, now time.Time) error 
 		line := lines[i]
 		line[what], line[process] = CutMiddle(line[what], whatRoom, "…"), rows[i].processCell(room)
 	}
-	return Table(w, style, columns, lines)
+	var table bytes.Buffer
+	if err := Table(&table, style, columns, lines); err != nil {
+		return err
+	}
+	// What is more of a row goes below it.
+	out := make([]byte, 0, table.Len())
+	i := -1 // the head
+	for line := range bytes.Lines(table.Bytes()) {
+		out = append(out, line...)
+		if i >= 0 && i < len(rows) {
+			if text := rows[i].heldBy(); text != "" {
+				out = append(out, CutMiddle("          "+text, width, "…")...)
+				out = append(out, '\n')
+			}
+		}
+		i++
+	}
+	_, err := w.Write(out)
+	return err
 }
 
 // untilCell is when it ended: about, where that was not seen; with a question mark, where it is the last

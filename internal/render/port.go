@@ -88,19 +88,59 @@ type Tenancy struct {
 	UntilAbout bool   `json:"until_about,omitempty"`
 
 	// What a history on disk knows besides.
-	Role       string   `json:"role,omitempty"`
-	KnownSince Stamp    `json:"known_since,omitzero"` // in place of Since: when it was first seen
-	UntilKnown *bool    `json:"until_known,omitempty"`
-	Open       bool     `json:"open,omitempty"` // it has the port still
-	Time       Stamp    `json:"time,omitzero"`  // of a refused call
-	Event      string   `json:"event,omitempty"`
-	Folded     uint32   `json:"folded,omitempty"`
-	Index      uint32   `json:"device_index,omitempty"`
-	NetNSName  string   `json:"netns_name,omitempty"`
-	Exe        string   `json:"exe,omitempty"`
-	Args       []string `json:"args,omitempty"`
-	ArgsCut    bool     `json:"args_cut,omitempty"`
-	Cursor     string   `json:"cursor,omitempty"`
+	Role       string     `json:"role,omitempty"`
+	KnownSince Stamp      `json:"known_since,omitzero"` // in place of Since: when it was first seen
+	UntilKnown *bool      `json:"until_known,omitempty"`
+	Open       bool       `json:"open,omitempty"` // it has the port still
+	Time       Stamp      `json:"time,omitzero"`  // of a refused call
+	Event      string     `json:"event,omitempty"`
+	HeldBy     []InTheWay `json:"held_by,omitempty"`
+	HeldByMore int        `json:"held_by_more,omitempty"`
+	Folded     uint32     `json:"folded,omitempty"`
+	Index      uint32     `json:"device_index,omitempty"`
+	NetNSName  string     `json:"netns_name,omitempty"`
+	Exe        string     `json:"exe,omitempty"`
+	Args       []string   `json:"args,omitempty"`
+	ArgsCut    bool       `json:"args_cut,omitempty"`
+	Cursor     string     `json:"cursor,omitempty"`
+}
+
+// InTheWay is a socket in the way of a bind that was refused, as a history on disk has it, in JSON.
+type InTheWay struct {
+	State       string        `json:"state"`
+	Role        string        `json:"role"`
+	LocalIP     netip.Addr    `json:"local_ip,omitzero"`
+	LocalPort   uint16        `json:"local_port"`
+	RemoteIP    netip.Addr    `json:"remote_ip,omitzero"`
+	RemotePort  uint16        `json:"remote_port,omitempty"`
+	Owner       *PastProcess  `json:"owner,omitempty"` // where observed
+	Holders     []PastProcess `json:"holders"`
+	HoldersMore int           `json:"holders_more,omitempty"`
+}
+
+// PastProcess is a process as it was then, in JSON.
+type PastProcess struct {
+	PID  uint32 `json:"pid"`
+	Comm string `json:"comm"`
+	UID  uint32 `json:"uid"`
+	Place
+	Exe     string   `json:"exe,omitempty"`
+	Args    []string `json:"args,omitempty"`
+	ArgsCut bool     `json:"args_cut,omitempty"`
+}
+
+// HideArgs leaves out command lines.
+func (r *Tenancy) HideArgs() {
+	r.Args, r.ArgsCut = nil, false
+	for i := range r.HeldBy {
+		in := &r.HeldBy[i]
+		if in.Owner != nil {
+			in.Owner.Args, in.Owner.ArgsCut = nil, false
+		}
+		for j := range in.Holders {
+			in.Holders[j].Args, in.Holders[j].ArgsCut = nil, false
+		}
+	}
 }
 
 // OtherRange returns the range of a namespace where it is not that of the answer, else nil.

@@ -19,7 +19,7 @@ type Which string
 // Which connections are kept. Listeners, sockets bound by bind() and refused calls are in any case.
 const (
 	AllConnections    Which = "all"
-	FailedConnections Which = "failures" // those that an error ended
+	FailedConnections Which = "failures" // those that failed, as Failed has it
 	NoConnections     Which = "none"
 )
 
@@ -139,6 +139,7 @@ func (f *Feed) take() {
 func (f *Feed) takeAll() {
 	for {
 		events, err := f.sub.Next(f.done, f.buf)
+		f.buf = nil // it is the queue's again, also where that has nothing
 		if err != nil { // there are none now, or never will be
 			break
 		}
@@ -158,7 +159,7 @@ func (f *Feed) event(ev *tracer.Event) {
 	e := Entry{
 		Proto: ev.Proto, Role: ev.Role(), Local: ev.Local, Remote: ev.Remote, NetNS: ev.NetNS, NetNSCookie: ev.NetNSCookie, Device: ev.Device,
 		Owner: ev.Process, Errno: ev.Errno, Event: ev.Type, Taken: ev.Taken(), At: ev.Boottime(), MPTCP: ev.MPTCP, V6Only: ev.V6Only, Asked: ev.Asked(),
-		Implicit: ev.Implicit, TimeWait: ev.TimeWait, About: ev.About,
+		Implicit: ev.Implicit, TimeWait: ev.TimeWait, About: ev.About, HeldBy: ev.HeldBy, HeldByMore: ev.HeldByMore,
 	}
 	if !e.Local.Addr().IsValid() {
 		return // nothing is known of it
@@ -196,7 +197,7 @@ func (e *Entry) bindKey() bindKey {
 
 // wants tells whether the tenancy of a socket is kept.
 func (f *Feed) wants(e *Entry) bool {
-	return f.which == AllConnections || isListener(e.Role, e.Asked, e.Taken == 0) || f.which == FailedConnections && e.Errno != 0
+	return f.which == AllConnections || isListener(e.Role, e.Asked, e.Taken == 0) || f.which == FailedConnections && Failed(e.Errno)
 }
 
 // second tells what is open and was not told yet.

@@ -235,6 +235,7 @@ const (
 	entrySpace
 	entryPlace
 	entryProcess
+	entryHeldBy
 )
 
 // entry numbers are of a segment and begin with 1; 0: none. appendEntry appends one, with bytes that
@@ -437,6 +438,55 @@ func parseProcess(p []byte) (out Process, place uint32) {
 		out.Args = append(out.Args, t.next())
 	}
 	return out, place
+}
+
+// The bits of a socket in the way.
+const (
+	heldLocal6  = 1 << iota // the local address is an entry, else it is IPv4
+	heldRemote6             // the same of the remote address
+	heldRemote              // there is a remote end
+)
+
+// heldBy is a socket in the way of a refused bind.
+type heldBy struct {
+	state         tracer.State
+	role          tracer.Role
+	bits          uint8
+	lport, rport  uint16
+	local, remote uint32
+	owner         uint32   // entry of who bound, connected or accepted it; 0: not known
+	more          uint32   // holders besides
+	holders       []uint32 // entries
+}
+
+const heldBySize = 24
+
+func (h *heldBy) append(b []byte) []byte {
+	b = append(b, byte(h.state), byte(h.role), h.bits, byte(len(h.holders)))
+	b = le.AppendUint16(le.AppendUint16(b, h.lport), h.rport)
+	for _, n := range []uint32{h.local, h.remote, h.owner, h.more} {
+		b = le.AppendUint32(b, n)
+	}
+	for _, n := range h.holders {
+		b = le.AppendUint32(b, n)
+	}
+	return b
+}
+
+// cutHeldBy takes one off the beginning of p; ok is false at the end.
+func cutHeldBy(p []byte) (h heldBy, rest []byte, ok bool) {
+	if len(p) < heldBySize || len(p) < heldBySize+4*int(p[3]) {
+		return h, nil, false
+	}
+	h = heldBy{
+		state: tracer.State(p[0]), role: tracer.Role(p[1]), bits: p[2], lport: le.Uint16(p[4:]), rport: le.Uint16(p[6:]),
+		local: le.Uint32(p[8:]), remote: le.Uint32(p[12:]), owner: le.Uint32(p[16:]), more: le.Uint32(p[20:]),
+	}
+	n := int(p[3])
+	for i := range n {
+		h.holders = append(h.holders, le.Uint32(p[heldBySize+4*i:]))
+	}
+	return h, p[heldBySize+4*n:], true
 }
 
 // index is the last of a finished segment: what it has, so that it need not be read.

@@ -70,6 +70,8 @@ func runsLeft(files []file) ([]run, error) {
 type leftOpen struct {
 	open map[key]*openCount
 	last stamp // the last moment of which anything is known
+	// ended are connections whose end is among the ports, for they failed: that may be read before their beginning.
+	ended map[key]bool
 }
 
 // openCount is some sockets of one key: where the beginning was not seen there may be several.
@@ -81,7 +83,7 @@ type openCount struct {
 
 // leftBy reads what a run had open. want, if not nil, tells whether the rows of a record are wanted.
 func leftBy(r *run, want *wanted, note *Note) leftOpen {
-	left := leftOpen{open: make(map[key]*openCount)}
+	left := leftOpen{open: make(map[key]*openCount), ended: make(map[key]bool)}
 	var seg segment
 	var buf []byte
 	for i := range r.files {
@@ -128,10 +130,14 @@ func (l *leftOpen) take(seg *segment, want *wanted) {
 			o := l.open[k]
 			switch {
 			case kind == Held && o == nil:
+				if rec.has(flagSinceKnown) && rec.errno != 0 && seg.head.class == ofPorts {
+					l.ended[k] = true
+				}
 			case kind == Held:
 				if o.count--; o.count <= 0 {
 					delete(l.open, k)
 				}
+			case l.ended[k]:
 			default:
 				var row Row
 				if !seg.row(&rec, blk.at.offset(), &row) {

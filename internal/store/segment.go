@@ -182,6 +182,9 @@ type Row struct {
 	Count       uint32           // Folded: how many
 	OfRefused   bool             // Folded: calls that were refused
 	Owner       *Process         // nil: not known
+	// HeldBy is, of a refused bind, who was in the way, as far as it is kept; HeldByMore how many more sockets were.
+	HeldBy     []HeldBy
+	HeldByMore int
 	// Since is when the socket took its port; where SinceUnknown, when it was first seen to have it.
 	Since        time.Time
 	SinceUnknown bool
@@ -192,6 +195,43 @@ type Row struct {
 	About        bool          // as tracer.Tenancy
 	Took         time.Duration // from Since to Until by a clock that nobody sets
 	Cursor       string        // Query.After goes on from here
+}
+
+// HeldBy is a socket in the way of a refused bind.
+type HeldBy struct {
+	State   tracer.State
+	Role    tracer.Role
+	Local   netip.AddrPort
+	Remote  netip.AddrPort // not valid: none
+	Owner   *Process       // who bound, connected or accepted it; nil: not known
+	Holders []*Process     // the first of those who had it
+	More    int            // how many more descriptors there were
+}
+
+// heldBy reads who was in the way.
+func (g *segment) heldBy(id uint32) (all []HeldBy, more int) {
+	p := g.body(entryHeldBy, id)
+	if len(p) < 4 {
+		return nil, 0
+	}
+	more = int(le.Uint32(p))
+	for p = p[4:]; ; {
+		h, rest, ok := cutHeldBy(p)
+		if !ok {
+			return all, more
+		}
+		p = rest
+		one := HeldBy{State: h.state, Role: h.role, Local: netip.AddrPortFrom(g.addr(h.local, h.bits&heldLocal6 != 0), h.lport), Owner: g.process(h.owner), More: int(h.more)}
+		if h.bits&heldRemote != 0 {
+			one.Remote = netip.AddrPortFrom(g.addr(h.remote, h.bits&heldRemote6 != 0), h.rport)
+		}
+		for _, n := range h.holders {
+			if who := g.process(n); who != nil {
+				one.Holders = append(one.Holders, who)
+			}
+		}
+		all = append(all, one)
+	}
 }
 
 // row makes a row of a record; false: what it refers to is damaged.
@@ -214,6 +254,11 @@ func (g *segment) row(r *record, offset int64, row *Row) bool {
 		row.Remote = netip.AddrPortFrom(g.addr(r.remote, r.has(flagRemote6)), r.rport)
 	}
 	switch r.kind {
+	case Refused:
+		row.Device = r.aux
+		if !r.has(flagRemote) && r.remote != 0 {
+			row.HeldBy, row.HeldByMore = g.heldBy(r.remote)
+		}
 	case Folded:
 		row.Count = r.aux
 	case Holding:

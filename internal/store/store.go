@@ -80,6 +80,15 @@ type Entry struct {
 	Implicit    bool
 	TimeWait    bool
 	About       bool
+	// HeldBy is, of a refused bind, who was in the way, and HeldByMore how many more sockets were.
+	HeldBy     []tracer.Socket
+	HeldByMore int
+}
+
+// Failed tells whether what ended a connection says that it could not be made, or broke. One that the other end reset
+// had been made, and worked.
+func Failed(errno syscall.Errno) bool {
+	return errno != 0 && errno != syscall.ECONNRESET && errno != syscall.EPIPE
 }
 
 // Reason says why records are lost. It is a label of a metric.

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
+	"syscall"
 	"testing"
 	"time"
 
@@ -259,6 +260,90 @@ func TestOrderAndCursor(t *testing.T) {
 		}
 	}
 	s.Close(nil)
+}
+
+// Who was in the way of a refused bind is in its record, as they were then, and bounded; the same ones are
+// written once.
+func TestHeldBy(t *testing.T) {
+	c := &clock{begin}
+	dir := t.TempDir()
+	s := openAt(t, dir, c, func(cfg *Config) {
+		cfg.Describe = func(p *tracer.Process) Process { return Process{Args: []string{p.Comm, "-x"}} }
+		cfg.Place = func(p *tracer.Process) identity.Cgroup { return identity.Cgroup{Path: "/x", Unit: p.Comm + ".service"} }
+	})
+	six := netip.MustParseAddrPort("[2001:db8::1]:8080")
+	way := tracer.Socket{Proto: tracer.TCP, State: tracer.StateListen, Role: tracer.RoleListener, Local: six, Owner: nginx, HoldersMore: 3}
+	for i := range 6 {
+		p := nginx
+		p.PID += uint32(i)
+		way.Holders = append(way.Holders, tracer.Holder{Process: p, FD: 5}, tracer.Holder{Process: p, FD: 6})
+	}
+	gone := tracer.Socket{Proto: tracer.TCP, State: tracer.StateTimeWait, Role: tracer.RoleTimeWait, Local: six, Remote: netip.MustParseAddrPort("192.0.2.9:5")}
+	refused := func(in ...tracer.Socket) {
+		e := Entry{
+			Proto: tracer.TCP, Local: six, Errno: 98, Event: tracer.EventBind, Owner: tracer.Process{PID: 7, Comm: "late"}, At: time.Duration(c.boot), HeldBy: in, HeldByMore: 1,
+		}
+		s.Add(Refused, &e)
+		c.pass(time.Second)
+	}
+	refused(way, gone, gone, gone, gone, gone)
+	before := len(s.out[ofPorts].entries)
+	refused(way, gone, gone, gone, gone, gone)
+	if after := len(s.out[ofPorts].entries); after != before {
+		t.Errorf("the same ones again take %d bytes", after-before)
+	}
+	refused()
+	check := func(what string, rows []Row) {
+		t.Helper()
+		if len(rows) != 3 || rows[0].HeldBy != nil || len(rows[1].HeldBy) != maxHeldBy || rows[1].HeldByMore != 1+6-maxHeldBy || rows[2].Remote.IsValid() {
+			t.Fatalf("%s: %+v", what, rows)
+		}
+		first, second := rows[2].HeldBy[0], rows[2].HeldBy[1]
+		if first.State != tracer.StateListen || first.Role != tracer.RoleListener || first.Local != six || first.Owner == nil || first.Owner.PID != nginx.PID ||
+			len(first.Holders) != 2 || first.Holders[1].PID != nginx.PID+1 || first.Holders[1].Args[1] != "-x" || first.Holders[0].Place.Unit != "nginx.service" || first.More != 8+3 {
+			t.Errorf("%s: the first: %+v", what, first)
+		}
+		if second.State != tracer.StateTimeWait || second.Remote != gone.Remote || second.Owner != nil || len(second.Holders) != 0 {
+			t.Errorf("%s: the second: %+v", what, second)
+		}
+	}
+	check("from memory", rowsOf(t, s, Query{}))
+	if err := s.Close(nil); err != nil {
+		t.Fatal(err)
+	}
+	check("from the disk", readDir(t, dir, Query{}))
+}
+
+// Connections that failed are kept with the ports, which outlive a flood; those that were reset are as others. What
+// was open for long before it failed is not taken for open after a crash.
+func TestFailedConnections(t *testing.T) {
+	c := &clock{begin}
+	dir := t.TempDir()
+	s := openAt(t, dir, c)
+	for i, errno := range []syscall.Errno{0, syscall.ECONNREFUSED, syscall.ETIMEDOUT, syscall.ECONNRESET, syscall.EPIPE} {
+		e := connection(i, c)
+		e.Taken += time.Duration(i)
+		s.Add(Holding, &e)
+		c.pass(2 * time.Minute)
+		e.At, e.Errno = time.Duration(c.boot), errno
+		s.Add(Held, &e)
+		s.Flush()
+	}
+	var ports []string
+	for _, r := range rowsOf(t, s, Query{PortsOnly: true}) {
+		ports = append(ports, r.Errno.Error())
+	}
+	if want := []string{syscall.ETIMEDOUT.Error(), syscall.ECONNREFUSED.Error()}; !slices.Equal(ports, want) {
+		t.Errorf("among the ports: %v, want %v", ports, want)
+	}
+	crash(s)
+	for range 2 {
+		if rows := readDir(t, dir, Query{}); len(rows) != 5 {
+			t.Errorf("%d rows after a crash, want 5: %+v", len(rows), rows)
+		}
+		s = openAt(t, dir, c)
+		s.Close(nil)
+	}
 }
 
 // Only what is asked for is told: by port, by kind, by time.

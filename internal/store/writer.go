@@ -68,6 +68,7 @@ type dict struct {
 	spaces map[spaceKey]uint32
 	places map[string]uint32 // by what appendPlace makes
 	procs  map[tracer.Process]numbered
+	held   map[string]uint32 // by what is in the entry
 
 	// What the record before had.
 	space   spaceKey
@@ -88,7 +89,7 @@ type numbered struct {
 }
 
 func newDict() dict {
-	return dict{addrs: make(map[[16]byte]uint32), spaces: make(map[spaceKey]uint32), places: make(map[string]uint32), procs: make(map[tracer.Process]numbered)}
+	return dict{addrs: make(map[[16]byte]uint32), spaces: make(map[spaceKey]uint32), places: make(map[string]uint32), procs: make(map[tracer.Process]numbered), held: make(map[string]uint32)}
 }
 
 // begin begins a segment, in memory. Hold mu.
@@ -163,7 +164,7 @@ func (s *Store) add(kind Kind, e *Entry, flags flag) {
 		s.minute = minute
 	}
 	c := ofConnections
-	if kind == Refused || isListener(e.Role, e.Asked, e.Taken == 0) {
+	if kind == Refused || isListener(e.Role, e.Asked, e.Taken == 0) || kind == Held && e.Taken != 0 && Failed(e.Errno) {
 		c = ofPorts
 	}
 	if c == ofPorts && flags&flagUntilUnknown == 0 && !s.budget.port(e.Owner.Cgroup, at) {
@@ -244,6 +245,9 @@ func (s *Store) put(c class, kind Kind, e *Entry, flags flag, first uint64, coun
 	r.space = s.spaceOf(w, e)
 	if e.Owner.PID != 0 {
 		r.proc = s.procOf(w, &e.Owner)
+	}
+	if kind == Refused && !e.Remote.IsValid() && len(e.HeldBy) > 0 {
+		r.remote = s.heldByOf(w, e)
 	}
 	w.insert(&r)
 	w.x.add(&r)
@@ -385,6 +389,52 @@ func (s *Store) procOf(w *writer, p *tracer.Process) uint32 {
 // more is no other.
 func (n *numbered) is(c *identity.Cgroup) bool {
 	return c.Path == "" || n.place.Unit == c.Unit && n.place.UnitUser == c.UnitUser && n.place.Container == c.Container && n.place.Pod == c.Pod
+}
+
+// What is kept of who was in the way of a bind.
+const (
+	maxHeldBy  = 4 // sockets
+	maxHolders = 4 // of each
+)
+
+// heldByOf returns the entry of who was in the way.
+func (s *Store) heldByOf(w *writer, e *Entry) uint32 {
+	number := func(p *tracer.Process) uint32 {
+		if p.PID == 0 {
+			return 0
+		}
+		return s.procOf(w, p)
+	}
+	some := e.HeldBy[:min(len(e.HeldBy), maxHeldBy)]
+	body := le.AppendUint32(nil, uint32(len(e.HeldBy)-len(some)+e.HeldByMore))
+	for i := range some {
+		so := &some[i]
+		holders := so.Holders[:min(len(so.Holders), maxHolders)]
+		h := heldBy{state: so.State, role: so.Role, lport: so.Local.Port(), more: uint32(len(so.Holders) - len(holders) + so.HoldersMore), owner: number(&so.Owner)}
+		var six bool
+		if h.local, six = w.addr(so.Local.Addr()); six {
+			h.bits |= heldLocal6
+		}
+		if so.Remote.IsValid() {
+			h.bits, h.rport = h.bits|heldRemote, so.Remote.Port()
+			if h.remote, six = w.addr(so.Remote.Addr()); six {
+				h.bits |= heldRemote6
+			}
+		}
+		for j := range holders {
+			if n := number(&holders[j].Process); n != 0 && !slices.Contains(h.holders, n) { // one has it under several descriptors
+				h.holders = append(h.holders, n)
+			}
+		}
+		body = h.append(body)
+	}
+	id, ok := w.dict.held[string(body)]
+	if !ok {
+		id = w.dict.number()
+		w.dict.held[string(body)] = id
+		w.entries = appendEntry(w.entries, entryHeldBy, id, func(to []byte) []byte { return append(to, body...) })
+	}
+	return id
 }
 
 func (w *writer) placeOf(c *identity.Cgroup) uint32 {
