@@ -233,7 +233,7 @@ func (w *Watch) look(now time.Time) {
 func (w *Watch) take() {
 	for {
 		events, err := w.sub.Next(w.done, w.buf)
-		w.buf = nil // it is the queue's again, also where that has nothing
+		w.buf = nil     // it is the queue's again, also where that has nothing
 		if err != nil { // there are none now, or never will be
 			break
 		}

@@ -139,7 +139,7 @@ func (f *Feed) take() {
 func (f *Feed) takeAll() {
 	for {
 		events, err := f.sub.Next(f.done, f.buf)
-		f.buf = nil // it is the queue's again, also where that has nothing
+		f.buf = nil     // it is the queue's again, also where that has nothing
 		if err != nil { // there are none now, or never will be
 			break
 		}
