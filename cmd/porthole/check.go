@@ -96,6 +96,9 @@ func newCheck(e *env) *cobra.Command {
 // hostAndPorts tells a host from the ports of this machine: it stands before its ports, or is part of a
 // URL or of HOST:PORT, where no address of this machine can be meant.
 func hostAndPorts(args []string) (host string, words []string) {
+	if _, err := netip.ParseAddr(args[0]); err == nil && len(args) > 1 { // 2001:db8::1:80 would be a port too
+		return args[0], args[1:]
+	}
 	ends, err := query.ParseEndsWord(args[0])
 	isURL := strings.Contains(args[0], "://")
 	switch {

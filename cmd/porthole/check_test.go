@@ -144,3 +144,18 @@ func TestKernelCheckReasons(t *testing.T) {
 		}
 	}
 }
+
+// The first of several words is a host where it is an address, even if it could be one with a port.
+func TestHostAndPorts(t *testing.T) {
+	for in, want := range map[string]string{
+		"8080": "", "8080 9090": "", "127.0.0.1:8080": "", "db 5432": "db", "127.0.0.1 80 443": "127.0.0.1",
+		"2001:db8::1 8443": "2001:db8::1", "2001:db8::1:80 8443": "2001:db8::1:80", "2001:db8::1:80": "", "http 9090": "http",
+		"https://db": "db", "localhost:80": "",
+	} {
+		args := strings.Fields(in)
+		host, words := hostAndPorts(args)
+		if host != want || want == "" && len(words) != len(args) {
+			t.Errorf("%q: %q, %q, want %q", in, host, words, want)
+		}
+	}
+}

@@ -110,7 +110,7 @@ type family struct {
 // newFamily makes a cgroup below that of this process, or has descendants whose parents end
 // become children of this process.
 func newFamily() (*family, error) {
-	f := &family{name: fmt.Sprintf("porthole-run-%d-%d", os.Getpid(), time.Now().UnixNano()), seen: make(map[uint32]bool)}
+	f := &family{name: fmt.Sprintf(familyPrefix+"%d-%d", os.Getpid(), time.Now().UnixNano()), seen: make(map[uint32]bool)}
 	if f.makeCgroup() == nil {
 		return f, nil
 	}
@@ -144,14 +144,40 @@ func (f *family) makeCgroup() error {
 	if err != nil {
 		return err
 	}
+	removeAbandoned(own)
 	f.dir = filepath.Join(own, f.name)
 	if err := os.Mkdir(f.dir, 0o755); err != nil {
 		return err
 	}
-	if f.fd, err = os.Open(f.dir); err != nil {
+	if f.fd, err = os.Open(f.dir); err == nil {
+		err = unix.Flock(int(f.fd.Fd()), unix.LOCK_SH)
+	}
+	if err != nil {
 		return errors.Join(err, os.Remove(f.dir))
 	}
 	return nil
+}
+
+// familyPrefix is what the names of the cgroups begin with.
+const familyPrefix = "porthole-run-"
+
+// removeAbandoned removes the cgroups in which nobody is and that nobody has locked: whoever made them was
+// killed.
+func removeAbandoned(parent string) {
+	dirs, err := filepath.Glob(filepath.Join(parent, familyPrefix+"*"))
+	if err != nil {
+		return
+	}
+	for _, dir := range dirs {
+		f, err := os.Open(dir)
+		if err != nil {
+			continue
+		}
+		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+			_ = unix.Rmdir(dir) // it may have processes in it
+		}
+		_ = f.Close()
+	}
 }
 
 // close removes the cgroup. Who is still in it goes where it would be without one.
@@ -295,7 +321,7 @@ func runCommand(ctx context.Context, e *env, o *runOptions, args []string) error
 	recorded := make(chan error, 1)
 	go func() { recorded <- r.record() }()
 	begin := time.Now()
-	code, err := fam.run(path, args)
+	ended, err := fam.run(path, args)
 	took := time.Since(begin)
 	var leaks []usedPort
 	if err == nil {
@@ -310,17 +336,17 @@ func runCommand(ctx context.Context, e *env, o *runOptions, args []string) error
 	if lost > 0 {
 		fmt.Fprintf(e.notes(), "porthole: %d events were lost: ports may be missing\n", lost)
 	}
-	if err := unlessGone(r.write(args[0], code, took, leaks)); err != nil {
+	if err := unlessGone(r.write(args[0], ended, took, leaks)); err != nil {
 		return err
 	}
 	switch {
-	case code != 0:
+	case ended.code() != 0:
 	case o.failOnLeak && len(leaks) > 0, len(r.violations) > 0:
 		return errNo
 	case allowed != nil && lost > 0:
 		return errors.New("compare with the policy: events were lost, so something may have listened that it does not allow")
 	}
-	return exitError(code)
+	return exitError(ended.code())
 }
 
 // unlessGone is an error of a write, but for a reader that went away: the exit code is the command's.
@@ -331,8 +357,28 @@ func unlessGone(err error) error {
 	return err
 }
 
-// run runs the command to its end and returns its exit code. Signals are passed on to it.
-func (f *family) run(path string, args []string) (int, error) {
+// ending is how a command ended.
+type ending syscall.WaitStatus
+
+// code is the exit code of a shell: 128 and the number of the signal that ended the command.
+func (e ending) code() int {
+	ws := syscall.WaitStatus(e)
+	if ws.Signaled() {
+		return 128 + int(ws.Signal())
+	}
+	return ws.ExitStatus()
+}
+
+func (e ending) String() string {
+	ws := syscall.WaitStatus(e)
+	if ws.Signaled() {
+		return fmt.Sprintf("was ended by %s", cmp.Or(unix.SignalName(ws.Signal()), ws.Signal().String()))
+	}
+	return fmt.Sprintf("ended with exit code %d", ws.ExitStatus())
+}
+
+// run runs the command to its end. Signals are passed on to it.
+func (f *family) run(path string, args []string) (ending, error) {
 	c := &exec.Cmd{Path: path, Args: args, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
 	if f.dir != "" {
 		c.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(f.fd.Fd())}
@@ -368,10 +414,7 @@ func (f *family) run(path string, args []string) (int, error) {
 	if err != nil && !errors.As(err, &exit) {
 		return 0, fmt.Errorf("wait for %s: %w", identity.Safe(path), err)
 	}
-	if ws, ok := c.ProcessState.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
-		return 128 + int(ws.Signal()), nil
-	}
-	return c.ProcessState.ExitCode(), nil
+	return ending(c.ProcessState.Sys().(syscall.WaitStatus)), nil
 }
 
 // fromTerminal tells whether the terminal sends a signal to the command too: they are in one
@@ -708,7 +751,7 @@ func sortUsed(rows []usedPort, order []string) {
 }
 
 // write writes the table.
-func (r *recorder) write(name string, code int, took time.Duration, leaks []usedPort) error {
+func (r *recorder) write(name string, ended ending, took time.Duration, leaks []usedPort) error {
 	rows := append(r.rows(), leaks...)
 	broken := r.broken()
 	if r.o.jsonRows {
@@ -730,7 +773,7 @@ func (r *recorder) write(name string, code int, took time.Duration, leaks []used
 	case len(leaks) > 1:
 		left = fmt.Sprintf("%d sockets still listen (leak)", len(leaks))
 	}
-	fmt.Fprintf(r.style.Wrapper(out), "porthole: %s ended with exit code %d after %v; %s\n", identity.Safe(filepath.Base(name)), code, took.Round(time.Millisecond), left)
+	fmt.Fprintf(r.style.Wrapper(out), "porthole: %s %v after %v; %s\n", identity.Safe(filepath.Base(name)), ended, took.Round(time.Millisecond), left)
 	if len(rows) > 0 {
 		var lines [][]string
 		for i := range rows {

@@ -109,9 +109,60 @@ func TestRunSignal(t *testing.T) {
 		t.Errorf("it ended with %v", cmd.ProcessState)
 	}
 	_, text, code := (&isolated{child(t, "run", "--", "sh", "-c", "kill -KILL $$")}).output(t)
-	if code != 128+9 || !strings.Contains(text, "it used no ports") {
+	if code != 128+9 || !strings.Contains(text, "sh was ended by SIGKILL after") || !strings.Contains(text, "it used no ports") {
 		t.Errorf("exit code %d, %q", code, text)
 	}
+}
+
+// What a run that was killed leaves is removed by the next, but never while somebody is in it.
+func TestRunKilled(t *testing.T) {
+	testutil.NewNetNS(t)
+	root, err := ownCgroup()
+	if err != nil {
+		t.Fatal(err)
+	}
+	pidFile := filepath.Join(t.TempDir(), "pid")
+	cmd := child(t, "run", "--", "sh", "-c", "echo $$ >"+pidFile+".new; mv "+pidFile+".new "+pidFile+"; exec sleep 600")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	left := func() int {
+		dirs, err := filepath.Glob(filepath.Join(root, fmt.Sprintf("%s%d-*", familyPrefix, cmd.Process.Pid)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(dirs)
+	}
+	again := func() {
+		if _, errs, code := (&isolated{child(t, "run", "--", "true")}).output(t); code != exitDone {
+			t.Fatalf("exit code %d, %q", code, errs)
+		}
+	}
+	var pid int
+	testutil.Await(t, "the command runs", func() bool {
+		text, err := os.ReadFile(pidFile)
+		if err == nil {
+			pid, err = strconv.Atoi(strings.TrimSpace(string(text)))
+		}
+		return err == nil
+	})
+	t.Cleanup(func() { _ = syscall.Kill(pid, syscall.SIGKILL) })
+	again()
+	if left() != 1 {
+		t.Fatal("the cgroup of one that runs was removed")
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	again()
+	if left() != 1 {
+		t.Error("a cgroup was removed that a process is in")
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	testutil.Await(t, "the cgroup is removed", func() bool { again(); return left() == 0 })
 }
 
 // A reader of the table that went away changes nothing else: the exit code stays the command's, and

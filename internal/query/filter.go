@@ -255,7 +255,10 @@ func parsePortsOf(s string, of []tracer.Proto) (ports, error) {
 	if from, to, ok := strings.Cut(s, "-"); ok {
 		low, lowErr := parsePort(from)
 		high, highErr := parsePort(to)
-		if lowErr == nil && highErr == nil && low <= high {
+		if lowErr == nil && highErr == nil {
+			if low > high {
+				return ports{}, fmt.Errorf("ports %q: want the smaller one first, as %d-%d", s, high, low)
+			}
 			return ports{low, high}, nil
 		}
 	}

@@ -29,7 +29,7 @@ func TestFilterPorts(t *testing.T) {
 	if want := []uint16{22, 80, 81, 82, 443}; !slices.Equal(f.lport, want) || len(f.rport) != 65535 {
 		t.Errorf("%v, want %v; %d of --rport", f.lport, want, len(f.rport))
 	}
-	for _, bad := range []string{"82-80", "0-5", "80-", "-80", "1-65536", "no-such-service", ""} {
+	for _, bad := range []string{"0-5", "80-", "-80", "1-65536", "no-such-service", ""} {
 		if _, err := ParseFilter(OfSockets, Values{"lport": {bad}}); err == nil || !strings.Contains(err.Error(), "1 to 65535") {
 			t.Errorf("%q: %v", bad, err)
 		}

@@ -72,10 +72,16 @@ func parseEnds(word string) (Ends, error) {
 	}
 	number := rest
 	if i := strings.LastIndexByte(rest, ':'); i >= 0 {
+		if err := misplaced(word, rest, i); err != nil {
+			return Ends{}, err
+		}
 		number = rest[i+1:]
 		if err := ends.setHost(rest[:i]); err != nil {
 			return Ends{}, err
 		}
+	}
+	if many := strings.Split(number, ","); len(many) > 1 {
+		return Ends{}, fmt.Errorf("%q: want several ports as words of their own, as %s", word, identity.Safe(strings.TrimSpace(strings.Join(many, " "))))
 	}
 	found, err := parsePortsOf(number, ends.Protos)
 	if err != nil {
@@ -83,6 +89,23 @@ func parseEnds(word string) (Ends, error) {
 	}
 	ends.Port, ends.Last = found.low, found.high
 	return ends, nil
+}
+
+// misplaced says what is wrong with the last colon of a word, at rest[colon]: it is one of the address, or
+// nothing stands after it.
+func misplaced(word, rest string, colon int) error {
+	head, tail := rest[:colon], rest[colon+1:]
+	if addr, _, err := parseAddr(rest); err == nil && addr.Is6() {
+		_, _, noAddr := parseAddr(head)
+		_, noPort := parsePort(tail)
+		if noAddr != nil || noPort != nil {
+			return fmt.Errorf("%q: want a port after the address, as [%s]:8080", word, addr)
+		}
+	}
+	if _, err := parsePort(head); err == nil && tail == "" {
+		return fmt.Errorf("%q: want the port after the colon, as :%s, or alone", word, head)
+	}
+	return nil
 }
 
 // setHost takes what stands before a port: nothing, an address or a name.

@@ -42,6 +42,24 @@ func TestParseEndWord(t *testing.T) {
 	}
 }
 
+// What is meant is told where it can be seen.
+func TestParseEndWordSays(t *testing.T) {
+	for in, want := range map[string]string{
+		"::1":             `"::1": want a port after the address, as [::1]:8080`,
+		"[2001:db8::1]":   `"[2001:db8::1]": want a port after the address, as [2001:db8::1]:8080`,
+		"2001:db8::1/tcp": `"2001:db8::1/tcp": want a port after the address, as [2001:db8::1]:8080`,
+		"fe80::a:b":       `"fe80::a:b": want a port after the address, as [fe80::a:b]:8080`,
+		"::":              `"::": want a port after the address, as [::]:8080`,
+		"8080:":           `"8080:": want the port after the colon, as :8080, or alone`,
+		"80,443":          `"80,443": want several ports as words of their own, as 80 443`,
+		"90-80":           `ports "90-80": want the smaller one first, as 80-90; before it an address if need be, and after it /tcp or /udp`,
+	} {
+		if _, err := ParseEndsWord(in); err == nil || err.Error() != want {
+			t.Errorf("%q: %v, want %s", in, err, want)
+		}
+	}
+}
+
 func TestParseEndsWord(t *testing.T) {
 	tcp := []tracer.Proto{tracer.TCP}
 	for in, want := range map[string]Ends{
