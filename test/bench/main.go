@@ -77,6 +77,7 @@ func measure() error {
 	beside := flag.String("beside", "", "with -hooks and -counting, `programs` of bcc to measure beside the agent")
 	flag.BoolVar(&b.counting, "counting", false, "the machine is one whose clock counts instructions")
 	top := flag.Bool("top", false, "only what porthole top takes")
+	list := flag.Bool("list", false, "only what lists sockets")
 	flag.Parse()
 	if flag.NArg() > 0 || b.runs < 5 || b.cycles < 1 || b.cycles > remembered/3 {
 		return fmt.Errorf("want no arguments, at least 5 runs, and from 1 to %d cycles", remembered/3)
@@ -101,6 +102,9 @@ func measure() error {
 			parts = append(parts, func() error { return b.besideCost(tiers, strings.Fields(*beside)) })
 		}
 		return b.print(parts...)
+	}
+	if *list {
+		return b.print(b.listSockets)
 	}
 	if *top {
 		return b.print(b.topCost, b.topMany)

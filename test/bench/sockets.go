@@ -22,8 +22,9 @@ const (
 	// descriptors on every machine.
 	perHolder  = 7000
 	mostListed = 50_000
-	heldPort   = 7070 // listener of every holder, each on its own address
-	freePort   = 7071 // nobody's
+	asAgent    = 360_000 // sockets that an agent lists beside the kernel
+	heldPort   = 7070    // listener of every holder, each on its own address
+	freePort   = 7071    // nobody's
 )
 
 // listSockets times what lists sockets, with more and more of them.
@@ -33,7 +34,24 @@ func (b *bench) listSockets() error {
 			return err
 		}
 	}
-	return b.inNetNS(b.scrapeSpread)
+	return errors.Join(b.inNetNS(b.scrapeSpread), b.inNetNS(b.listAsAgent))
+}
+
+// listAsAgent times an agent and the kernel with very many sockets.
+func (b *bench) listAsAgent() error {
+	stop, err := b.holdSockets(asAgent, 1)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	b.row(fmt.Sprintf("%d TCP sockets, asked of an agent", asAgent), "", "", "", "")
+	return b.racesOfAgent([]race{{"ls --json --agent", "porthole ls --json --local", "<= 1.3"}, {fmt.Sprintf("who %d --agent", heldPort), fmt.Sprintf("porthole who %d --local", heldPort), ""}})
+}
+
+// racesOfAgent are races while an agent runs.
+func (b *bench) racesOfAgent(all []race) error {
+	_, err := b.watch(b.agent(), func(*process) error { return b.races(all) })
+	return err
 }
 
 // listOf times the commands and a scrape with so many sockets.
@@ -60,7 +78,15 @@ func (b *bench) listOf(sockets int) error {
 	}); err != nil {
 		return err
 	}
-	return b.scrapes("/metrics of the agent")
+	var agent []race
+	for _, command := range []string{held, asJSON, "headroom"} {
+		r := race{command + " --agent", "ss -tunap", ""}
+		if sockets == 1000 {
+			r.goal = "<= 12 ms, 1"
+		}
+		agent = append(agent, r)
+	}
+	return errors.Join(b.racesOfAgent(agent), b.scrapes("/metrics of the agent"))
 }
 
 // scrapeSpread times a scrape with sockets in many namespaces.
@@ -74,7 +100,8 @@ func (b *bench) scrapeSpread() error {
 	return b.scrapes(fmt.Sprintf("/metrics, %d sockets in %d namespaces", mostListed, namespaces))
 }
 
-// A race is a command of porthole's, and another tool's.
+// A race is a command of porthole's, and another tool's or another one of porthole's. The word --agent stands
+// for the agent of this benchmark.
 type race struct{ porthole, other, goal string }
 
 // races times every command by turns.
@@ -91,8 +118,8 @@ func (b *bench) races(all []race) error {
 	for run := range b.runs {
 		for _, r := range all {
 			if err := errors.Join(
-				once(run, r.porthole, append([]string{b.porthole}, strings.Fields(r.porthole)...)),
-				once(run, r.other, strings.Fields(r.other)),
+				once(run, r.porthole, b.argv("porthole "+r.porthole)),
+				once(run, r.other, b.argv(r.other)),
 			); err != nil {
 				return err
 			}
@@ -106,6 +133,20 @@ func (b *bench) races(all []race) error {
 		}
 	}
 	return nil
+}
+
+// argv is how a command of a race is run.
+func (b *bench) argv(command string) []string {
+	words := strings.Fields(command)
+	for i, word := range words {
+		switch word {
+		case "porthole":
+			words[i] = b.porthole
+		case "--agent":
+			words[i] = "--socket=" + b.socket
+		}
+	}
+	return words
 }
 
 // clock runs a command with its output thrown away and returns the milliseconds
