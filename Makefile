@@ -9,12 +9,12 @@ CLANG_FORMAT ?= clang-format-19
 PREFIX ?= /usr/local
 # Root as it takes to attach BPF programs; what builds stays the user's.
 SUDO := $(if $(filter 0,$(shell id -u)),,$(if $(shell command -v sudo),sudo env PATH=$(PATH)))
-VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+VERSION ?= $(shell deploy/packaging/version)
 
 BPF_SOURCES := $(wildcard bpf/*.h bpf/*.c)
 BPF_CFLAGS := -O2 -g -mcpu=v3 -Wall -Wextra -Werror -Wno-unused-parameter \
 	-I/usr/include/$(shell uname -m)-linux-gnu -ffile-prefix-map=$(CURDIR)=.
-LDFLAGS := -s -w -X main.version=$(VERSION)
+LDFLAGS = -s -w -X main.version=$(VERSION)
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 # What is needed besides Go: command or file = Debian package.
@@ -38,10 +38,18 @@ help:
 run: build
 	@sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; $$sudo ./porthole ls && exec $$sudo ./porthole agent --tail
 
-## build: build ./porthole, one static binary
+# The day of the man pages: that of the commit.
+DATE = $(or $(shell git log -1 --format=%cs 2>/dev/null),$(shell date +%F))
+# A Go that builds what is run here, whatever it is asked to build for.
+HOST_GO = env -u GOOS -u GOARCH CGO_ENABLED=0 $(GO)
+
+## build: build ./porthole, one static binary, and in build/ its man pages and completions
 .PHONY: build
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o porthole ./cmd/porthole
+	@mkdir -p build/man build/completion
+	@$(HOST_GO) run -tags man -ldflags '$(LDFLAGS)' ./cmd/porthole build/man $(DATE)
+	@for shell in bash zsh fish; do $(HOST_GO) run -ldflags '$(LDFLAGS)' ./cmd/porthole completion $$shell >build/completion/$$shell || exit; done
 
 ## generate: rebuild the BPF objects and their Go types
 .PHONY: generate
@@ -167,6 +175,7 @@ bench: deps build
 .PHONY: lint
 lint:
 	$(GO) vet ./...
+	cd deploy/packaging && $(GO) vet ./...
 	$(GO) vet -tags systemd ./test/systemd
 	$(GO) vet -tags kubelet ./test/containers
 	$(GO) vet -tags man ./cmd/porthole
@@ -191,22 +200,51 @@ check-generated:
 	$(MAKE) --no-print-directory -C "$$tmp" generate && \
 	if ! diff -rq tracer "$$tmp/tracer"; then echo "not of this source: run make generate" >&2; exit 1; fi
 
-# The day of the man pages: that of the commit.
-DATE = $(or $(shell git log -1 --format=%cs 2>/dev/null),$(shell date +%F))
+# The binary to install.
+BINARY ?= porthole
 
-## install: install the binary, its unit, man pages and completions below DESTDIR and PREFIX
+## install: install what make build has made, below DESTDIR and PREFIX: binary, unit, man pages, completions, alerts, dashboard
 .PHONY: install
-install: build
-	install -Dm755 porthole "$(DESTDIR)$(PREFIX)/bin/porthole"
+install:
+	@[ -x "$(BINARY)" ] && [ -d build/man ] || { echo "nothing is built yet: run make build first, which needs no root" >&2; exit 1; }
+	install -Dm755 "$(BINARY)" "$(DESTDIR)$(PREFIX)/bin/porthole"
 	sed 's|/usr/local/|$(PREFIX)/|' deploy/porthole.service | \
 		install -Dm644 /dev/stdin "$(DESTDIR)$(PREFIX)/lib/systemd/system/porthole.service"
-	install -d "$(DESTDIR)$(PREFIX)/share/man/man1"
-	$(GO) run -tags man -ldflags '$(LDFLAGS)' ./cmd/porthole "$(DESTDIR)$(PREFIX)/share/man/man1" $(DATE)
-	./porthole completion bash | install -Dm644 /dev/stdin "$(DESTDIR)$(PREFIX)/share/bash-completion/completions/porthole"
-	./porthole completion zsh | install -Dm644 /dev/stdin "$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_porthole"
-	./porthole completion fish | install -Dm644 /dev/stdin "$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/porthole.fish"
+	install -Dm644 deploy/packaging/porthole.sysusers "$(DESTDIR)$(PREFIX)/lib/sysusers.d/porthole.conf"
+	[ -e "$(DESTDIR)/etc/default/porthole" ] || install -Dm644 deploy/packaging/porthole.default "$(DESTDIR)/etc/default/porthole"
+	install -Dm644 -t "$(DESTDIR)$(PREFIX)/share/man/man1" build/man/*.1
+	install -Dm644 build/completion/bash "$(DESTDIR)$(PREFIX)/share/bash-completion/completions/porthole"
+	install -Dm644 build/completion/zsh "$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_porthole"
+	install -Dm644 build/completion/fish "$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/porthole.fish"
+	install -Dm644 -t "$(DESTDIR)$(PREFIX)/share/porthole" deploy/prometheus/porthole.rules.yml deploy/grafana/porthole.json
+
+# What packages builds: names of Go's architectures, formats, and where it puts them.
+ARCHES ?= amd64 arm64
+FORMATS ?= deb rpm apk tar.gz
+DIST ?= dist
+
+## packages: build .deb, .rpm, .apk, .tar.gz (FORMATS=) for both architectures (ARCHES=), SBOMs and SHA256SUMS, in dist/
+.PHONY: packages
+packages: build
+	ARCHES='$(ARCHES)' FORMATS='$(FORMATS)' MAKE='$(MAKE)' deploy/packaging/packages '$(VERSION)' '$(DIST)'
+
+## image: build the container image of each architecture (ARCHES=) for docker load and podman load, in dist/
+.PHONY: image
+image:
+	@$(MAKE) --no-print-directory packages FORMATS=image
+
+## check-packages: prove that packages and images built twice are the same, and that lintian has no complaint
+.PHONY: check-packages
+check-packages: MORE_NEEDS := lintian=lintian
+check-packages: deps
+	@ARCHES='$(ARCHES)' FORMATS='$(FORMATS) image' deploy/packaging/check '$(VERSION)'
+
+## release: make packages, images, SBOMs and SHA256SUMS of VERSION=X.Y.Z in dist/, of a clean tree, and prove that they can be made again
+.PHONY: release
+release:
+	@deploy/packaging/release '$(if $(filter command line,$(origin VERSION)),$(VERSION))'
 
 ## clean: remove what build made
 .PHONY: clean
 clean:
-	rm -f porthole tracer.test store.test test-here.log
+	rm -rf porthole build dist deploy/packaging/bin tracer.test store.test test-here.log
