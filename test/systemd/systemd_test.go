@@ -13,6 +13,8 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/user"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -21,11 +23,22 @@ import (
 	"github.com/porthole-dev/porthole/internal/testutil"
 )
 
-// Users and the group of the socket, as the machine has them.
-const (
-	shop, guest   = 1000, 1001
-	groupPorthole = 990
-)
+// Users, as the machine has them.
+const shop, guest = 1000, 1001
+
+// member is the credential of a user who is in the group of the socket, which the package has made.
+func member(t *testing.T, uid uint32) *syscall.Credential {
+	t.Helper()
+	group, err := user.LookupGroup("porthole")
+	if err != nil {
+		t.Fatal(err)
+	}
+	gid, err := strconv.ParseUint(group.Gid, 10, 32)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &syscall.Credential{Uid: uid, Gid: uid, Groups: []uint32{uint32(gid)}}
+}
 
 // atMost bounds everything that is waited for.
 const atMost = 2 * time.Minute
@@ -85,7 +98,7 @@ func TestSystemdService(t *testing.T) {
 		want int
 	}{
 		{"root", nil, 0},
-		{"a member of the group", &syscall.Credential{Uid: shop, Gid: shop, Groups: []uint32{groupPorthole}}, 0},
+		{"a member of the group", member(t, shop), 0},
 		{"another user", &syscall.Credential{Uid: guest, Gid: guest, Groups: []uint32{guest}}, 3},
 	} {
 		out, errs, code := command(t, c.cred, "porthole", "ls", "--agent", "--json")
@@ -105,6 +118,10 @@ func TestMain(m *testing.M) {
 			_, err = l.Accept()
 		}
 		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	if out, err := exec.Command("dpkg", "-i", deb(installed)).CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "install the package: %v\n%s", err, out)
 		os.Exit(1)
 	}
 	os.Exit(m.Run())

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -212,6 +213,28 @@ func (a *archive) unpack(ctx context.Context, dir string, names []string) error 
 		}
 	}
 	return os.RemoveAll(debs)
+}
+
+// ofArchive matches the fields of a package that are about its file in the archive, which dpkg refuses.
+var ofArchive = regexp.MustCompile(`(?m)^(Filename|Size|MD5sum|SHA1|SHA256|SHA512): .*\n?`)
+
+// writeStatus writes what dpkg knows of packages that it has installed, for those that were only unpacked:
+// others can then be installed beside them.
+func (a *archive) writeStatus(ctx context.Context, dir string, names []string) error {
+	stanzas, err := output(ctx, "", "apt-cache", append([]string{"-c", a.conf, "--no-all-versions", "show"}, names...)...)
+	if err != nil {
+		return err
+	}
+	var status strings.Builder
+	for stanza := range strings.SplitSeq(strings.TrimSpace(stanzas), "\n\n") {
+		fmt.Fprintf(&status, "%s\nStatus: install ok installed\n\n", strings.TrimSpace(ofArchive.ReplaceAllString(stanza, "")))
+	}
+	for _, empty := range []string{"info", "updates", "triggers"} {
+		if err := os.MkdirAll(filepath.Join(dir, empty), 0o755); err != nil {
+			return err
+		}
+	}
+	return os.WriteFile(filepath.Join(dir, "status"), []byte(status.String()), 0o644)
 }
 
 func (a *archive) run(ctx context.Context, dir string, args ...string) (string, error) {

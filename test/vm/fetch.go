@@ -103,14 +103,19 @@ func (c *cache) bcc(ctx context.Context, k kernel, kernelDir string) (string, er
 // systemd returns the directory of a system, in root, whose process 1 is systemd: of the
 // release that the kernel is of.
 func (c *cache) systemd(ctx context.Context, k kernel) (string, error) {
-	wanted := []string{"systemd", "libpam-systemd", "dbus", "iproute2", "util-linux", "coreutils", "passwd", "base-files", "dash"}
+	wanted := []string{"systemd", "libpam-systemd", "dbus", "iproute2", "util-linux", "coreutils", "passwd", "base-files", "dash",
+		"dpkg", "tar", "libc-bin", "perl-base", "init-system-helpers", "diffutils", "sed", "grep"}
 	return c.get(ctx, "systemd-"+k.name, k.releases, k.arch, wanted, func(a *archive, _, dir string) error {
 		names, err := a.closure(ctx, wanted...)
 		if err != nil {
 			return err
 		}
 		c.log("fetching systemd and what it needs")
-		return a.unpack(ctx, filepath.Join(dir, "root"), names)
+		root := filepath.Join(dir, "root")
+		if err := a.unpack(ctx, root, names); err != nil {
+			return err
+		}
+		return a.writeStatus(ctx, filepath.Join(root, "var/lib/dpkg"), names)
 	})
 }
 

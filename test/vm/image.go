@@ -53,12 +53,13 @@ func findSuites(ctx context.Context, run string) ([]suite, error) {
 	return suites, nil
 }
 
-// build builds init, porthole, its benchmark and the test binaries for an architecture, each
-// where it is in the image.
-func build(ctx context.Context, dir, arch string, suites []suite) error {
-	packages := []string{"./test/vm/init", "./cmd/porthole", "./test/bench"}
-	for i, to := range []string{"init", "bin/porthole", "bin/bench"} {
-		if err := goBuild(ctx, arch, "build", "-ldflags=-s -w", "-trimpath", "-o", filepath.Join(dir, to), packages[i]); err != nil {
+// programs are those that a machine has of this repository, by where they are in the image.
+var programs = map[string]string{"init": "./test/vm/init", "bin/porthole": "./cmd/porthole", "bin/bench": "./test/bench"}
+
+// build builds programs and the test binaries for an architecture, each where it is in the image.
+func build(ctx context.Context, dir, arch string, programs map[string]string, suites []suite) error {
+	for to, pkg := range programs {
+		if err := goBuild(ctx, arch, "build", "-ldflags=-s -w", "-trimpath", "-o", filepath.Join(dir, to), pkg); err != nil {
 			return err
 		}
 	}

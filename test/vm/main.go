@@ -134,6 +134,10 @@ func (m *runner) prepare(ctx context.Context, chosen []kernel) error {
 		}
 	}
 	m.files = make(map[string]string)
+	of := programs
+	if m.systemd { // which has a package installed
+		of = map[string]string{"init": of["init"]}
+	}
 	c := &cache{dir: m.cache, update: m.update, log: m.log}
 	for _, k := range chosen {
 		if m.kvm && k.arch != runtime.GOARCH {
@@ -152,7 +156,7 @@ func (m *runner) prepare(ctx context.Context, chosen []kernel) error {
 		if m.files[k.arch], err = c.tools(ctx, k.arch); err != nil {
 			return err
 		}
-		if err := build(ctx, filepath.Join(m.dir, k.arch), k.arch, m.suites); err != nil {
+		if err := build(ctx, filepath.Join(m.dir, k.arch), k.arch, of, m.suites); err != nil {
 			return err
 		}
 	}

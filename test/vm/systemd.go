@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/porthole-dev/porthole/test/vm/guest"
 )
@@ -16,8 +15,12 @@ const systemdTests = "^TestSystemd"
 // permitAll is a stack of PAM that asks for no password.
 const permitAll = "auth required pam_permit.so\naccount required pam_permit.so\nsession required pam_permit.so\nsession optional pam_systemd.so\n"
 
-// underSystemd boots Debian with systemd and cgroup v2 alone, starts deploy/porthole.service
-// there, and runs the tests of test/systemd.
+// packageVersions are those of the packages that the machine finds in /packages: the tests install one and
+// upgrade to the next.
+var packageVersions = []string{"0.0.1", "0.0.2"}
+
+// underSystemd boots Debian with systemd and cgroup v2 alone and runs the tests of test/systemd, which
+// install the package.
 func (m *runner) underSystemd(ctx context.Context, k kernel) error {
 	modules, err := m.modules(k)
 	if err != nil {
@@ -31,6 +34,12 @@ func (m *runner) underSystemd(ctx context.Context, k kernel) error {
 	dir := filepath.Join(m.dir, "systemd")
 	if err := systemdFiles(filepath.Join(dir, "root")); err != nil {
 		return err
+	}
+	for _, version := range packageVersions {
+		if _, err := output(ctx, "", "make", "-s", "packages", "VERSION="+version, "ARCHES="+k.arch, "FORMATS=deb",
+			"DIST="+filepath.Join(dir, "root", "packages", version)); err != nil {
+			return err
+		}
 	}
 	binary := filepath.Join(dir, "root", "tests", "systemd.test")
 	if err := goBuild(ctx, k.arch, "test", "-c", "-tags=systemd", "-ldflags=-s -w", "-trimpath", "-o", binary, "./test/systemd"); err != nil {
@@ -61,23 +70,19 @@ func (m *runner) underSystemd(ctx context.Context, k kernel) error {
 // systemdFiles writes what a system has besides its packages, whose maintainer scripts are
 // not run: who there is, and the units.
 func systemdFiles(root string) error {
-	unit, err := os.ReadFile("deploy/porthole.service")
-	if err != nil {
-		return err
-	}
 	for name, text := range map[string]string{
-		"etc/passwd":                          "root:x:0:0::/root:/bin/sh\nmessagebus:x:100:100::/:/usr/sbin/nologin\nshop:x:1000:1000::/home/shop:/bin/sh\nguest:x:1001:1001::/home/guest:/bin/sh\n",
-		"etc/group":                           "root:x:0:\ntty:x:5:\nmessagebus:x:100:\nshop:x:1000:\nguest:x:1001:\nporthole:x:990:shop\n",
-		"etc/shadow":                          "root:*:1::::::\nshop:*:1::::::\nguest:*:1::::::\n",
-		"etc/os-release":                      "ID=debian\n",
-		"etc/machine-id":                      "",
-		"etc/fstab":                           "",
-		"home/shop/.profile":                  "",
-		"etc/pam.d/systemd-user":              permitAll,
-		"etc/pam.d/runuser":                   permitAll,
-		"etc/pam.d/other":                     permitAll,
-		"etc/systemd/system/porthole.service": strings.ReplaceAll(string(unit), "/usr/local/bin/", "/bin/"),
-		"etc/systemd/system/getty.target":     "", // masked
+		"etc/passwd":                      "root:x:0:0::/root:/bin/sh\nmessagebus:x:100:100::/:/usr/sbin/nologin\nshop:x:1000:1000::/home/shop:/bin/sh\nguest:x:1001:1001::/home/guest:/bin/sh\n",
+		"etc/gshadow":                     "",
+		"etc/group":                       "root:x:0:\ntty:x:5:\nmessagebus:x:100:\nshop:x:1000:\nguest:x:1001:\n",
+		"etc/shadow":                      "root:*:1::::::\nshop:*:1::::::\nguest:*:1::::::\n",
+		"etc/os-release":                  "ID=debian\n",
+		"etc/machine-id":                  "",
+		"etc/fstab":                       "",
+		"home/shop/.profile":              "",
+		"etc/pam.d/systemd-user":          permitAll,
+		"etc/pam.d/runuser":               permitAll,
+		"etc/pam.d/other":                 permitAll,
+		"etc/systemd/system/getty.target": "", // masked
 		"etc/systemd/system/tests.service": `[Unit]
 Description=the jobs of the plan
 After=multi-user.target
