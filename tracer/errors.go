@@ -3,6 +3,8 @@ package tracer
 import (
 	"errors"
 	"fmt"
+	"math"
+	"os"
 	"strings"
 	"syscall"
 
@@ -89,6 +91,9 @@ func Capabilities() map[string]bool {
 	return out
 }
 
+// ErrFiltered is an ErrNotPermitted of a process whose seccomp filter, as containers have one, forbids bpf(2).
+var ErrFiltered = fmt.Errorf("%w: a seccomp filter forbids bpf()", ErrNotPermitted)
+
 // CheckSnapshot returns an error if this process lacks a capability that NewSnapshotter needs.
 // The error wraps ErrNotPermitted and names the missing capabilities.
 func CheckSnapshot() error { return checkCaps(capsSnapshot) }
@@ -100,6 +105,21 @@ func CheckTrace(tier Tier) error {
 		return checkCaps(capsTracepoint)
 	}
 	return checkCaps(capsSnapshot)
+}
+
+// checkFilter tells whether a seccomp filter forbids bpf(2) to a process that has the capabilities for it: a
+// command that does not exist is EINVAL else.
+func checkFilter() error {
+	const noCommand = math.MaxInt32
+	_, _, errno := unix.Syscall(unix.SYS_BPF, noCommand, 0, 0)
+	if errno != unix.EPERM && errno != unix.ENOSYS {
+		return nil
+	}
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil || !strings.Contains(string(status), "\nSeccomp:\t2\n") {
+		return nil // what is tried next says why it fails
+	}
+	return ErrFiltered
 }
 
 // hookError is why a hook could not be attached.

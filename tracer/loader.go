@@ -202,6 +202,9 @@ func checkLoad() error {
 	if _, err := os.Stat(KernelBTF); err != nil {
 		return fmt.Errorf("%w: the kernel has no BTF (CONFIG_DEBUG_INFO_BTF): %w", ErrNotSupported, err)
 	}
+	if err := checkFilter(); err != nil {
+		return err
+	}
 	// Before 5.11 maps and programs count as locked memory.
 	if err := rlimit.RemoveMemlock(); err != nil {
 		return fmt.Errorf("lift the limit of locked memory, which takes CAP_SYS_RESOURCE before Linux 5.11: %w: %w", ErrNotPermitted, err)

@@ -182,6 +182,11 @@ func hints(err error) []string {
 			"run it outside of the user namespace, as root of the host; a rootless container cannot trace",
 			"or query an agent of the host: mount its socket, and join group porthole there",
 		}
+	case errors.Is(err, tracer.ErrFiltered):
+		return []string{
+			"run the container with --security-opt seccomp=unconfined: its runtime lets nobody use bpf(), or only who has CAP_SYS_ADMIN",
+			"or query an agent of the host: mount its socket, and join group porthole there",
+		}
 	case errors.Is(err, tracer.ErrNotPermitted):
 		return []string{
 			"run it as root: sudo porthole ...",

@@ -183,6 +183,7 @@ func TestHints(t *testing.T) {
 		want []string
 	}{
 		{fmt.Errorf("attach: %w: %w", tracer.ErrNotPermitted, os.ErrPermission), []string{"sudo porthole", "setcap", "porthole agent", "group porthole"}},
+		{fmt.Errorf("attach: %w", tracer.ErrFiltered), []string{"seccomp=unconfined", "an agent"}},
 		{fmt.Errorf("attach: %w", tracer.ErrNotSupported), []string{"porthole doctor"}},
 		{os.ErrClosed, nil},
 	} {

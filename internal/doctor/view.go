@@ -41,7 +41,7 @@ func view(p place) []string {
 	}
 	switch {
 	case errors.Is(p.cgroupErr, tracer.ErrNotSupported):
-		out = append(out, "cgroups and containers are not named: cgroup2 is mounted nowhere; mount it with: mkdir -p /run/cgroup2 && mount -t cgroup2 none /run/cgroup2")
+		out = append(out, "cgroups and containers are not named: cgroup2 is mounted nowhere; mount it with: mkdir -p /run/cgroup2 && mount -t cgroup2 none /run/cgroup2; in a container, run it with --cgroupns=host -v /sys/fs/cgroup:/sys/fs/cgroup:ro")
 	case p.cgroupErr != nil:
 		out = append(out, fmt.Sprintf("cgroups and containers are not named: %v", p.cgroupErr))
 	case p.names != nil:
