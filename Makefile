@@ -78,7 +78,7 @@ deps:
 ifdef KERNEL
 test: test-kernels
 else
-test: test-here test-kernels test-systemd
+test: test-here test-kernels test-systemd test-reboot
 endif
 
 ## test-here: the tests on this machine's kernel alone
@@ -124,6 +124,12 @@ test-kernels: deps
 .PHONY: test-systemd
 test-systemd: deps
 	@$(GO) run ./test/vm -systemd -kernel amd64/6.12
+
+## test-reboot: the history over a power cut, in a VM that boots twice with one disk; needs no root
+.PHONY: test-reboot
+test-reboot: MORE_NEEDS := /usr/sbin/mkfs.ext4=e2fsprogs
+test-reboot: deps
+	@$(GO) run ./test/vm -reboot -kernel amd64/6.12
 
 # How long soak goes on, and fuzz each of its targets.
 SOAK ?= 1h
@@ -177,6 +183,7 @@ lint:
 	$(GO) vet ./...
 	cd deploy/packaging && $(GO) vet ./...
 	$(GO) vet -tags systemd ./test/systemd
+	$(GO) vet -tags reboot ./test/reboot
 	$(GO) vet -tags kubelet ./test/containers
 	$(GO) vet -tags man ./cmd/porthole
 	$(GO) run $(GOLANGCI_LINT) run ./...

@@ -49,7 +49,25 @@ func (c *cache) kernel(ctx context.Context, k kernel) (string, error) {
 		if err := os.Rename(vmlinuz, filepath.Join(dir, "vmlinuz")); err != nil {
 			return err
 		}
-		return copyModules(ctx, tmp, filepath.Join(dir, "root", "modules"))
+		return copyModules(ctx, tmp, filepath.Join(dir, "root", "modules"), modules)
+	})
+}
+
+// diskModules are what a machine with a disk needs besides.
+var diskModules = []string{"virtio_pci", "virtio_blk", "crc32c_generic", "ext4"}
+
+// disk returns a directory with those modules of a kernel, in root/modules-disk, named as its own are.
+func (c *cache) disk(ctx context.Context, k kernel) (string, error) {
+	return c.get(ctx, "disk-"+k.name, k.releases, k.arch, diskModules, func(a *archive, tmp, dir string) error {
+		names, err := a.kernelPackages(ctx, k)
+		if err != nil {
+			return err
+		}
+		c.log("fetching the modules of a disk")
+		if err := a.unpack(ctx, tmp, names); err != nil {
+			return err
+		}
+		return copyModules(ctx, tmp, filepath.Join(dir, "root", "modules-disk"), diskModules)
 	})
 }
 

@@ -30,6 +30,7 @@ type options struct {
 	kernels, run, cache, doc string
 	kvm, verbose, list       bool
 	update, bench, systemd   bool
+	reboot                   bool
 	runs                     bool // run was given
 	jobs, starts             int
 	timeout                  time.Duration
@@ -81,6 +82,14 @@ func matrix(ctx context.Context) error {
 		}
 		return nil
 	}
+	if m.reboot {
+		for _, k := range chosen {
+			if err := m.overReboot(ctx, k); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
 	return m.runAll(ctx, chosen)
 }
 
@@ -94,6 +103,7 @@ func parse() (options, error) {
 	flag.BoolVar(&o.update, "update", false, "fetch again what is in the cache")
 	flag.BoolVar(&o.bench, "bench", false, "measure what the hooks cost, instead of the tests")
 	flag.BoolVar(&o.systemd, "systemd", false, "run the tests of test/systemd instead, in a machine whose process 1 is systemd")
+	flag.BoolVar(&o.reboot, "reboot", false, "run the tests of test/reboot instead, in a machine whose power is cut and that boots again")
 	flag.BoolVar(&o.verbose, "v", false, "show the consoles")
 	flag.BoolVar(&o.list, "list", false, "list the kernels")
 	flag.IntVar(&o.jobs, "j", 2, "how many `machines` run at once")
@@ -128,7 +138,7 @@ func printKernels(w io.Writer) error {
 // prepare fetches and builds what the machines need.
 func (m *runner) prepare(ctx context.Context, chosen []kernel) error {
 	var err error
-	if !m.systemd {
+	if !m.systemd && !m.reboot {
 		if m.suites, err = findSuites(ctx, m.run); err != nil {
 			return err
 		}

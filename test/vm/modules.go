@@ -12,9 +12,9 @@ import (
 	"strings"
 )
 
-// copyModules copies the modules that are wanted, and those they need, from an
+// copyModules copies the modules of these names, and those they need, from an
 // unpacked package. A name starts with the number of its turn to be loaded.
-func copyModules(ctx context.Context, root, dir string) error {
+func copyModules(ctx context.Context, root, dir string, names []string) error {
 	m := moduleSet{ctx: ctx, dir: dir, files: make(map[string]string), done: make(map[string]bool)}
 	err := filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
 		base := filepath.Base(path)
@@ -31,7 +31,7 @@ func copyModules(ctx context.Context, root, dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	for _, name := range modules {
+	for _, name := range names {
 		if err := m.copy(name); err != nil {
 			return fmt.Errorf("module %s: %w", name, err)
 		}

@@ -50,6 +50,7 @@ type vm struct {
 	flags           string // for the kernel
 	kvm             bool
 	memory          string
+	disk            string    // path of the image of /dev/vda; "": there is none
 	counting        bool      // its clock counts instructions, a nanosecond each
 	console         io.Writer // gets the console and the messages too, or nil
 }
@@ -118,6 +119,9 @@ func (v *vm) args(m machine) []string {
 		"-device", "virtio-serial-pci",
 		"-chardev", "file,id=messages,path=/dev/fd/3", // ExtraFiles start at 3
 		"-device", "virtserialport,chardev=messages,name=" + guest.Port,
+	}
+	if v.disk != "" {
+		args = append(args, "-drive", "if=virtio,format=raw,file="+v.disk)
 	}
 	if v.counting {
 		args = append(args, "-icount", "shift=0,sleep=off")

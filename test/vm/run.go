@@ -101,6 +101,8 @@ type variant struct {
 	counting bool // its clock counts instructions
 	// systems are directories, with a root each, in place of the tools; it gets memory for them.
 	systems []string
+	disk    string // as of vm
+	cut     string // once a job says so, the power is cut
 }
 
 // start boots a kernel and returns what became of each job, and the console. name
@@ -128,13 +130,22 @@ func (m *runner) start(ctx context.Context, name string, k kernel, plan guest.Pl
 	if err := writeImage(machine.initrd, plan, roots); err != nil {
 		return jobs, "", err
 	}
+	machine.disk = v.disk
+	cut := false
 	console, err := machine.run(ctx, func(msg guest.Message) {
 		if msg.Kernel != "" {
 			booted(msg.Kernel)
 		} else if o := jobs[msg.Job]; o != nil {
 			o.add(msg)
 		}
+		if v.cut != "" && strings.HasSuffix(msg.Output, v.cut) {
+			cut = true
+			cancel()
+		}
 	})
+	if cut {
+		err = nil
+	}
 	return jobs, console, err
 }
 
