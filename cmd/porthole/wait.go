@@ -100,6 +100,7 @@ type waiter struct {
 	whose  query.Values // those that are waited for
 	begin  time.Time
 	looked bool
+	atOnce bool              // it was so when it was first looked
 	known  [][]render.Socket // who listened on each port when it was last looked; nil: it never was
 }
 
@@ -139,6 +140,9 @@ func runWait(cmd *cobra.Command, e *env, o *waitOptions, words []string) error {
 		return err
 	}
 	waited := time.Since(w.begin).Nanoseconds()
+	if w.atOnce {
+		waited = 0
+	}
 	for i, end := range w.ends {
 		a := &waitAnswer{Free: o.free, Proto: end.Protos[0].String(), LocalPort: end.Port, NetNS: where.inode, WaitedNS: waited, Sockets: []render.Socket{}, Partial: w.src.Partial()}
 		a.OK = ok
@@ -302,6 +306,7 @@ func (w *waiter) wait(ctx context.Context) (ok bool, sockets [][]render.Socket, 
 	limited, cancel := context.WithDeadline(ctx, last)
 	defer cancel()
 	if ok, sockets, err = w.look(limited); ok || err != nil {
+		w.atOnce = ok
 		return ok, sockets, err
 	}
 	if w.o.timeout > 0 {
@@ -434,9 +439,14 @@ func (w *waiter) tell(a *waitAnswer) error {
 	if w.o.free && some {
 		what = "nobody of those asked for listens"
 	}
-	if a.OK {
+	switch {
+	case a.OK && a.WaitedNS == 0 && w.o.free:
+		fmt.Fprintf(prose, "%d/%s: %s\n", a.LocalPort, a.Proto, what)
+	case a.OK && a.WaitedNS == 0:
+		fmt.Fprintf(prose, "%d/%s: %s already\n", a.LocalPort, a.Proto, what)
+	case a.OK:
 		fmt.Fprintf(prose, "%d/%s: %s, after %v\n", a.LocalPort, a.Proto, what, waited)
-	} else {
+	default:
 		if w.o.free {
 			what = "nobody stopped listening"
 		} else if some {

@@ -40,15 +40,18 @@ func TestKernelWaitAtOnce(t *testing.T) {
 		args := append([]string{"wait", fmt.Sprint(port), "--json"}, strings.Fields(c.args)...)
 		out, errs, code := command(t, args...)
 		var a waitAnswer
-		if err := json.Unmarshal([]byte(out), &a); err != nil || errs != "" || code != count(!c.ok) || a.OK != c.ok || len(a.Sockets) != c.rows || a.NetNS != ns {
+		if err := json.Unmarshal([]byte(out), &a); err != nil || errs != "" || code != count(!c.ok) || a.OK != c.ok || len(a.Sockets) != c.rows || a.NetNS != ns || a.OK && a.WaitedNS != 0 {
 			t.Errorf("%v: exit code %d, %v, stderr %q, %s", args, code, err, errs, out)
 		}
+	}
+	if out, _, _ := command(t, "wait", fmt.Sprint(port)); !strings.Contains(out, "somebody listens already\n") {
+		t.Errorf("one that listens: %q", out)
 	}
 	out, _, code := command(t, "wait", fmt.Sprint(port), "--timeout", "10ms", "--comm", "nobody")
 	if code != exitNo || !strings.Contains(out, "nobody of those waited for listens within 10ms") || !strings.Contains(out, fmt.Sprintf("127.0.0.1:%d", port)) {
 		t.Errorf("exit code %d:\n%s", code, out)
 	}
-	if out, _, _ := command(t, "wait", fmt.Sprint(port), "--free", "--comm", "nobody"); !strings.Contains(out, "nobody of those asked for listens, after") {
+	if out, _, _ := command(t, "wait", fmt.Sprint(port), "--free", "--comm", "nobody"); !strings.Contains(out, "nobody of those asked for listens\n") {
 		t.Errorf("--free --comm: %q", out)
 	}
 	if out, _, code := command(t, "wait", fmt.Sprintf("%d/udp", port), "--timeout", "0", "-q"); code != exitNo || out != "" {

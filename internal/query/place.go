@@ -101,7 +101,7 @@ func (p *Places) Note(cgroups *identity.Cgroups) string {
 		is       func(pattern string, c identity.Cgroup) bool
 		name     func(c identity.Cgroup) string
 	}{
-		{"unit", p.unit, isUnit, identity.Cgroup.UnitName},
+		{"unit", p.unit, isUnit, unitAlone},
 		{"container", p.container, isContainer, identity.Cgroup.ContainerName},
 		{"pod", p.pod, isPod, identity.Cgroup.PodName},
 	} {
@@ -112,6 +112,14 @@ func (p *Places) Note(cgroups *identity.Cgroups) string {
 		}
 	}
 	return strings.Join(notes, "\n")
+}
+
+// unitAlone is the name of a unit, but of one that is a container's: people know that by the container's.
+func unitAlone(c identity.Cgroup) string {
+	if c.ContainerName() != "" {
+		return ""
+	}
+	return c.UnitName()
 }
 
 // listed lists names, each once and so many of them.

@@ -82,10 +82,11 @@ func TestListed(t *testing.T) {
 	}{
 		{nil, "none"},
 		{many[9:], "a.service"},
+		{[]identity.Cgroup{{Unit: "docker-0123.scope", Container: &identity.Container{ID: "0123456789abcdef", Name: "web"}}, {Unit: "a.service"}}, "a.service"},
 		{many, "a.service, b.service, c.service, d.service, e.service, f.service, g.service, h.service and 2 more"},
 		{[]identity.Cgroup{{Unit: "a\x1b[2J.service"}}, `"a\x1b[2J.service"`},
 	} {
-		if got := listed(test.of, identity.Cgroup.UnitName); got != test.want {
+		if got := listed(test.of, unitAlone); got != test.want {
 			t.Errorf("%s, want %s", got, test.want)
 		}
 	}
