@@ -21,7 +21,7 @@ GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 TEST_NEEDS := gcc=gcc python3=python3 tmux=tmux ss=iproute2 lsof=lsof qemu-system-x86_64=qemu-system-x86 qemu-system-aarch64=qemu-system-arm xz=xz-utils man=man-db mandoc=mandoc \
 	prometheus=prometheus promtool=prometheus nft=nftables iptables-legacy=iptables \
 	dockerd=docker.io ctr=containerd runc=runc podman=podman /usr/lib/podman/netavark=netavark \
-	/usr/libexec/podman/catatonit=catatonit newuidmap=uidmap slirp4netns=slirp4netns /bin/busybox=busybox-static
+	/usr/libexec/podman/catatonit=catatonit newuidmap=uidmap slirp4netns=slirp4netns /bin/busybox=busybox-static /usr/sbin/sshd=openssh-server ssh=openssh-client
 # Their packages start servers and let them start at boot; the tests start their own.
 stop = for server in $(1); do if [ -d /run/systemd/system ]; then systemctl disable --now $$server || :; \
 	elif [ -x /etc/init.d/$$server ]; then /etc/init.d/$$server stop; fi; done
@@ -67,6 +67,7 @@ deps:
 		case "$$all" in *prometheus*) $(call stop,prometheus);; esac; \
 		case "$$all" in *docker.io*) $(call stop,docker.socket docker);; esac; \
 		case "$$all" in *containerd*) $(call stop,containerd);; esac; \
+		case "$$all" in *openssh-server*) $(call stop,ssh);; esac; \
 		case "$$all" in *etcd*) $(call stop,etcd);; esac; \
 		case "$$all" in *podman*) $(call stop,podman.socket podman podman-auto-update.timer);; esac; \
 	else \

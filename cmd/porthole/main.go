@@ -37,6 +37,7 @@ const (
 
 // env is what a command may touch of the world.
 type env struct {
+	args           []string // of the command line, the command first
 	stdout, stderr io.Writer
 	style          render.Style // of stdout
 	errStyle       render.Style // of stderr
@@ -106,8 +107,9 @@ func wideOr(style render.Style, wide bool) render.Style {
 // run executes one command line and returns the exit code.
 func run(ctx context.Context, e *env, args []string) int {
 	root := newRoot(e)
-	args, err := translate(e, root, args)
+	args, err := translate(e, root, hostFirst(args))
 	if err == nil {
+		e.args = args
 		root.SetArgs(args)
 		err = root.ExecuteContext(ctx)
 	}
@@ -232,6 +234,7 @@ func newRoot(e *env) *cobra.Command {
 	root.SetErr(e.stderr)
 	root.SetFlagErrorFunc(flagError)
 	root.AddCommand(newTail(e), newLs(e), newWho(e), newHeadroom(e), newCheck(e), newWait(e), newRun(e), newFree(e), newHistory(e), newDiff(e), newPolicy(e), newTop(e), newAgent(e), newDoctor(e), newVersion(e))
+	addHost(root, e)
 	refuseUnknown(root)
 	fitHelp(root, e.style)
 	return root

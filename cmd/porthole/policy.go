@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"slices"
 	"strings"
 
@@ -51,7 +52,8 @@ func newPolicyCheck(e *env) *cobra.Command {
 		Long: "Say which listeners no rule of a file allows, who they are, since when, and how\n" +
 			"to stop them. Listeners are TCP sockets that listen, and UDP sockets without a\n" +
 			"peer on a port that was asked for by its number, in every network namespace.\n" +
-			"Exits with 1 where there are any that are not allowed.",
+			"The file - is standard input. Exits with 1 where there are any that are not\n" +
+			"allowed.",
 		Example: "  porthole policy check policy.yml\n" +
 			"  porthole policy check policy.yml --json",
 		Args: func(cmd *cobra.Command, args []string) error {
@@ -91,8 +93,15 @@ type violation struct {
 	Socket   render.Socket `json:"socket"`
 }
 
-// readPolicy reads a file; what is wrong with it is wrong usage.
+// readPolicy reads a file, - is standard input; what is wrong with it is wrong usage.
 func readPolicy(name string) (*policy.Policy, error) {
+	if name == "-" {
+		p, err := policy.Parse(os.Stdin)
+		if err != nil {
+			return nil, usagef("standard input: %w", err)
+		}
+		return p, nil
+	}
 	p, err := policy.Read(name)
 	var unread *fs.PathError
 	if err != nil && !errors.As(err, &unread) {

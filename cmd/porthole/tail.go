@@ -339,14 +339,14 @@ func tellAttached(e *env, tier tracer.Tier, hooks int) {
 	fmt.Fprintf(e.notes(), "attached: %s tier, %d hooks\n", tier, hooks)
 }
 
-// stopWhenUnread calls stop with EPIPE when stdout is a pipe whose reader has gone,
-// also while there is nothing to write.
+// stopWhenUnread calls stop with EPIPE when stdout is a pipe, or a socket as of ssh, whose
+// reader has gone, also while there is nothing to write.
 func stopWhenUnread(ctx context.Context, stdout io.Writer, stop func(error)) {
 	f, ok := stdout.(*os.File)
 	if !ok {
 		return
 	}
-	if info, err := f.Stat(); err != nil || info.Mode()&os.ModeNamedPipe == 0 {
+	if info, err := f.Stat(); err != nil || info.Mode()&(os.ModeNamedPipe|os.ModeSocket) == 0 {
 		return
 	}
 	go func() {

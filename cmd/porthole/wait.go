@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -135,8 +136,13 @@ func runWait(cmd *cobra.Command, e *env, o *waitOptions, words []string) error {
 	if w.src.Partial() && o.free && w.byProcess() {
 		return errors.New("that no process of those listens takes root, or an agent, to know: the processes of other users cannot be seen")
 	}
-	ok, sockets, err := w.wait(cmd.Context())
-	if err != nil {
+	ctx, cancel := context.WithCancelCause(cmd.Context())
+	defer cancel(nil)
+	stopWhenUnread(ctx, e.stdout, cancel) // as where ssh has lost whoever waits
+	ok, sockets, err := w.wait(ctx)
+	if errors.Is(context.Cause(ctx), syscall.EPIPE) {
+		return errNo
+	} else if err != nil {
 		return err
 	}
 	waited := time.Since(w.begin).Nanoseconds()
