@@ -16,7 +16,11 @@ func (m *model) key(key tea.KeyPressMsg) tea.Cmd {
 	case "ctrl+c":
 		return tea.Quit
 	case "ctrl+z":
-		return tea.Suspend
+		select {
+		case m.suspend <- struct{}{}:
+		default: // it is about to be
+		}
+		return nil
 	}
 	if m.over != nil {
 		return m.over.key(m, key)
