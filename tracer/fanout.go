@@ -164,7 +164,8 @@ func (s *Subscription) wake() {
 }
 
 // Next waits for events and returns the first of those that are queued. buf, if not nil,
-// is memory from an earlier call that the caller has done with. The error is io.EOF after
+// is memory from an earlier call that the caller has done with, also where an error is returned:
+// it must not be given twice. The error is io.EOF after
 // the last event of a tracer that ended, or that of ctx.
 func (s *Subscription) Next(ctx context.Context, buf []Event) ([]Event, error) {
 	for {
