@@ -249,14 +249,13 @@ func (x *Exporter) gather(ctx context.Context) {
 // take adds what has happened so far.
 func (x *Exporter) take(done context.Context) {
 	for {
-		events, err := x.sub.Next(done, x.events)
-		if err != nil { // there are none now, or never will be
+		var err error
+		if x.events, err = x.sub.Next(done, x.events); err != nil { // there are none now, or never will be: the memory is not ours any more
 			break
 		}
-		for i := range events {
-			x.event(&events[i])
+		for i := range x.events {
+			x.event(&x.events[i])
 		}
-		x.events = events
 	}
 	if lost := x.sub.Lost(); lost > x.told {
 		x.mu.Lock()
