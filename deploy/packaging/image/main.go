@@ -77,7 +77,7 @@ func (o *options) run(roots []string) error {
 		}
 		index = mutate.AppendManifests(index, mutate.IndexAddendum{Add: img, Descriptor: v1.Descriptor{Platform: platform(arch)}})
 	}
-	return o.writeLayout(index)
+	return o.writeLayout(index, tag)
 }
 
 func platform(arch string) *v1.Platform { return &v1.Platform{OS: "linux", Architecture: arch} }
@@ -160,8 +160,8 @@ func archive(root string, at time.Time) ([]byte, error) {
 	return b.Bytes(), err
 }
 
-// writeLayout writes an index in the OCI layout, as a tar archive.
-func (o *options) writeLayout(index v1.ImageIndex) error {
+// writeLayout writes an index, with the name it is to have, in the OCI layout as a tar archive.
+func (o *options) writeLayout(index v1.ImageIndex, tag name.Tag) error {
 	dir, err := os.MkdirTemp("", "porthole-image-")
 	if err != nil {
 		return err
@@ -171,7 +171,7 @@ func (o *options) writeLayout(index v1.ImageIndex) error {
 	if err != nil {
 		return err
 	}
-	if err := path.AppendIndex(index, layout.WithAnnotations(map[string]string{"org.opencontainers.image.ref.name": o.version})); err != nil {
+	if err := path.AppendIndex(index, layout.WithAnnotations(map[string]string{"org.opencontainers.image.ref.name": tag.String()})); err != nil {
 		return err
 	}
 	files, err := archive(dir, o.created)
