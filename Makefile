@@ -133,14 +133,15 @@ test-reboot: deps
 	@$(GO) run ./test/vm -reboot -kernel amd64/6.12
 
 # How long soak goes on, and fuzz each of its targets.
-SOAK ?= 1h
+DURATION ?= 1h
+SOAK ?= $(DURATION)
 FUZZTIME ?= 10m
 
-## soak: an hour (SOAK=) of the model, of churn, of overload and of a disk that fills up: nothing may grow (asks for root)
+## soak: an hour (DURATION=) each of the model, of churn, of overload and of a disk that fills up: nothing may grow (asks for root)
 .PHONY: soak
 soak: deps
 	PORTHOLE_SOAK=$(SOAK) $(GO) test -p 1 -count=1 -v -timeout 0 -exec '$(if $(SUDO),$(SUDO) PORTHOLE_SOAK=$(SOAK))' \
-		-run '^(TestGrowth|TestAgentOverload|TestSoakDiskFills)$$' ./tracer ./cmd/porthole ./internal/store
+		-run '^(TestGrowth|TestAgentOverload|TestSoakHistory|TestSoakDiskFills)$$' ./tracer ./cmd/porthole ./internal/store
 
 ## fuzz: ten minutes (FUZZTIME=) of each fuzz target, one after the other
 .PHONY: fuzz
@@ -177,6 +178,12 @@ bench: deps build
 	@$(GO) test -c -o tracer.test ./tracer
 	@$(GO) test -c -o store.test ./internal/store
 	@$(GO) run -exec '$(SUDO)' ./test/bench -porthole ./porthole -decode ./tracer.test -store ./store.test
+
+## bench-history: of bench what the history on disk takes: to write, on disk, to ask, in memory (asks for root)
+.PHONY: bench-history
+bench-history: build
+	@$(GO) test -c -o store.test ./internal/store
+	@$(GO) run -exec '$(SUDO)' ./test/bench -porthole ./porthole -store ./store.test -history
 
 ## lint: look for mistakes in the Go code
 .PHONY: lint

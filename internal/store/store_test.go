@@ -869,3 +869,51 @@ func BenchmarkPast(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkWritten is how much is written of so many connections a second, once the first burst is over: of twenty
+// programs, to fifty destinations, each connection another port. An iteration is two minutes of a clock of its own.
+func BenchmarkWritten(b *testing.B) {
+	for _, rate := range []int{10, 1000, 20_000} {
+		b.Run(fmt.Sprint(rate), func(b *testing.B) {
+			for b.Loop() {
+				c := &clock{begin}
+				s, err := Open(Config{Dir: b.TempDir(), MaxSize: DefaultMaxSize, MaxAge: DefaultMaxAge, Log: quiet(), clock: c.now, Place: func(p *tracer.Process) identity.Cgroup {
+					return identity.Cgroup{Path: "/x", Unit: p.Comm + ".service"}
+				}})
+				if err != nil {
+					b.Fatal(err)
+				}
+				s.budget.connections.tokens, s.budget.connections.last = 0, c.boot
+				const seconds = 120
+				bytes := func() (sum int64) {
+					files, err := list(s.cfg.Dir)
+					if err != nil {
+						b.Fatal(err)
+					}
+					for _, f := range files {
+						sum += f.size
+					}
+					return sum
+				}
+				for i := range seconds * rate {
+					e := connection(i%50, c)
+					e.Owner = tracer.Process{PID: uint32(1 + i%20), Comm: fmt.Sprint("p", i%20), Start: time.Second}
+					e.Local = netip.AddrPortFrom(e.Local.Addr(), uint16(32768+i%28232))
+					s.Add(Held, &e)
+					c.pass(time.Second / time.Duration(rate))
+					if i%rate == rate-1 {
+						if err := s.Flush(); err != nil {
+							b.Fatal(err)
+						}
+					}
+				}
+				written := float64(bytes())
+				b.ReportMetric(written/(seconds*float64(rate)), "B/connection")
+				b.ReportMetric(written/seconds*24*3600/1e6, "MB/day")
+				if err := s.Close(nil); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

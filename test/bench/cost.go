@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -315,5 +316,62 @@ func (b *bench) storeCost() error {
 			b.row("    allocations", fmt.Sprint(median(allocs)), "", "", "0")
 		}
 	}
+	return b.storeSize()
+}
+
+// storeSize is what the history writes of so many connections a second. It is counted, so once is enough.
+func (b *bench) storeSize() error {
+	out, err := b.command(b.store, "-test.run=^$", "-test.bench=Written$", "-test.benchtime=1x").Output()
+	if err != nil {
+		return fmt.Errorf("run benchmark of the history: %w", err)
+	}
+	for _, rate := range []string{"10", "1000", "20000"} {
+		figures := make(map[string]float64) // by unit
+		for line := range strings.Lines(string(out)) {
+			f := strings.Fields(line)
+			if len(f) < 2 || !strings.HasPrefix(f[0], "BenchmarkWritten/"+rate+"-") && f[0] != "BenchmarkWritten/"+rate {
+				continue
+			}
+			for i := 2; i+1 < len(f); i += 2 {
+				if figures[f[i+1]], err = strconv.ParseFloat(f[i], 64); err != nil {
+					return fmt.Errorf("read benchmark of the history: %w", err)
+				}
+			}
+		}
+		if figures["MB/day"] == 0 {
+			return fmt.Errorf("no figures of %s connections a second:\n%s", rate, out)
+		}
+		b.row("  "+rate+" connections a second: written for each", fmt.Sprintf("%.1f B", figures["B/connection"]), "", "", "")
+		b.row("    in a day", fmt.Sprintf("%.0f MB", figures["MB/day"]), "", "", "")
+	}
 	return nil
+}
+
+// pastMemory is what memory an agent has that keeps its history on disk, with many sockets, after connections.
+func (b *bench) pastMemory() error {
+	dir, err := os.MkdirTemp("", "porthole-bench-history-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	const sockets = 100_000
+	stop, err := b.holdSockets(sockets, 1)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	l, err := b.warmListener()
+	if err != nil {
+		return err
+	}
+	defer l.close()
+	keeping := b.agent()
+	keeping.argv = append(keeping.argv, "--history.dir", dir)
+	return b.memoryOf(keeping, fmt.Sprintf(", its history on disk, %d TCP sockets", sockets), "<= 64 MB", func() error {
+		if err := l.cycles(remembered / 2); err != nil {
+			return err
+		}
+		time.Sleep(settled)
+		return nil
+	})
 }

@@ -74,9 +74,14 @@ func (b *bench) footprint() error {
 
 // agentMemory tells what memory the agent has after a load.
 func (b *bench) agentMemory(when, goal string, load func() error) error {
+	return b.memoryOf(b.agent(), when, goal, load)
+}
+
+// memoryOf is agentMemory of another agent.
+func (b *bench) memoryOf(agent watcher, when, goal string, load func() error) error {
 	var resident, anonymous []float64
 	for range b.runs {
-		if _, err := b.watch(b.agent(), func(p *process) error {
+		if _, err := b.watch(agent, func(p *process) error {
 			if err := load(); err != nil {
 				return err
 			}

@@ -78,6 +78,7 @@ func measure() error {
 	flag.BoolVar(&b.counting, "counting", false, "the machine is one whose clock counts instructions")
 	top := flag.Bool("top", false, "only what porthole top takes")
 	list := flag.Bool("list", false, "only what lists sockets")
+	history := flag.Bool("history", false, "only what the history on disk takes")
 	flag.Parse()
 	if flag.NArg() > 0 || b.runs < 5 || b.cycles < 1 || b.cycles > remembered/3 {
 		return fmt.Errorf("want no arguments, at least 5 runs, and from 1 to %d cycles", remembered/3)
@@ -106,10 +107,13 @@ func measure() error {
 	if *list {
 		return b.print(b.listSockets)
 	}
+	if *history {
+		return b.print(b.storeCost, b.pastMemory)
+	}
 	if *top {
 		return b.print(b.topCost, b.topMany)
 	}
-	return b.print(b.connectionCost, b.latency, b.decodeCost, b.storeCost, b.systemCallCost, b.listSockets, b.topCost, b.topMany, b.startUp, b.footprint)
+	return b.print(b.connectionCost, b.latency, b.decodeCost, b.storeCost, b.systemCallCost, b.listSockets, b.topCost, b.topMany, b.startUp, b.footprint, b.pastMemory)
 }
 
 // print measures the parts and prints the table, as far as it got.
