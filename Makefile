@@ -153,12 +153,12 @@ fuzz:
 		done; \
 	done
 
-## test-kubelet: pods of a real kubelet, which is built first: some 30 minutes (asks for root)
+## test-kubelet: pods of a real kubelet, and the manifests on a real API server, which are built first: some 30 minutes (asks for root)
 .PHONY: test-kubelet
 test-kubelet: MORE_NEEDS := etcd=etcd-server /usr/lib/cni/portmap=containernetworking-plugins ip=iproute2
 test-kubelet: deps
 	cd test/kubelet && CGO_ENABLED=0 nice $(GO) build -trimpath -o bin/ tool
-	$(GO) test -tags kubelet -count=1 -v -exec '$(SUDO)' -run '^TestKubelet$$' ./test/containers
+	$(GO) test -tags kubelet -count=1 -v -exec '$(SUDO)' -run '^TestKube' ./test/containers
 
 ## docs: write docs/metrics.md, and docs/kernels.md from what VMs show
 .PHONY: docs

@@ -48,11 +48,16 @@ type node struct {
 	client *http.Client
 }
 
-func startNode(t *testing.T) *node {
+func newNode(t *testing.T) *node {
 	t.Helper()
-	n := &node{T: t, dir: t.TempDir(), client: &http.Client{Transport: &http.Transport{
+	return &node{T: t, dir: t.TempDir(), client: &http.Client{Transport: &http.Transport{
 		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, // it made its certificate itself
 	}}}
+}
+
+func startNode(t *testing.T) *node {
+	t.Helper()
+	n := newNode(t)
 	run(t, "ip", "link", "add", "uplink", "type", "veth", "peer", "name", "nowhere")
 	run(t, "ip", "addr", "add", nodeIP+"/24", "dev", "uplink")
 	run(t, "ip", "link", "set", "uplink", "up")
@@ -190,6 +195,13 @@ func (n *node) account(name, resources string) string {
 	return n.write("token-"+name, request.Status.Token)
 }
 
+// kubeconfig is the file by which clients of the API server are its administrator.
+func (n *node) kubeconfig() string {
+	n.Helper()
+	return n.write("kubeconfig", `{"apiVersion":"v1","kind":"Config","current-context":"c","contexts":[{"name":"c","context":{"cluster":"c","user":"u"}}],
+		"clusters":[{"name":"c","cluster":{"server":"`+apiServer+`","insecure-skip-tls-verify":true}}],"users":[{"name":"u","user":{"token":"`+adminToken+`"}}]}`)
+}
+
 // startKubelet starts a kubelet that runs the pods of a directory, and wants a token of the API server's.
 func (n *node) startKubelet() {
 	n.Helper()
@@ -200,8 +212,6 @@ func (n *node) startKubelet() {
 	}
 	certs := filepath.Join(n.dir, "certs")
 	n.ca = filepath.Join(certs, "kubelet.crt")
-	kubeconfig := n.write("kubeconfig", `{"apiVersion":"v1","kind":"Config","current-context":"c","contexts":[{"name":"c","context":{"cluster":"c","user":"u"}}],
-		"clusters":[{"name":"c","cluster":{"server":"`+apiServer+`","insecure-skip-tls-verify":true}}],"users":[{"name":"u","user":{"token":"`+adminToken+`"}}]}`)
 	config := n.write("kubelet.json", `{"apiVersion":"kubelet.config.k8s.io/v1beta1","kind":"KubeletConfiguration","staticPodPath":"`+n.pods()+`",
 		"fileCheckFrequency":"1s","address":"127.0.0.1","port":10250,"readOnlyPort":0,"healthzPort":0,"cgroupDriver":"cgroupfs","cgroupRoot":"/`+parent()+`",
 		"authentication":{"anonymous":{"enabled":false},"webhook":{"enabled":true}},"authorization":{"mode":"Webhook"},"failSwapOn":false,
@@ -217,7 +227,7 @@ func (n *node) startKubelet() {
 		}
 		defer resp.Body.Close()
 		return resp.StatusCode == http.StatusOK
-	}, "../kubelet/bin/kubelet", "--config", config, "--kubeconfig", kubeconfig, "--root-dir", "/var/lib/kubelet", "--cert-dir", certs,
+	}, "../kubelet/bin/kubelet", "--config", config, "--kubeconfig", n.kubeconfig(), "--root-dir", "/var/lib/kubelet", "--cert-dir", certs,
 		"--hostname-override", nodeName, "--node-ip", nodeIP)
 }
 
