@@ -79,7 +79,7 @@ deps:
 ifdef KERNEL
 test: test-kernels
 else
-test: test-here test-kernels test-systemd test-reboot
+test: test-here test-otlp test-kernels test-systemd test-reboot
 endif
 
 ## test-here: the tests on this machine's kernel alone
@@ -159,6 +159,12 @@ test-kubelet: MORE_NEEDS := etcd=etcd-server /usr/lib/cni/portmap=containernetwo
 test-kubelet: deps
 	cd test/kubelet && CGO_ENABLED=0 nice $(GO) build -trimpath -o bin/ tool
 	$(GO) test -tags kubelet -count=1 -v -exec '$(SUDO)' -run '^TestKube' ./test/containers
+
+## test-otlp: events of an agent through a Collector into VictoriaLogs, which are built first: some 3 minutes (asks for root)
+.PHONY: test-otlp
+test-otlp: deps build
+	cd test/otlp && CGO_ENABLED=0 nice $(GO) build -trimpath -o bin/ ./collector tool
+	cd test/otlp && CGO_ENABLED=0 $(GO) test -count=1 -v -timeout 20m -exec '$(SUDO)' ./...
 
 ## docs: write docs/metrics.md, and docs/kernels.md from what VMs show
 .PHONY: docs
