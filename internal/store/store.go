@@ -265,7 +265,7 @@ func bootID() (id [16]byte, err error) {
 func (s *Store) Run(ctx context.Context) {
 	tick := time.NewTicker(s.cfg.every)
 	defer tick.Stop()
-	alive, kept := time.Now(), time.Now()
+	alive, kept, last := time.Now(), time.Now(), uint64(0)
 	for {
 		select {
 		case <-tick.C:
@@ -280,7 +280,11 @@ func (s *Store) Run(ctx context.Context) {
 			s.mu.Unlock()
 		}
 		s.Flush()
-		if time.Since(kept) >= aliveEach {
+		s.mu.Lock()
+		began := s.seq != last // a segment: under a flood several a minute
+		last = s.seq
+		s.mu.Unlock()
+		if began || time.Since(kept) >= aliveEach {
 			kept = time.Now()
 			if err := s.retain(); err != nil {
 				if !s.kept {
