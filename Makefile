@@ -158,6 +158,7 @@ fuzz:
 test-kubelet: MORE_NEEDS := etcd=etcd-server /usr/lib/cni/portmap=containernetworking-plugins ip=iproute2
 test-kubelet: deps
 	cd test/kubelet && CGO_ENABLED=0 nice $(GO) build -trimpath -o bin/ tool
+	cd test/kubelet && CGO_ENABLED=0 GOBIN="$$PWD/bin" nice $(GO) install -trimpath helm.sh/helm/v3/cmd/helm@v3.19.4
 	$(GO) test -tags kubelet -count=1 -v -exec '$(SUDO)' -run '^TestKube' ./test/containers
 
 ## test-otlp: events of an agent through a Collector into VictoriaLogs, which are built first: some 3 minutes (asks for root)

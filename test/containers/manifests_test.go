@@ -5,6 +5,7 @@ package containers
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -13,13 +14,18 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"go.yaml.in/yaml/v2"
 	"golang.org/x/sys/unix"
 
 	"github.com/porthole-dev/porthole/internal/render"
 	"github.com/porthole-dev/porthole/internal/testutil"
 )
 
-const manifests = "../../deploy/kubernetes/"
+const (
+	manifests = "../../deploy/kubernetes/"
+	chart     = "../../deploy/helm/porthole"
+)
 
 // kubectl runs Kubernetes' own client as the administrator.
 func (n *node) kubectl(args ...string) (string, error) {
@@ -46,9 +52,13 @@ func TestKubernetesManifests(t *testing.T) {
 		"base":       {"daemonset.apps/porthole", "namespace/porthole", "priorityclass.scheduling.k8s.io/porthole", "serviceaccount/porthole"},
 		"labels":     {"daemonset.apps/porthole", "clusterrole.rbac.authorization.k8s.io/porthole", "clusterrolebinding.rbac.authorization.k8s.io/porthole"},
 		"prometheus": {"daemonset.apps/porthole", "podmonitor.monitoring.coreos.com/porthole", "prometheusrule.monitoring.coreos.com/porthole"},
+		"chart": {
+			"daemonset.apps/porthole", "priorityclass.scheduling.k8s.io/porthole", "serviceaccount/porthole", "clusterrole.rbac.authorization.k8s.io/porthole",
+			"clusterrolebinding.rbac.authorization.k8s.io/porthole", "podmonitor.monitoring.coreos.com/porthole", "prometheusrule.monitoring.coreos.com/porthole",
+		},
 	} {
 		t.Run(dir, func(t *testing.T) {
-			text := run(t, "../kubelet/bin/kubectl", "kustomize", manifests+dir)
+			text := made(t, dir)
 			file := filepath.Join(t.TempDir(), "all.yaml")
 			if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 				t.Fatal(err)
@@ -80,6 +90,88 @@ func TestKubernetesManifests(t *testing.T) {
 			}
 		})
 	}
+}
+
+// made is what a directory of deploy/kubernetes makes, or the chart with everything that it has.
+func made(t *testing.T, what string) string {
+	t.Helper()
+	if what == "chart" {
+		return helm(t, "--set=kubelet.enabled=true,prometheus.enabled=true")
+	}
+	return run(t, "../kubelet/bin/kubectl", "kustomize", manifests+what)
+}
+
+// helm makes the objects of the chart.
+func helm(t *testing.T, args ...string) string {
+	t.Helper()
+	return run(t, "../kubelet/bin/helm", append([]string{"template", "porthole", chart, "--namespace=porthole"}, args...)...)
+}
+
+// The chart is without fault by Helm's own rules, and runs the pods that deploy/kubernetes does.
+func TestKubernetesChart(t *testing.T) {
+	t.Log(run(t, "../kubelet/bin/helm", "lint", "--strict", chart, "--set=kubelet.enabled=true,prometheus.enabled=true"))
+	for dir, args := range map[string][]string{"base": nil, "labels": {"--set=kubelet.enabled=true"}} {
+		got, want := podOf(t, helm(t, args...)), podOf(t, made(t, dir))
+		// The chart has a version where an overlay names it, and mounts as many directories of the runtime as it is told.
+		ours := want["containers"].([]any)[0].(map[string]any)
+		ours["image"] = ours["image"].(string) + ":0.1.0"
+		text, err := json.Marshal(want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text = bytes.ReplaceAll(text, []byte(`"name":"containerd"`), []byte(`"name":"runtime-0"`))
+		if dir == "labels" {
+			text = bytes.Replace(text, []byte(`"env":[`), []byte(`"env":[{"name":"NODE_IP","valueFrom":{"fieldRef":{"fieldPath":"status.hostIP"}}},`), 1)
+		}
+		want = nil
+		if err := json.Unmarshal(text, &want); err != nil {
+			t.Fatal(err)
+		}
+		byName := cmpopts.SortSlices(func(a, b any) bool { return fmt.Sprint(a) < fmt.Sprint(b) })
+		if d := cmp.Diff(want, got, byName); d != "" {
+			t.Errorf("%s: -kustomize +chart:\n%s", dir, d)
+		}
+	}
+}
+
+// podOf is the pod of the DaemonSet among objects.
+func podOf(t *testing.T, objects string) map[string]any {
+	t.Helper()
+	for _, text := range strings.Split(objects, "\n---\n") {
+		var object struct {
+			Kind string
+			Spec struct {
+				Template struct{ Spec map[any]any }
+			}
+		}
+		if err := yaml.Unmarshal([]byte(text), &object); err != nil {
+			t.Fatal(err)
+		}
+		if object.Kind == "DaemonSet" {
+			return asJSON(object.Spec.Template.Spec).(map[string]any)
+		}
+	}
+	t.Fatalf("no DaemonSet:\n%s", objects)
+	return nil
+}
+
+// asJSON is what YAML has, as JSON would.
+func asJSON(v any) any {
+	switch v := v.(type) {
+	case map[any]any:
+		object := make(map[string]any)
+		for key, of := range v {
+			object[fmt.Sprint(key)] = asJSON(of)
+		}
+		return object
+	case []any:
+		for i := range v {
+			v[i] = asJSON(v[i])
+		}
+	case int:
+		return float64(v)
+	}
+	return v
 }
 
 // operator is the module of Prometheus Operator, of which nothing is built.
