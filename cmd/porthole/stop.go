@@ -38,8 +38,7 @@ func untilSignal(gentle *atomic.Bool) context.Context {
 			case <-time.After(stopWithin):
 			}
 		}
-		cancel()
-		die(sig)
+		die(sig) // and ctx not canceled: the command could end first, with an error
 	}()
 	return ctx
 }
