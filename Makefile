@@ -167,6 +167,13 @@ test-otlp: deps build
 	cd test/otlp && CGO_ENABLED=0 nice $(GO) build -trimpath -o bin/ ./collector tool
 	cd test/otlp && CGO_ENABLED=0 $(GO) test -count=1 -v -timeout 20m -exec '$(SUDO)' ./...
 
+## check-collector: have a Collector that has their exporters read deploy/collector/contrib: some 10 minutes to build
+.PHONY: check-collector
+check-collector:
+	cd test/otlp && CGO_ENABLED=0 nice $(GO) build -trimpath -tags all -o bin/collector-all ./collector
+	@tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; for f in deploy/collector/contrib/*.yaml; do \
+		COLLECTOR_STORAGE="$$tmp" test/otlp/bin/collector-all validate --config "$$f" || exit 1; echo "$$f: valid"; done
+
 ## docs: write docs/metrics.md, and docs/kernels.md from what VMs show
 .PHONY: docs
 docs: deps

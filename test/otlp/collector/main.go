@@ -1,4 +1,5 @@
-// Command collector is an OpenTelemetry Collector of the parts that the configurations in deploy/collector have.
+// Command collector is an OpenTelemetry Collector of the parts that the configurations in deploy/collector have; the
+// exporters for ClickHouse and Kafka only with the build tag all.
 package main
 
 import (
@@ -28,7 +29,7 @@ func components() (f otelcol.Factories, err error) {
 	if f.Processors, err = otelcol.MakeFactoryMap[processor.Factory](memorylimiterprocessor.NewFactory()); err != nil {
 		return f, err
 	}
-	if f.Exporters, err = otelcol.MakeFactoryMap[exporter.Factory](otlphttpexporter.NewFactory()); err != nil {
+	if f.Exporters, err = otelcol.MakeFactoryMap[exporter.Factory](append(more(), otlphttpexporter.NewFactory())...); err != nil {
 		return f, err
 	}
 	f.Extensions, err = otelcol.MakeFactoryMap[extension.Factory](filestorage.NewFactory())

@@ -1,0 +1,7 @@
+//go:build !all
+
+package main
+
+import "go.opentelemetry.io/collector/exporter"
+
+func more() []exporter.Factory { return nil }
