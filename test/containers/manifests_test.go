@@ -104,7 +104,7 @@ func made(t *testing.T, what string) string {
 // helm makes the objects of the chart.
 func helm(t *testing.T, args ...string) string {
 	t.Helper()
-	return run(t, "../kubelet/bin/helm", append([]string{"template", "porthole", chart, "--namespace=porthole"}, args...)...)
+	return run(t, "../kubelet/bin/helm", append([]string{"template", "porthole", chart, "--namespace=porthole", "--kube-version=1.34.4"}, args...)...)
 }
 
 // The chart is without fault by Helm's own rules, and runs the pods that deploy/kubernetes does.
