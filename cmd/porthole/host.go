@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -194,6 +195,9 @@ const (
 	exitSSH         = 255
 )
 
+// signalWithin is how long it may take until a signal that has ended ssh is read here.
+const signalWithin = 500 * time.Millisecond
+
 // run runs ssh, which has this process's own outputs. Nothing that its configuration opens besides, as
 // forwarded ports, is opened for it.
 func (c *remoteCommand) run(ctx context.Context, e *env) error {
@@ -224,7 +228,11 @@ func (c *remoteCommand) run(ctx context.Context, e *env) error {
 	case !errors.As(err, &exit):
 		return fmt.Errorf("run ssh: %w", err)
 	}
-	switch code := exit.ExitCode(); code {
+	code := exit.ExitCode()
+	if code == exitSSH || code == -1 { // as after Ctrl-C, which is for both: then the signal ends this too
+		time.Sleep(signalWithin)
+	}
+	switch code {
 	case exitNotFound, exitNotRunnable:
 		return fmt.Errorf("%s: porthole cannot be run there: install it, or put it into the PATH that commands of ssh have (ssh %[1]s 'echo $PATH')", identity.Safe(c.host))
 	case exitSSH:
