@@ -245,7 +245,7 @@ install:
 	install -Dm644 build/completion/bash "$(DESTDIR)$(PREFIX)/share/bash-completion/completions/porthole"
 	install -Dm644 build/completion/zsh "$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_porthole"
 	install -Dm644 build/completion/fish "$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/porthole.fish"
-	install -Dm644 -t "$(DESTDIR)$(PREFIX)/share/porthole" deploy/prometheus/porthole.rules.yml deploy/grafana/porthole.json
+	install -Dm644 -t "$(DESTDIR)$(PREFIX)/share/porthole" deploy/prometheus/porthole.rules.yml deploy/prometheus/porthole.fleet.rules.yml deploy/grafana/porthole.json deploy/grafana/porthole-fleet.json
 
 # What packages builds: names of Go's architectures, formats, and where it puts them.
 ARCHES ?= amd64 arm64

@@ -2,12 +2,18 @@ package prometheus
 
 import (
 	"encoding/json"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 )
 
-// dashboard is what is looked at of deploy/grafana/porthole.json.
+const (
+	nodeDashboard  = "../../deploy/grafana/porthole.json"
+	fleetDashboard = "../../deploy/grafana/porthole-fleet.json"
+)
+
+// dashboard is what is looked at of a dashboard.
 type dashboard struct {
 	UID           string `json:"uid"`
 	Title         string `json:"title"`
@@ -44,13 +50,13 @@ type panel struct {
 // query is one thing the dashboard asks Prometheus, with its variables put in.
 type query struct{ from, expr string }
 
-func loadDashboard(t *testing.T) dashboard {
+func loadDashboard(t *testing.T, file string) *dashboard {
 	t.Helper()
 	var d dashboard
-	if err := json.Unmarshal([]byte(read(t, "../../deploy/grafana/porthole.json")), &d); err != nil {
+	if err := json.Unmarshal([]byte(read(t, file)), &d); err != nil {
 		t.Fatal(err)
 	}
-	return d
+	return &d
 }
 
 // queries are those of the panels, of the annotations, and of the variables: of
@@ -76,7 +82,13 @@ func (d *dashboard) queries() []query {
 
 // Grafana loads it: it has what Grafana asks for, and no two panels in one place.
 func TestDashboardLoads(t *testing.T) {
-	d := loadDashboard(t)
+	for _, file := range []string{nodeDashboard, fleetDashboard} {
+		t.Run(filepath.Base(file), func(t *testing.T) { loadDashboard(t, file).loads(t) })
+	}
+}
+
+func (d *dashboard) loads(t *testing.T) {
+	t.Helper()
 	if d.UID == "" || d.Title == "" || d.SchemaVersion < 36 || len(d.Panels) == 0 {
 		t.Errorf("uid %q, title %q, schema %d, %d panels", d.UID, d.Title, d.SchemaVersion, len(d.Panels))
 	}
@@ -114,20 +126,21 @@ func TestDashboardLoads(t *testing.T) {
 }
 
 func TestDashboardOfKnownMetrics(t *testing.T) {
-	d := loadDashboard(t)
-	for _, q := range d.queries() {
-		for _, name := range unknownMetrics(t, q.expr) {
-			t.Errorf("%s: no metric %s in %s", q.from, name, metricsFile)
-		}
-		if strings.Contains(q.expr, "$") {
-			t.Errorf("%s: variable left in %s", q.from, q.expr)
+	for _, file := range []string{nodeDashboard, fleetDashboard} {
+		for _, q := range loadDashboard(t, file).queries() {
+			for _, name := range unknownMetrics(t, q.expr) {
+				t.Errorf("%s: no metric %s in %s", q.from, name, metricsFile)
+			}
+			if strings.Contains(q.expr, "$") {
+				t.Errorf("%s: variable left in %s", q.from, q.expr)
+			}
 		}
 	}
 }
 
 // Every metric is on the dashboard: what nobody looks at is not worth a scrape.
 func TestDashboardHasEveryMetric(t *testing.T) {
-	shown := read(t, "../../deploy/grafana/porthole.json")
+	shown := read(t, nodeDashboard)
 	for line := range strings.Lines(read(t, metricsFile)) {
 		if name, ok := strings.CutPrefix(line, "| `porthole_"); ok {
 			name = "porthole_" + name[:strings.Index(name, "`")]

@@ -11,6 +11,8 @@ import (
 const (
 	rulesFile   = "../../deploy/prometheus/porthole.rules.yml"
 	unitTests   = "../../deploy/prometheus/porthole.rules.test.yml"
+	fleetRules  = "../../deploy/prometheus/porthole.fleet.rules.yml"
+	fleetTests  = "../../deploy/prometheus/porthole.fleet.rules.test.yml"
 	metricsFile = "../../docs/metrics.md"
 )
 
@@ -31,8 +33,18 @@ func read(t *testing.T, path string) string {
 }
 
 func TestRules(t *testing.T) {
-	promtool(t, "check", "rules", rulesFile)
-	promtool(t, "test", "rules", unitTests)
+	promtool(t, "check", "rules", rulesFile, fleetRules)
+	promtool(t, "test", "rules", unitTests, fleetTests)
+}
+
+// Each series that is recorded has a case, and those that the dashboard shows are recorded.
+func TestRulesAllRecorded(t *testing.T) {
+	units, shown := read(t, fleetTests), read(t, fleetDashboard)
+	for _, m := range regexp.MustCompile(`record: (\S+)`).FindAllStringSubmatch(read(t, fleetRules), -1) {
+		if !strings.Contains(units, "expr: "+m[1]+"\n") || !strings.Contains(shown, m[1]) {
+			t.Errorf("%s has no case in %s, or no panel in %s", m[1], fleetTests, fleetDashboard)
+		}
+	}
 }
 
 // Each alert has a case in which it fires.
@@ -50,8 +62,8 @@ func unknownMetrics(t *testing.T, text string) []string {
 	t.Helper()
 	known := read(t, metricsFile)
 	var out []string
-	for _, name := range regexp.MustCompile(`\bporthole_\w+`).FindAllString(text, -1) {
-		if !strings.Contains(known, "| `"+name+"` |") {
+	for _, m := range regexp.MustCompile(`(?:^|[^:\w])(porthole_\w+)`).FindAllStringSubmatch(text, -1) { // what is recorded has colons
+		if name := m[1]; !strings.Contains(known, "| `"+name+"` |") && name != "porthole_fleet" { // a group of rules
 			out = append(out, name)
 		}
 	}
@@ -59,7 +71,7 @@ func unknownMetrics(t *testing.T, text string) []string {
 }
 
 func TestRulesOfKnownMetrics(t *testing.T) {
-	for _, file := range []string{rulesFile, unitTests} {
+	for _, file := range []string{rulesFile, unitTests, fleetRules, fleetTests} {
 		for _, name := range unknownMetrics(t, read(t, file)) {
 			t.Errorf("%s: no metric %s in %s", file, name, metricsFile)
 		}

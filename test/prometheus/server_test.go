@@ -109,13 +109,15 @@ type server struct{ addr string }
 func startPrometheus(t *testing.T, ctx context.Context, fail context.CancelCauseFunc, target string) *server {
 	t.Helper()
 	dir := t.TempDir()
-	rules := regexp.MustCompile(`for: \w+`).ReplaceAllString(read(t, rulesFile), "for: 1s")
-	rules = regexp.MustCompile(`\[\dm\]`).ReplaceAllString(rules, fmt.Sprintf("[%s]", window))
+	short := func(rules string) string {
+		rules = regexp.MustCompile(`for: \w+`).ReplaceAllString(rules, "for: 1s")
+		return regexp.MustCompile(`\[\dm\]`).ReplaceAllString(rules, fmt.Sprintf("[%s]", window))
+	}
 	config := fmt.Sprintf(`global: {scrape_interval: 1s, evaluation_interval: 1s}
-rule_files: [porthole.rules.yml]
+rule_files: [porthole.rules.yml, porthole.fleet.rules.yml]
 scrape_configs: [{job_name: porthole, static_configs: [{targets: [%q]}]}]
 `, target)
-	for name, text := range map[string]string{"porthole.rules.yml": rules, "prometheus.yml": config} {
+	for name, text := range map[string]string{"porthole.rules.yml": short(read(t, rulesFile)), "porthole.fleet.rules.yml": short(read(t, fleetRules)), "prometheus.yml": config} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}
