@@ -177,40 +177,6 @@ func TestTopSignal(t *testing.T) {
 	}
 }
 
-// One that was stopped, from outside or by a key, takes the terminal back from the shell.
-func TestTopStopped(t *testing.T) {
-	testutil.NewNetNS(t)
-	term := inTerminal(t, 80, 24, "top", "--local")
-	term.awaits("PORT")
-	pid := term.process()
-	tty := strings.TrimSpace(term.tmux("display-message", "-p", "#{pane_tty}"))
-	syscall.Kill(pid, syscall.SIGSTOP)
-	testutil.Await(t, "it is stopped", func() bool {
-		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-		return err == nil && strings.Contains(string(stat), ") T ")
-	})
-	if out, err := exec.Command("stty", "-F", tty, "sane").CombinedOutput(); err != nil {
-		t.Fatalf("stty: %v\n%s", err, out)
-	}
-	if err := os.WriteFile(tty, []byte("\x1b[?1049l\x1b[2J\x1b[Hthe shell's"), 0); err != nil {
-		t.Fatal(err)
-	}
-	term.awaits("the shell's")
-	syscall.Kill(pid, syscall.SIGCONT)
-	if screen := term.awaits("PORT", "q quit"); strings.Contains(screen, "the shell's") {
-		t.Errorf("not drawn as a whole:\n%s", screen)
-	}
-	term.press("?")
-	term.awaits("Help")
-	term.press("q")
-	term.awaits("PORT")
-	// No shell waits for it here, so the kernel does not stop it.
-	term.press("C-z", "?")
-	term.awaits("Help")
-	term.press("q", "q")
-	term.restored(exitDone)
-}
-
 // A process that has a port is ended after a question, and its line goes.
 func TestTopEnds(t *testing.T) {
 	testutil.NewNetNS(t)

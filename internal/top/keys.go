@@ -16,11 +16,7 @@ func (m *model) key(key tea.KeyPressMsg) tea.Cmd {
 	case "ctrl+c":
 		return tea.Quit
 	case "ctrl+z":
-		select {
-		case m.suspend <- struct{}{}:
-		default: // it is about to be
-		}
-		return nil
+		return tea.Suspend
 	}
 	if m.over != nil {
 		return m.over.key(m, key)

@@ -70,7 +70,6 @@ type model struct {
 	message       string // until the next key
 	bad           bool   // of the message
 	over          overlay
-	suspend       chan struct{} // has a token when the user wants the process stopped
 
 	states  [viewCount]state
 	ports   *table[portRow, portKey]
@@ -100,7 +99,7 @@ type overlay interface {
 }
 
 func newModel(ctx context.Context, cfg Config) (*model, error) {
-	m := &model{ctx: ctx, cfg: cfg, look: look{cfg.Color, cfg.ASCII}, width: 80, height: 24, suspend: make(chan struct{}, 1)}
+	m := &model{ctx: ctx, cfg: cfg, look: look{cfg.Color, cfg.ASCII}, width: 80, height: 24}
 	m.ports = newPorts(func() time.Time { return m.states[portsView].at })
 	m.conns = newConns(m.look)
 	m.events = newEvents()

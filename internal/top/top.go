@@ -7,10 +7,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"os"
-	"os/signal"
-	"sync"
-	"syscall"
 	"time"
 
 	tea "charm.land/bubbletea/v2"
@@ -58,47 +54,15 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	p := tea.NewProgram(m, tea.WithContext(ctx), tea.WithInput(cfg.In), tea.WithOutput(cfg.Out),
-		tea.WithoutSignalHandler(), tea.WithFPS(framesPerSecond))
-	continued := make(chan os.Signal, 1)
-	signal.Notify(continued, syscall.SIGCONT)
-	var keeping sync.WaitGroup
-	keeping.Go(func() { keepTerminal(ctx, p, m.suspend, continued) })
-	_, err = p.Run()
-	signal.Stop(continued)
+	_, err = tea.NewProgram(m, tea.WithContext(ctx), tea.WithInput(cfg.In), tea.WithOutput(cfg.Out),
+		tea.WithoutSignalHandler(), tea.WithFPS(framesPerSecond)).Run()
 	cancel()
-	keeping.Wait()
 	m.close()
 	if errors.Is(err, tea.ErrProgramKilled) && errors.Is(err, context.Canceled) {
 		return nil // as asked for
 	}
 	return err
 }
-
-// keepTerminal stops the process when the user wants that, and takes the terminal again whenever it goes on:
-// a shell has used it meanwhile.
-func keepTerminal(ctx context.Context, p *tea.Program, suspend <-chan struct{}, continued <-chan os.Signal) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-continued:
-			_ = p.ReleaseTerminal()
-		case <-suspend:
-			_ = p.ReleaseTerminal()
-			_ = syscall.Kill(0, syscall.SIGTSTP)
-			select { // no shell waits for it where the terminal runs nothing else: then it is not stopped
-			case <-continued:
-			case <-time.After(stopsWithin):
-			}
-		}
-		_ = p.RestoreTerminal() // without a terminal the program ends
-		p.Send(tea.ClearScreen())
-	}
-}
-
-// stopsWithin is how long it may take until a process is stopped after the signal.
-const stopsWithin = 200 * time.Millisecond
 
 // renderer makes rows' words.
 func (c *Config) renderer() render.Renderer { return render.New(c.Names) }
