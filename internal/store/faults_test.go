@@ -361,6 +361,23 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// A segment whose header is not written yet has nothing that could be damaged.
+func TestReadBegun(t *testing.T) {
+	dir := t.TempDir()
+	for seq, size := range []int{0, 1, headerSize - 1} {
+		if err := os.WriteFile(pathOf(dir, ofPorts, uint64(seq+1)), make([]byte, size), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var note Note
+	for r, err := range Read(dir, &Query{}, &note) {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if note.Any() {
+		t.Error(&note)
+	}
+}
+
 // Whenever an agent is killed, every record that was synced is there, and nothing that was never
 // written; the next agent finds the same.
 func TestKill(t *testing.T) {

@@ -481,6 +481,9 @@ func (s *scan) open(f file) bool {
 	if isPending && (len(s.buf) == 0 || isGone(err)) {
 		s.buf, err = p.head.append(s.buf[:0]), nil
 	}
+	if err == nil && len(s.buf) < headerSize {
+		return false // it was being made when the agent was killed, or is now: nothing is in it
+	}
 	if err == nil {
 		err = s.seg.parse(s.buf, p.tails...)
 	}
