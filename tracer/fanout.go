@@ -185,7 +185,18 @@ func (s *Subscription) Next(ctx context.Context, buf []Event) ([]Event, error) {
 	}
 }
 
-// Ready has something to receive when there may be events that Next returns at once, or none will come
+// Drain calls f with every event that is queued, and does not wait for others. An event is f's until f returns.
+func (s *Subscription) Drain(f func(*Event)) {
+	events, _ := s.take(nil)
+	for len(events) > 0 {
+		for i := range events {
+			f(&events[i])
+		}
+		events, _ = s.take(events)
+	}
+}
+
+// Ready has something to receive when there may be events that Next or Drain has at once, or none will come
 // any more.
 func (s *Subscription) Ready() <-chan struct{} { return s.ready }
 

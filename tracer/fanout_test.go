@@ -114,6 +114,36 @@ func TestFanoutMemory(t *testing.T) {
 	}
 }
 
+// Drain reads all there is, with what comes meanwhile, and returns where there is nothing. Memory is given back once:
+// what is queued later keeps what was in its way.
+func TestFanoutDrain(t *testing.T) {
+	var f fanout
+	s := f.subscribe(4 * partOf)
+	for range 3 {
+		var got []Event
+		s.Drain(func(ev *Event) { got = append(got, *ev) })
+		if len(got) != 0 {
+			t.Fatalf("%d events of an empty queue", len(got))
+		}
+		f.publish(refusedBinds(2, 1, 1))
+		s.Drain(func(ev *Event) {
+			if got = append(got, *ev); len(got) == 1 {
+				f.publish(refusedBinds(partOf, 1, 1)) // more than the part that is being read has room for
+			}
+		})
+		if len(got) != 2+partOf || s.Lost() != 0 || s.bytes != 0 {
+			t.Fatalf("%d events, %d lost, %d bytes left, want %d", len(got), s.Lost(), s.bytes, 2+partOf)
+		}
+		for i := range got {
+			if len(got[i].HeldBy) != 1 {
+				t.Fatalf("event %d has %d sockets in its way, want 1", i, len(got[i].HeldBy))
+			}
+		}
+	}
+	f.close()
+	s.Drain(func(*Event) { t.Error("an event after the end") })
+}
+
 // What a backlog took is not kept for good.
 func TestFanoutBacklogMemory(t *testing.T) {
 	var f fanout

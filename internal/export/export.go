@@ -97,7 +97,6 @@ type Exporter struct {
 
 	// Of the goroutine that gathers.
 	build  *builder
-	events []tracer.Event
 	told   uint64 // of sub.Lost
 	kernel uint64
 
@@ -219,25 +218,32 @@ func (x *Exporter) lose(why Reason, n uint64) {
 func (x *Exporter) gather(ctx context.Context) {
 	second := time.NewTicker(sealEach)
 	defer second.Stop()
-	done, end := context.WithCancel(context.Background())
-	end()
 	for {
 		select {
 		case <-x.sub.Ready():
-			x.take(done)
+			x.take()
 			select { // a part of what comes next is taken with the rest
 			case <-time.After(takeEach):
 			case <-ctx.Done():
 			}
 		case <-second.C:
-			x.take(done)
+			x.take()
 			x.tellLosses()
 			x.seal()
 			x.idle()
 		case <-ctx.Done():
 			last, cancel := context.WithTimeout(context.Background(), endWithin/2)
 			defer cancel()
-			x.take(last) // until the tracer has ended
+			for { // until the tracer has ended
+				events, err := x.sub.Next(last, nil)
+				if err != nil {
+					break
+				}
+				for i := range events {
+					x.event(&events[i])
+				}
+			}
+			x.take() // what is left, and what was lost
 			x.tellLosses()
 			x.seal()
 			x.sub.Close()
@@ -247,16 +253,8 @@ func (x *Exporter) gather(ctx context.Context) {
 }
 
 // take adds what has happened so far.
-func (x *Exporter) take(done context.Context) {
-	for {
-		var err error
-		if x.events, err = x.sub.Next(done, x.events); err != nil { // there are none now, or never will be: the memory is not ours any more
-			break
-		}
-		for i := range x.events {
-			x.event(&x.events[i])
-		}
-	}
+func (x *Exporter) take() {
+	x.sub.Drain(x.event)
 	if lost := x.sub.Lost(); lost > x.told {
 		x.mu.Lock()
 		x.lose(LostEvents, lost-x.told)

@@ -42,14 +42,12 @@ type Watch struct {
 	names  *identity.Names
 	log    *slog.Logger
 	sub    *tracer.Subscription
-	done   context.Context // has ended
 
 	// Of Run.
 	policy *Policy
 	told   map[socket]verdict // violations that are logged
 	sure   map[socket]sure    // verdicts on sockets of which the table does not have everything
 	new    []tracer.Event     // listeners that began since the last comparison
-	buf    []tracer.Event
 	lost   uint64
 	tokens float64 // of the log
 	filled time.Time
@@ -94,10 +92,8 @@ func NewWatch(file string, t *tracer.Tracer, names *identity.Names, log *slog.Lo
 	if err != nil {
 		return nil, err
 	}
-	done, end := context.WithCancel(context.Background())
-	end()
 	w := &Watch{
-		file: file, tracer: t, names: names, log: log, done: done, told: make(map[socket]verdict), tokens: logsAtOnce,
+		file: file, tracer: t, names: names, log: log, told: make(map[socket]verdict), tokens: logsAtOnce,
 		sub: t.SubscribeTo(queueOf, func(ev *tracer.Event) bool { return ev.Listener() != 0 }),
 	}
 	w.use(p)
@@ -231,19 +227,11 @@ func (w *Watch) look(now time.Time) {
 
 // take takes the listeners that began.
 func (w *Watch) take() {
-	for {
-		events, err := w.sub.Next(w.done, w.buf)
-		w.buf = nil     // it is the queue's again, also where that has nothing
-		if err != nil { // there are none now, or never will be
-			break
+	w.sub.Drain(func(ev *tracer.Event) {
+		if ev.Listener() > 0 {
+			w.new = append(w.new, *ev)
 		}
-		for i := range events {
-			if events[i].Listener() > 0 {
-				w.new = append(w.new, events[i])
-			}
-		}
-		w.buf = events
-	}
+	})
 	if lost := w.sub.Lost(); lost > w.lost {
 		w.log.Warn("listeners came faster than they could be compared with the policy; those that were gone soon are not told", "listeners", lost-w.lost)
 		w.lost = lost

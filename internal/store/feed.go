@@ -47,11 +47,9 @@ type Feed struct {
 	tracer *tracer.Tracer
 	which  Which
 	sub    *tracer.Subscription
-	done   context.Context // has ended
 
 	mu    sync.Mutex // of whoever takes events
-	buf   []tracer.Event
-	lost  uint64 // told of
+	lost  uint64     // told of
 	binds map[bindKey]Entry
 	ready bool          // the table has every socket
 	cut   time.Duration // CLOCK_BOOTTIME: connections that are older were told as open
@@ -88,9 +86,7 @@ func (cfg Config) Describing(names *identity.Names) Config {
 
 // NewFeed returns a Feed that has every event from now on.
 func NewFeed(s *Store, t *tracer.Tracer, which Which) *Feed {
-	done, end := context.WithCancel(context.Background())
-	end()
-	return &Feed{Store: s, tracer: t, which: which, sub: t.Subscribe(queueOf), done: done, binds: make(map[bindKey]Entry)}
+	return &Feed{Store: s, tracer: t, which: which, sub: t.Subscribe(queueOf), binds: make(map[bindKey]Entry)}
 }
 
 // Run puts events into the store until ctx ends, and writes that. Then Close is called.
@@ -137,17 +133,7 @@ func (f *Feed) take() {
 }
 
 func (f *Feed) takeAll() {
-	for {
-		events, err := f.sub.Next(f.done, f.buf)
-		f.buf = nil     // it is the queue's again, also where that has nothing
-		if err != nil { // there are none now, or never will be
-			break
-		}
-		for i := range events {
-			f.event(&events[i])
-		}
-		f.buf = events
-	}
+	f.sub.Drain(f.event)
 	if lost := f.sub.Lost(); lost > f.lost {
 		f.Store.Lose(LostEvents, lost-f.lost)
 		f.lost = lost
