@@ -722,32 +722,24 @@ type boundTo struct {
 
 // rows are what was used, listeners first.
 func (r *recorder) rows() []usedPort {
-	order := []string{"listen", "bind", "accept", "connect"}
-	var rows []usedPort
-	for p, times := range r.used {
-		p.Times = times
-		rows = append(rows, p)
-	}
-	sortUsed(rows, order)
-	return rows
+	return counted(r.used, []string{"listen", "bind", "accept", "connect"})
 }
 
 // broken are the violations of the policy.
-func (r *recorder) broken() []usedPort {
+func (r *recorder) broken() []usedPort { return counted(r.violations, nil) }
+
+// counted are what was counted, by the order of events, then by port.
+func counted(counts map[usedPort]int, order []string) []usedPort {
 	var rows []usedPort
-	for p, times := range r.violations {
+	for p, times := range counts {
 		p.Times = times
 		rows = append(rows, p)
 	}
-	sortUsed(rows, nil)
-	return rows
-}
-
-func sortUsed(rows []usedPort, order []string) {
 	slices.SortFunc(rows, func(a, b usedPort) int {
 		return cmp.Or(cmp.Compare(slices.Index(order, a.Event), slices.Index(order, b.Event)), cmp.Compare(a.LocalPort, b.LocalPort),
 			cmp.Compare(a.RemotePort, b.RemotePort), cmp.Compare(fmt.Sprint(a), fmt.Sprint(b)))
 	})
+	return rows
 }
 
 // write writes the table.

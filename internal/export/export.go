@@ -1,6 +1,7 @@
 package export
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -340,11 +341,7 @@ func (x *Exporter) seal() {
 	b.live = true
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	room := queueBytes
-	if x.cfg.room > 0 {
-		room = x.cfg.room
-	}
-	if x.bytes+len(b.body) <= room {
+	if x.bytes+len(b.body) <= cmp.Or(x.cfg.room, queueBytes) {
 		x.queue = append(x.queue, b)
 		x.bytes += len(b.body)
 		x.ready()
@@ -356,9 +353,8 @@ func (x *Exporter) seal() {
 		return
 	}
 	if x.gap == nil {
-		m := store.Now(x.boot)
-		m.Wall = m.Wall.Add(b.from - m.At)
-		m.At = b.from - 1
+		m := x.mark(b.from)
+		m.At-- // what happened then is to be read
 		x.gap = &m
 	}
 	x.liveFrom = never
@@ -412,11 +408,16 @@ func (x *Exporter) pop(b *batch) {
 	if !b.live || x.catching || x.gap != nil && x.gapFirst(b) {
 		return
 	}
-	m := store.Now(x.boot)
-	m.Wall = m.Wall.Add(b.to - slack - m.At)
-	if m.At = b.to - slack; x.acked.Boot != x.boot || m.At > x.acked.At {
+	if m := x.mark(b.to - slack); x.acked.Boot != x.boot || m.At > x.acked.At {
 		x.acked = m
 	}
+}
+
+// mark is a moment of this boot, by CLOCK_BOOTTIME.
+func (x *Exporter) mark(at time.Duration) store.Mark {
+	m := store.Now(x.boot)
+	m.Wall, m.At = m.Wall.Add(at-m.At), at
+	return m
 }
 
 // gapFirst tells whether what is to be read from the history was before a batch. Hold mu.
@@ -455,14 +456,7 @@ func (x *Exporter) send(ctx context.Context) {
 
 // deliver sends a batch until it is taken, or lost; false: ctx has ended.
 func (x *Exporter) deliver(ctx context.Context, b *batch) bool {
-	wait := x.cfg.retryLeast
-	if wait == 0 {
-		wait = retryLeast
-	}
-	most := x.cfg.retryMost
-	if most == 0 {
-		most = retryMost
-	}
+	wait, most := cmp.Or(x.cfg.retryLeast, retryLeast), cmp.Or(x.cfg.retryMost, retryMost)
 	for {
 		err := x.try(ctx, b)
 		if err == nil {

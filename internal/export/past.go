@@ -174,7 +174,7 @@ func (x *Exporter) catchUp(ctx context.Context) {
 	defer x.mu.Unlock()
 	if !r.ended { // else it goes on from there when the agent is started again
 		x.catching = false
-		x.acked = store.Mark{Boot: x.boot, At: until - slack, Wall: time.Now().Add(until - slack - tracer.Boottime())}
+		x.acked = x.mark(until - slack)
 	}
 }
 

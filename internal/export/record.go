@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"hash/fnv"
+	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -370,7 +371,7 @@ func (e *encoder) record(f *fact, now time.Time) *logspb.LogRecord {
 		}
 	}
 	if p := f.where.Pod; p != nil {
-		for _, k := range slices.Sorted(keys(p.Labels)) {
+		for _, k := range slices.Sorted(maps.Keys(p.Labels)) {
 			a.name = "k8s.pod.label." + valid(k)
 			a.str(p.Labels[k])
 		}
@@ -385,16 +386,6 @@ func (e *encoder) record(f *fact, now time.Time) *logspb.LogRecord {
 	}
 	r.Body, r.Attributes, r.EventName = &e.body, a.all, f.eventName()
 	return r
-}
-
-func keys(m map[string]string) func(func(string) bool) {
-	return func(yield func(string) bool) {
-		for k := range m {
-			if !yield(k) {
-				return
-			}
-		}
-	}
 }
 
 // line is a record for people.
