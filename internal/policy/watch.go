@@ -80,6 +80,12 @@ type verdict struct {
 	rule, why string
 }
 
+// brokenBy is a listener that the table's word would not allow.
+type brokenBy struct {
+	row *render.Socket
+	verdict
+}
+
 type sure struct {
 	verdict
 	at time.Time
@@ -182,29 +188,33 @@ func (w *Watch) look(now time.Time) {
 	w.take()
 	rend := render.New(w.names)
 	there := w.listeners()
-	asked := w.ask(there, rend, reach, now)
+	broken := make(map[socket]brokenBy)
+	for k, s := range there {
+		if row, v := w.judge(s, rend, reach); !v.allowed {
+			broken[k] = brokenBy{row, v}
+		}
+	}
+	asked := w.ask(broken, rend, reach, now)
 	present := map[string]int{None: 0}
 	for _, name := range w.policy.Rules() {
 		present[name] = 0
 	}
 	told := make(map[socket]verdict)
-	for k, s := range there {
-		row, v := w.judge(s, rend, reach)
-		if !v.allowed {
-			if known, ok := w.sure[k]; ok {
-				v = known.verdict
-			}
-		}
-		if rows, ok := asked[k.place()]; ok && !v.allowed {
-			row = rows
+	for k, b := range broken {
+		row, v := b.row, b.verdict
+		if known, ok := w.sure[k]; ok {
+			v = known.verdict
 		}
 		if v.allowed {
 			continue
 		}
+		if rows, ok := asked[k.place()]; ok {
+			row = rows
+		}
 		present[v.rule]++
 		told[k] = v
 		if w.told[k] != v {
-			w.tell(now, row, v, reach.Exposed(s), false)
+			w.tell(now, row, v, reach.Exposed(there[k]), false)
 		}
 	}
 	for i := range w.new {
@@ -263,20 +273,18 @@ func (w *Watch) judge(s *tracer.Socket, rend render.Renderer, reach *tracer.Reac
 	return &row, v
 }
 
-// ask asks the kernel about sockets that the table's word would not allow: it does not have the unit that
+// ask asks the kernel about the sockets of broken: the table does not have the unit that
 // a listener was made by, nor who came to hold it since the last comparison. What it says is kept in sure,
 // and returned by place.
-func (w *Watch) ask(there map[socket]*tracer.Socket, rend render.Renderer, reach *tracer.Reach, now time.Time) map[socket]*render.Socket {
+func (w *Watch) ask(broken map[socket]brokenBy, rend render.Renderer, reach *tracer.Reach, now time.Time) map[socket]*render.Socket {
 	unsure := make(map[socket][]socket)
 	ports := make(map[uint16]bool)
-	for k, s := range there {
+	for k := range broken {
 		if known, ok := w.sure[k]; ok && now.Sub(known.at) < sureFor {
 			continue
 		}
-		if _, v := w.judge(s, rend, reach); !v.allowed {
-			unsure[k.place()] = append(unsure[k.place()], k)
-			ports[k.local.Port()] = true
-		}
+		unsure[k.place()] = append(unsure[k.place()], k)
+		ports[k.local.Port()] = true
 	}
 	if len(unsure) == 0 {
 		return nil
