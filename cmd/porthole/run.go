@@ -774,7 +774,7 @@ func (r *recorder) write(name string, ended ending, took time.Duration, leaks []
 		}
 		const address, comm = 2, 3
 		columns := []render.Column{{Name: "EVENT"}, {Name: "PROTO"}, {Name: "ADDRESS", Address: true}, {Name: "COMM"}, {Name: "TIMES", Right: true}, {Name: "ERROR"}}
-		if err := render.Table(out, r.style, columns, lines, render.Squeeze{To: 21, Columns: []int{address}}, render.Squeeze{To: 10, Columns: []int{comm}}); err != nil {
+		if err := render.Table(out, r.style, columns, lines, render.Squeeze{To: 21, Columns: []int{address}}, render.Squeeze{To: 10, Columns: []int{comm}}, render.Squeeze{To: 12, Columns: []int{address}}); err != nil {
 			return err
 		}
 	}

@@ -97,19 +97,25 @@ func screens(t *testing.T, style render.Style) map[string]string {
 	return out
 }
 
-// What commands say fits a terminal of 80 columns, and uses more where there are.
+// What commands say fits a terminal of 60 columns or more, and uses more where there are. A word
+// that is too long by itself stays whole: it is part of a command to be copied.
 func TestScreens(t *testing.T) {
-	for _, width := range []int{0, 80, 120} {
+	for _, width := range []int{0, 60, 80, 120} {
 		for name, got := range screens(t, render.Style{Width: width}) {
-			for line := range strings.Lines(got) {
-				if n := len([]rune(strings.TrimSuffix(line, "\n"))); width > 0 && n > width {
-					t.Errorf("%s has %d columns, want at most %d: %s", name, n, width, line)
-				}
-			}
 			if strings.Contains(got, "…") && width == 0 {
 				t.Errorf("%s is cut where it is for no terminal:\n%s", name, got)
 			}
 			testutil.Golden(t, fmt.Sprintf("testdata/screens/%s-%d.txt", name, width), got)
+		}
+	}
+	for width := 60; width <= 130; width++ {
+		for name, got := range screens(t, render.Style{Width: width}) {
+			for line := range strings.Lines(got) {
+				word := !strings.Contains(strings.TrimSpace(line), " ")
+				if n := len([]rune(strings.TrimSuffix(line, "\n"))); n > width && !word {
+					t.Errorf("%s has %d columns, want at most %d: %s", name, n, width, line)
+				}
+			}
 		}
 	}
 }

@@ -3,6 +3,7 @@ package render
 import (
 	"io"
 	"runtime"
+	"slices"
 	"sync"
 )
 
@@ -67,21 +68,37 @@ type Squeeze struct {
 }
 
 // squeeze makes the table fit into a width, if that is possible, by the first steps that it takes;
-// width 0: whatever it is.
+// width 0: whatever it is. Columns that are left out give their room back to those that were made
+// narrower before.
 func (l *layout) squeeze(width int, steps ...Squeeze) {
-	for _, step := range steps {
-		over := l.width() - width
-		if width == 0 || over <= 0 {
+	whole := slices.Clone(l.widths)
+	for i, step := range steps {
+		switch {
+		case width == 0 || l.width() <= width:
 			return
-		}
-		if step.To == 0 {
-			l.hide(step.Columns...)
+		case step.To > 0:
+			l.narrow(width, step)
 			continue
 		}
-		for i := l.widest(step); i >= 0 && over > 0; i = l.widest(step) {
-			l.widths[i]--
-			over--
+		l.hide(step.Columns...)
+		copy(l.widths, whole)
+		for _, before := range steps[:i] {
+			l.narrow(width, before)
 		}
+	}
+}
+
+// narrow makes columns narrower, the widest first, until the table fits or none may be narrower.
+func (l *layout) narrow(width int, step Squeeze) {
+	if step.To == 0 {
+		return
+	}
+	for over := l.width() - width; over > 0; over-- {
+		i := l.widest(step)
+		if i < 0 {
+			return
+		}
+		l.widths[i]--
 	}
 }
 

@@ -341,9 +341,10 @@ func (t *spaceText) table() {
 		})
 	}
 	if len(lines) > 0 && t.err == nil {
-		const from, to, timeWait, bar, comm, ports = 1, 2, 4, 7, 9, 10
+		const from, to, used, timeWait, bar, comm, ports = 1, 2, 3, 4, 7, 9, 10
 		steps := []Squeeze{
 			{0, []int{bar}}, {0, []int{ports}}, {21, []int{from, to}}, {0, []int{timeWait}}, {12, []int{comm}}, {12, []int{from, to}},
+			{0, []int{used}}, {10, []int{comm, from, to}}, {0, []int{from}},
 		}
 		t.err = Table(t.out, t.style, headroomColumns, lines, steps...)
 	}

@@ -352,4 +352,5 @@ func (n Renderer) Event(ev *tracer.Event) Event {
 	return row
 }
 
-func clock(t time.Time) string { return t.Local().Format("15:04:05.000") }
+// clockFormat is the time of day with milliseconds, for package time.
+const clockFormat = "15:04:05.000"

@@ -110,8 +110,8 @@ var rowColumns = []Column{
 }
 
 const (
-	localColumn, remoteColumn, roleColumn, commColumn = 2, 3, 4, 6
-	netnsColumn, containerColumn, whereColumn         = 7, 8, 9
+	stateColumn, localColumn, remoteColumn, roleColumn, commColumn = 1, 2, 3, 4, 6
+	netnsColumn, containerColumn, whereColumn                      = 7, 8, 9
 )
 
 // rowsSay is what some row says that others may not.
@@ -153,7 +153,9 @@ func (l *layout) fitRows(style Style, say rowsSay) {
 	}
 	ends, names := []int{localColumn, remoteColumn}, []int{netnsColumn, containerColumn, whereColumn}
 	const anyIPv4 = len("255.255.255.255:65535")
-	l.squeeze(width, Squeeze{Columns: []int{roleColumn}}, Squeeze{anyIPv4, ends}, Squeeze{12, names}, Squeeze{10, []int{commColumn}}, Squeeze{15, ends}, Squeeze{9, names})
+	comm := []int{commColumn}
+	l.squeeze(width, Squeeze{Columns: []int{roleColumn}}, Squeeze{anyIPv4, ends}, Squeeze{12, names}, Squeeze{10, comm}, Squeeze{15, ends}, Squeeze{9, names},
+		Squeeze{12, ends}, Squeeze{8, comm}, Squeeze{Columns: names}, Squeeze{Columns: []int{stateColumn}})
 }
 
 // rowMemory is what a row may be made in: it is needed until the next is made.
@@ -288,20 +290,36 @@ func holderCells(s *Socket) (pid, comm string) {
 
 // EventHead is the heading above lines of EventLine, without the newline.
 func EventHead(style Style) string {
-	return style.Bold(fmt.Sprintf("%-*s%-*s %-*s %*s COMM", eventEndsBegin, "TIME         EVENT   PRO",
+	return style.Bold(fmt.Sprintf("%-*s EVENT   PRO %-*s %-*s %*s COMM", len(style.eventTime()), "TIME",
 		style.eventLocal(), "LOCAL", eventRemote, "REMOTE", eventPID, "PID"))
 }
 
 const (
-	eventEndsBegin = len("15:04:05.000 connect tcp ") // where LOCAL begins
-	eventRemote    = len("10.0.8.20:51234")
-	eventPID       = len("48213")
+	eventRemote = len("10.0.8.20:51234")
+	eventPID    = len("48213")
 )
+
+// short tells whether a terminal has no room for milliseconds and for any IPv4 address of tail.
+func (s Style) short() bool { return s.Width > 0 && s.Width < 70 }
+
+// eventTime is how the time of an event is written.
+func (s Style) eventTime() string {
+	if s.short() {
+		return time.TimeOnly
+	}
+	return clockFormat
+}
+
+// eventEnds is the column where LOCAL begins.
+func (s Style) eventEnds() int { return len(s.eventTime()) + len(" connect tcp ") }
 
 // eventLocal is how wide LOCAL is, so that an ordinary line fits 80 columns.
 func (s Style) eventLocal() int {
-	const narrow, anyIPv4 = 17, len("255.255.255.255:65535")
-	return max(narrow, min(anyIPv4, narrow+s.Width-80))
+	const least, ordinary, anyIPv4 = 12, 17, len("255.255.255.255:65535")
+	if s.short() {
+		return least
+	}
+	return max(ordinary, min(anyIPv4, ordinary+s.Width-80))
 }
 
 // EventLine is one event as tail shows it, without the newline. On a terminal what an event has
@@ -318,7 +336,7 @@ func (n Renderer) EventLine(style Style, ev *Event) string {
 	if event == tracer.EventEstablished.String() {
 		event = "estab"
 	}
-	return fmt.Sprintf("%s %-7s %-3s %s", clock(ev.Time.Time), event, ev.Proto, t.line(style))
+	return fmt.Sprintf("%s %-7s %-3s %s", ev.Time.Local().Format(style.eventTime()), event, ev.Proto, t.line(style))
 }
 
 // eventText is what an event has in columns behind its protocol, and what it has to say besides.
@@ -339,9 +357,10 @@ func (t *eventText) line(style Style) string {
 		besides, extra = "  "+strings.Join(t.words, " "), extra+1
 	}
 	if style.Width > 0 {
-		t.fit(style.Width-eventEndsBegin, extra)
-		if slack = style.Width - eventEndsBegin - t.width() - extra; slack < 0 {
-			besides, slack = style.below(len("15:04:05.000 "), t.words), slack+extra
+		room := style.Width - style.eventEnds()
+		t.fit(room, extra)
+		if slack = room - t.width() - extra; slack < 0 {
+			besides, slack = style.below(len(style.eventTime()+" "), t.words), slack+extra
 		}
 	}
 	local := style.eventLocal()
@@ -358,7 +377,7 @@ func (t *eventText) width() int {
 // fit cuts what is in columns, so that it fits so many, with extra ones for what else there is to say
 // if that leaves enough.
 func (t *eventText) fit(width, extra int) {
-	const most, few, least = 21, 10, 12 // any IPv4 address with its port; of the name; of an address
+	const most, few, least = 21, 10, 11 // any IPv4 address with its port; of the name; of an address, with five digits of a port
 	room := width - len(" "+t.pid+" ")  // for both ends and the name
 	name := columnsOf([]byte(t.comm))
 	for _, besides := range []int{extra, 0} {
@@ -370,7 +389,10 @@ func (t *eventText) fit(width, extra int) {
 	}
 	_, _, over := cutEnds(t.local, t.remote, room-name, most)
 	t.comm = string(cutMiddle([]byte(t.comm), max(min(few, name), name-over), ellipsis))
-	t.local, t.remote, _ = cutEnds(t.local, t.remote, room-columnsOf([]byte(t.comm)), least)
+	t.local, t.remote, over = cutEnds(t.local, t.remote, room-columnsOf([]byte(t.comm)), least)
+	if over > 0 {
+		t.comm = string(cutMiddle([]byte(t.comm), max(1, columnsOf([]byte(t.comm))-over), ellipsis))
+	}
 }
 
 // cutEnds makes both ends of a socket fit into so many columns, with a space between, by making the

@@ -13,20 +13,24 @@ func (s Style) Wrap(indent int, line string) string {
 		return line
 	}
 	var b strings.Builder
-	at, empty := 0, true // columns of the present line, and whether it has no word
+	at, gap, empty := 0, 0, true // columns of the present line, spaces before the next word, and whether there is a word yet
 	for i, word := range strings.Split(line, " ") {
+		if i > 0 {
+			gap++
+		}
+		if word == "" {
+			continue
+		}
 		n := columnsOf([]byte(word))
-		switch {
-		case i == 0:
-		case empty || at+1+n <= s.Width:
-			b.WriteByte(' ')
-			at++
-		default:
+		if !empty && at+gap+n > s.Width {
 			b.WriteString("\n" + strings.Repeat(" ", indent))
-			at, empty = indent, true
+			at = indent
+		} else {
+			b.WriteString(strings.Repeat(" ", gap))
+			at += gap
 		}
 		b.WriteString(word)
-		at, empty = at+n, empty && n == 0
+		at, gap, empty = at+n, 0, false
 	}
 	return b.String()
 }
