@@ -37,12 +37,13 @@ func newAgent(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "agent",
 		Short: "Run as a service: metrics, history, and an API on a unix socket",
-		Long: "Run as a service. Prometheus scrapes it at /metrics; the other commands query it\n" +
-			"through its unix socket while it runs (--local: the kernel instead), and so can\n" +
-			"curl --unix-socket. The socket is for its owner and for group porthole, where\n" +
-			"there is one. SIGTERM ends the agent. SIGHUP has it read the policy again; if\n" +
-			"that is wrong, the log says so and the one before holds. The web configuration\n" +
-			"file, with TLS and passwords of /metrics, is read again for each connection.",
+		Long: "Run as a service. Prometheus scrapes it at /metrics. While it runs, the other\n" +
+			"commands query it through its unix socket (with --local, the kernel instead),\n" +
+			"and so can curl --unix-socket. The socket is open to its owner and to the group\n" +
+			"porthole, if there is one. SIGTERM stops the agent. SIGHUP makes it read the\n" +
+			"policy again; if the new one is wrong, the log says so and the old one stays in\n" +
+			"force. The web configuration file, with TLS and passwords for /metrics, is read\n" +
+			"again for each connection.",
 		Example: "  porthole agent\n" +
 			"  porthole agent --web.listen-address :9655 --web.config.file web.yml\n" +
 			"  curl --unix-socket /run/porthole/porthole.sock http://porthole/v1/ports/8080",
@@ -51,18 +52,18 @@ func newAgent(e *env) *cobra.Command {
 	}
 	flags := cmd.Flags()
 	addSocketFlag(cmd, &o.config.Socket)
-	flags.StringSliceVar(&o.config.Listen, "web.listen-address", []string{agent.DefaultListen}, "address of /metrics; empty: on the unix socket alone")
-	flags.StringVar(&o.config.WebConfig, "web.config.file", "", "file with TLS and basic auth of /metrics, as exporters of Prometheus have it")
-	flags.IntVar(&o.config.History, "history", agent.DefaultHistory, fmt.Sprintf("how many closed sockets to remember, %d at most: 100 bytes each", agent.MaxHistory))
-	flags.StringVar(&o.config.Store.Dir, "history.dir", "", "directory to keep history in, over restarts, as "+store.DefaultDir+"; empty: in memory alone")
-	flags.StringVar(&o.maxSize, "history.max-size", "256MiB", "what that history may take on disk")
-	flags.StringVar(&o.maxAge, "history.max-age", "30d", "how long it is kept")
-	flags.StringVar(&o.connections, "history.connections", string(store.AllConnections), "which connections are kept besides listeners: all, failures or none")
-	flags.StringVar(&o.config.Policy, "policy", "", "list of what may listen: count and log what else does; docs/policy.md describes the file")
+	flags.StringSliceVar(&o.config.Listen, "web.listen-address", []string{agent.DefaultListen}, "`ADDRESS` of /metrics; empty: only on the unix socket")
+	flags.StringVar(&o.config.WebConfig, "web.config.file", "", "`FILE` with TLS and basic auth for /metrics, in the format of Prometheus exporters")
+	flags.IntVar(&o.config.History, "history", agent.DefaultHistory, fmt.Sprintf("`NUMBER` of closed sockets to remember, at most %d: 100 bytes each", agent.MaxHistory))
+	flags.StringVar(&o.config.Store.Dir, "history.dir", "", "`DIRECTORY` to keep history in, over restarts, such as "+store.DefaultDir+"; empty: only in memory")
+	flags.StringVar(&o.maxSize, "history.max-size", "256MiB", "`SIZE` that the history may take on disk")
+	flags.StringVar(&o.maxAge, "history.max-age", "30d", "`TIME` to keep it")
+	flags.StringVar(&o.connections, "history.connections", string(store.AllConnections), "`WHICH` connections to keep besides listeners: all, failures or none")
+	flags.StringVar(&o.config.Policy, "policy", "", "`FILE` that says what may listen: count and log what else does; see docs/policy.md")
 	addNoArgs(cmd, &o.config.NoArgs)
-	flags.StringVar(&o.pods.URL, "kubelet", "", "URL of this node's kubelet, to ask for the labels of pods, as https://HOST:10250")
-	flags.StringVar(&o.pods.TokenFile, "kubelet.token-file", "", "file with the token for the kubelet (default: the service account's, in a pod)")
-	flags.StringVar(&o.pods.CAFile, "kubelet.ca-file", "", "file with the certificate that signed the kubelet's (default: the service account's, in a pod)")
+	flags.StringVar(&o.pods.URL, "kubelet", "", "`URL` of this node's kubelet, for the labels of pods, such as https://HOST:10250")
+	flags.StringVar(&o.pods.TokenFile, "kubelet.token-file", "", "`FILE` with the token for the kubelet (default: the service account's, in a pod)")
+	flags.StringVar(&o.pods.CAFile, "kubelet.ca-file", "", "`FILE` with the CA certificate of the kubelet (default: the service account's, in a pod)")
 	_ = cmd.RegisterFlagCompletionFunc("kubelet", completed(func(*cobra.Command) []string { // fails only for a flag that does not exist
 		host, err := os.Hostname() // which is in a certificate that the kubelet makes itself
 		if err != nil {
@@ -70,12 +71,12 @@ func newAgent(e *env) *cobra.Command {
 		}
 		return []string{"https://" + host + ":10250"}
 	}))
-	flags.StringVar(&o.export.Endpoint, "otlp.endpoint", "", "URL to send events to as OTLP logs over HTTP, as http://HOST:4318")
-	flags.StringArrayVar(&o.export.Events, "otlp.events", nil, "which events: "+export.Selection+"; several: what any of them has")
-	flags.StringSliceVar(&o.export.Headers, "otlp.headers", nil, "headers of the requests, as NAME=VALUE; secrets rather in OTEL_EXPORTER_OTLP_HEADERS")
-	flags.StringVar(&o.export.CAFile, "otlp.ca-file", "", "file with the certificates that the endpoint's is to be signed by (default: the system's)")
-	flags.StringVar(&o.export.CertFile, "otlp.cert-file", "", "file with a certificate to show to the endpoint")
-	flags.StringVar(&o.export.KeyFile, "otlp.key-file", "", "file with the key of that certificate")
+	flags.StringVar(&o.export.Endpoint, "otlp.endpoint", "", "`URL` to send events to as OTLP logs over HTTP, such as http://HOST:4318")
+	flags.StringArrayVar(&o.export.Events, "otlp.events", nil, "`WHICH` events: "+export.Selection+"; if repeated, events that match any")
+	flags.StringSliceVar(&o.export.Headers, "otlp.headers", nil, "`NAME=VALUE` headers of the requests; put secrets in OTEL_EXPORTER_OTLP_HEADERS instead")
+	flags.StringVar(&o.export.CAFile, "otlp.ca-file", "", "`FILE` with the CA certificates for the endpoint (default: the system's)")
+	flags.StringVar(&o.export.CertFile, "otlp.cert-file", "", "`FILE` with a client certificate for the endpoint")
+	flags.StringVar(&o.export.KeyFile, "otlp.key-file", "", "`FILE` with the key of the client certificate")
 	flags.BoolVar(&o.tail, "tail", false, "also print events, as porthole tail does")
 	o.hooks.add(cmd)
 	return cmd

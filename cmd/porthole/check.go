@@ -37,13 +37,13 @@ func newCheck(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check PORT[/tcp|/udp]... | HOST PORT...",
 		Short: "Say whether a bind() or a connection would succeed, and why not",
-		Long: "With a PORT, say whether bind() would get it, by the kernel's own rules and\n" +
-			"without calling bind(), and which sockets are in the way. Without /udp it is a\n" +
-			"TCP port. (Without privileges and without an agent bind() is called, and undone\n" +
-			"at once.) With a HOST and a PORT, or a URL, connect to each address of the host,\n" +
-			"and say from which local address and port, how long it took, and what went\n" +
-			"wrong. Exits with 1 when any bind() would fail, or no address could be connected\n" +
-			"to.",
+		Long: "With a PORT, say whether bind() would succeed, by the kernel's own rules and\n" +
+			"without calling it, and which sockets are in the way. The port is TCP unless\n" +
+			"/udp is given. (Without privileges and without an agent, bind() is called, and\n" +
+			"undone at once.) With a HOST and a PORT, or a URL, connect to each address of\n" +
+			"the host, and say which local address and port were used, how long it took, and\n" +
+			"why it failed. Exits with 1 when any bind() would fail, or when no connection\n" +
+			"succeeds.",
 		Example: "  porthole check 8080                      can a server start here?\n" +
 			"  porthole check 127.0.0.1:8080 --reuseaddr\n" +
 			"  porthole check 53/udp --netns blue\n" +
@@ -83,11 +83,11 @@ func newCheck(e *env) *cobra.Command {
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&o.addr, "addr", "", "bind to this local address, as 127.0.0.1 or ::1; without, to all, IPv4 and IPv6")
+	flags.StringVar(&o.addr, "addr", "", "local `ADDRESS` to bind to, such as 127.0.0.1 or ::1 (default: all, IPv4 and IPv6)")
 	flags.BoolVar(&o.reuseAddr, "reuseaddr", false, "the socket has SO_REUSEADDR, as most servers set it")
-	flags.StringVar(&o.netns, "netns", "", "network namespace: host, a name of /run/netns, or an inode number; without, this one")
-	flags.DurationVar(&o.timeout, "timeout", 5*time.Second, "with a host: how long to wait for each address")
-	flags.BoolVar(&o.jsonRows, "json", false, "one JSON object, or with a host one a line for each address")
+	flags.StringVar(&o.netns, "netns", "", "network `NAMESPACE`: host, a name in /run/netns, or an inode number (default: this one)")
+	flags.DurationVar(&o.timeout, "timeout", 5*time.Second, "with a host: `TIME` to wait for each address")
+	flags.BoolVar(&o.jsonRows, "json", false, "one JSON object; with a host, one a line for each address")
 	complete(cmd, e, &o.agent, "netns")
 	o.agent.add(cmd)
 	return cmd

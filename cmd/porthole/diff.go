@@ -31,12 +31,12 @@ func newDiff(e *env) *cobra.Command {
 	var o diffOptions
 	cmd := &cobra.Command{
 		Use:   "diff BEFORE [AFTER]",
-		Short: "Say what listens that did not, and what does not any more",
-		Long: "Compare two files that ls --json has written; with one, compare it with what is\n" +
-			"now; - is standard input. What is compared are sockets that wait for others to\n" +
-			"begin (TCP listeners, and UDP sockets without a peer), by protocol, address,\n" +
-			"port, device, program and unit, container or pod, never by pid: a service that\n" +
-			"was restarted is the same. Exits with 1 where they differ.",
+		Short: "Say what listens now that did not before, and the reverse",
+		Long: "Compare two files written by ls --json, or one with what is there now; - is\n" +
+			"standard input. Only sockets that wait for others are compared: TCP listeners,\n" +
+			"and UDP sockets without a peer. They are matched by protocol, address, port,\n" +
+			"device, program and unit, container or pod, never by pid: a restarted service is\n" +
+			"the same. Exits with 1 when they differ.",
 		Example: "  porthole ls --json > before\n" +
 			"  porthole diff before\n" +
 			"  ssh web1 porthole ls --json | porthole diff before -",

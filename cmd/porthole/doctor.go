@@ -23,8 +23,8 @@ func newDoctor(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Say whether porthole works here, and what it does not see",
-		Long: "Attach every hook once, and say first whether porthole works here, then why not,\n" +
-			"or what it does not see. Exits with 3 when porthole cannot trace here.",
+		Long: "Attach every hook once, and say whether porthole works here, then why not, or\n" +
+			"what it does not see. Exits with 3 when porthole cannot trace here.",
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return examine(cmd.Context(), e, &o) },
 	}

@@ -36,16 +36,15 @@ func newFree(e *env) *cobra.Command {
 	var o freeOptions
 	cmd := &cobra.Command{
 		Use:   "free [N] [--hold -- COMMAND...]",
-		Short: "Find ports that nobody has",
-		Long: "Find N ports (default 1) that no socket of this network namespace has on any\n" +
+		Short: "Find ports that nobody uses",
+		Long: "Find N ports (default 1) that no socket of this network namespace uses on any\n" +
 			"address: outside the ephemeral range, not reserved, not privileged, and not in\n" +
 			"/etc/services. They are picked at random and tried with bind(). Another process\n" +
-			"may take one before you do; with --hold none can: the sockets, bound and\n" +
-			"listening, are handed to the command as by systemd's socket activation\n" +
-			"(LISTEN_FDS), from descriptor 3 on. The command finds the numbers in PORT (the\n" +
-			"first) and PORTS (all), and in its arguments in place of {}, or {1}, {2} and so\n" +
-			"on. Exits with 1 when there are not that many, else with the exit code of the\n" +
-			"command.",
+			"may take one before you do. --hold prevents that: the command gets the sockets,\n" +
+			"bound and listening, from descriptor 3 on, as with systemd's socket activation\n" +
+			"(LISTEN_FDS). It finds the numbers in PORT (the first) and PORTS (all), and in\n" +
+			"its arguments in place of {}, or {1}, {2} and so on. Exits with 1 when there are\n" +
+			"not enough ports, otherwise with the exit code of the command.",
 		Example: "  porthole free\n" +
 			"  porthole free 3 --range 8000-9000\n" +
 			"  porthole free --hold -- gunicorn app:app         it takes LISTEN_FDS\n" +
@@ -54,13 +53,13 @@ func newFree(e *env) *cobra.Command {
 		RunE:              func(cmd *cobra.Command, args []string) error { return runFree(cmd, e, &o, args) },
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&o.ports, "range", "", "only ports of this range, as 8000-9000")
-	flags.BoolVarP(&o.udp, "udp", "u", false, "UDP ports; without, TCP")
+	flags.StringVar(&o.ports, "range", "", "only ports of this `RANGE`, such as 8000-9000")
+	flags.BoolVarP(&o.udp, "udp", "u", false, "UDP ports (default: TCP)")
 	flags.BoolVar(&o.services, "services", false, "also ports that /etc/services names")
 	flags.BoolVar(&o.ephemeral, "ephemeral", false, "also ports of the ephemeral range, which any connection may take")
-	flags.BoolVar(&o.privileged, "privileged", false, "also ports that take CAP_NET_BIND_SERVICE, with --range")
-	flags.BoolVar(&o.hold, "hold", false, "hand the ports to a command, given after --, as sockets")
-	flags.StringVar(&o.addr, "addr", "127.0.0.1", "with --hold: the local address of the sockets; :: is all")
+	flags.BoolVar(&o.privileged, "privileged", false, "with --range: also ports that need CAP_NET_BIND_SERVICE")
+	flags.BoolVar(&o.hold, "hold", false, "pass the ports as sockets to the command after --")
+	flags.StringVar(&o.addr, "addr", "127.0.0.1", "with --hold: local `ADDRESS` of the sockets; :: means all")
 	flags.BoolVar(&o.row, "json", false, "one JSON object a line")
 	return cmd
 }

@@ -25,12 +25,12 @@ func newHeadroom(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "headroom",
 		Short: "Show how many ephemeral ports are left, and who has the others",
-		Long: "Show how many ephemeral ports are left before connect(), bind() to port 0 or UDP\n" +
-			"gets none, for each destination, in every network namespace, and who has the\n" +
+		Long: "Show for each destination, in every network namespace, how many ephemeral ports\n" +
+			"are left before connect(), bind() to port 0 or UDP fails, and who has the\n" +
 			"others; the fullest come first. FREE is the number of calls that would succeed\n" +
-			"now. A destination's own ports are USED; those that a bound socket has are\n" +
-			"blocked for every destination. Filters can be repeated or comma-separated; all\n" +
-			"must match.",
+			"now. USED ports are those of the destination itself; the ports of bound sockets\n" +
+			"are blocked for every destination. Filters can be repeated or comma-separated;\n" +
+			"all must match.",
 		Example: "  porthole headroom\n" +
 			"  porthole headroom --to 192.0.2.1:443     also without a connection there\n" +
 			"  porthole headroom --netns blue --json",
@@ -38,9 +38,9 @@ func newHeadroom(e *env) *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error { return runHeadroom(cmd, e, &o) },
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&o.to, "to", "", "only this destination, as 192.0.2.1:443 or [fe80::1%eth0]:443")
-	flags.StringVar(&o.from, "from", "", "with --to: from this local address, not the one that the route has")
-	flags.IntVar(&o.top, "top", 20, "lines to show of each network namespace; 0: all; without, none where all are below 1 %")
+	flags.StringVar(&o.to, "to", "", "only this `DESTINATION`, such as 192.0.2.1:443 or [fe80::1%eth0]:443")
+	flags.StringVar(&o.from, "from", "", "with --to: from this local `ADDRESS` instead of the one the route uses")
+	flags.IntVar(&o.top, "top", 20, "`LINES` to show for each network namespace; 0: all; not given: none where all are below 1 %")
 	flags.BoolVar(&o.jsonRows, "json", false, "one JSON object a line")
 	addWide(cmd, &o.wide)
 	addFilters(cmd, e, &o.agent, query.OfHeadroom)

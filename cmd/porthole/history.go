@@ -33,12 +33,12 @@ func newHistory(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "history [PORT[/tcp|/udp]]",
 		Short: "Show who had which port, and calls that got none",
-		Long: "Show who had which port, the latest first, and calls that got none: as long as\n" +
-			"the agent remembers, which with --history.dir is over restarts. Without an agent\n" +
-			"root reads what one has left on disk. UNTIL has a ? where the end is not known,\n" +
-			"as after a crash of the agent, and FOR a > where the beginning is not.\n" +
+		Long: "Show who had which port, the latest first, and calls that failed to get one, as\n" +
+			"far back as the agent remembers: with --history.dir, over restarts. Without an\n" +
+			"agent, root reads what one has left on disk. UNTIL has a ? where the end is not\n" +
+			"known, as after a crash of the agent, and FOR a > where the beginning is not.\n" +
 			"Times are 1h (ago), 03:12, \"yesterday 03:00\", 2026-11-27 03:00 or RFC 3339.\n" +
-			"Exits with 1 when there is nothing.",
+			"Exits with 1 when there is nothing to show.",
 		Example: "  porthole history 5000\n" +
 			"  porthole history --listeners --since yesterday\n" +
 			"  porthole history --failures --unit shop.service\n" +
@@ -54,21 +54,21 @@ func newHistory(e *env) *cobra.Command {
 	}
 	flags := cmd.Flags()
 	for _, m := range []struct{ name, usage string }{
-		{"since", "only what had its port at this time or later"},
-		{"until", "only what had its port at this time or before"},
-		{"at", "only what had its port then"},
+		{"since", "only what had its port at this `TIME` or later"},
+		{"until", "only what had its port at this `TIME` or before"},
+		{"at", "only what had its port at this `TIME`"},
 	} {
 		o.moments[m.name] = flags.String(m.name, "", m.usage)
 	}
 	for _, k := range []struct{ name, usage string }{
-		{"listeners", "listeners and sockets bound by bind(); with the next two those as well"},
+		{"listeners", "listeners and sockets bound by bind(); can be combined with the next two"},
 		{"connections", "everything else that had a port"},
-		{"failures", "calls that got no port and who was in the way, and connections that failed; not those that were reset"},
+		{"failures", "calls that got no port and who was in the way, and connections that failed, but were not reset"},
 	} {
 		o.kinds[k.name] = flags.Bool(k.name, false, k.usage)
 	}
-	flags.IntVarP(&o.limit, "limit", "n", 50, "how many rows to show; 0: all")
-	flags.StringVar(&o.dir, "history.dir", store.DefaultDir, "where an agent keeps its history")
+	flags.IntVarP(&o.limit, "limit", "n", 50, "`ROWS` to show; 0: all")
+	flags.StringVar(&o.dir, "history.dir", store.DefaultDir, "`DIRECTORY` where an agent keeps its history")
 	flags.BoolVar(&o.jsonRows, "json", false, "one JSON object a line")
 	addNoArgs(cmd, &o.hideArgs)
 	addFilters(cmd, e, &o.agent, query.OfHistory)

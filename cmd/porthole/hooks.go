@@ -13,7 +13,7 @@ type hookOptions struct {
 }
 
 func (o *hookOptions) add(cmd *cobra.Command) {
-	cmd.Flags().Var(tierFlag{&o.tier}, "tier", "hooks to use: auto, fentry or tracepoint; see doctor")
+	cmd.Flags().Var(tierFlag{&o.tier}, "tier", "`TIER` of hooks to use: auto, fentry or tracepoint; see doctor")
 	_ = cmd.RegisterFlagCompletionFunc("tier", // fails only for a flag that does not exist
 		cobra.FixedCompletions([]string{"auto", "fentry", "tracepoint"}, cobra.ShellCompDirectiveNoFileComp))
 	cmd.Flags().BoolVar(&o.noSyscallHooks, "no-syscall-hooks", false, "leave out the hooks that cost every system call; see doctor")

@@ -33,7 +33,7 @@ func addHost(cmd *cobra.Command, e *env) {
 	if name := cmd.Name(); cmd.HasSubCommands() || name == "agent" || name == "run" {
 		return
 	}
-	cmd.Flags().String(hostFlag, "", "run it on another machine, by ssh, with your rights there: `HOST` is what ssh takes, as root@web1")
+	cmd.Flags().String(hostFlag, "", "run it on `HOST` (as ssh takes it, such as root@web1) with your rights there")
 	_ = cmd.RegisterFlagCompletionFunc(hostFlag, completed(func(*cobra.Command) []string { return knownHosts() })) // fails only for a flag that does not exist
 	here := cmd.RunE
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {

@@ -24,12 +24,12 @@ func newLs(e *env) *cobra.Command {
 		Use:   "ls [PORT...]",
 		Short: "List every socket with a port, and the processes that hold it",
 		Long: "List every socket with a port, in every network namespace, and the processes\n" +
-			"that hold it. With a PORT, as 8080, 80-90, http, 127.0.0.1:8080 or 53/udp, only\n" +
-			"those that have one of these ends on either side. Filters can be repeated or\n" +
-			"comma-separated; all must match. Most spellings of ss, netstat and lsof work\n" +
-			"too, as -tlnp, -i :8080, -u USER, 'sport = :80' and state listening. What does\n" +
-			"not fit the terminal is cut, but with --wide or -o wide; a pipe or a file gets\n" +
-			"all of it.",
+			"that hold it. With a PORT, such as 8080, 80-90, http, 127.0.0.1:8080 or 53/udp,\n" +
+			"list only sockets with that port or address on either side. Filters can be\n" +
+			"repeated or comma-separated; all must match. Most spellings of ss, netstat and\n" +
+			"lsof work too, such as -tlnp, -i :8080, -u USER, 'sport = :80' and state\n" +
+			"listening. On a terminal, values that do not fit are cut, unless --wide or -o\n" +
+			"wide is given; a pipe or a file gets them whole.",
 		Example: "  porthole ls -tulpn              what listens, as ss -tulpn\n" +
 			"  porthole ls :8080               as lsof -i :8080\n" +
 			"  porthole ls --exposed           what others can reach, but for a firewall\n" +
@@ -41,12 +41,12 @@ func newLs(e *env) *cobra.Command {
 		RunE:              func(cmd *cobra.Command, args []string) error { return ls(cmd, e, &o, args) },
 	}
 	flags := cmd.Flags()
-	flags.BoolP("all", "a", false, "accepted as in ss: all sockets are shown anyway")
-	flags.BoolP("numeric", "n", false, "accepted as in ss: numbers are shown anyway")
-	flags.BoolP("processes", "p", false, "accepted as in ss: processes are shown anyway")
+	flags.BoolP("all", "a", false, "accepted for ss: all sockets are shown anyway")
+	flags.BoolP("numeric", "n", false, "accepted for ss: numbers are shown anyway")
+	flags.BoolP("processes", "p", false, "accepted for ss: processes are shown anyway")
 	flags.BoolVar(&o.jsonRows, "json", false, "one JSON object a line")
 	addWide(cmd, &o.wide)
-	flags.BoolVar(&o.noHeader, "no-header", false, "leave out the line of headings")
+	flags.BoolVar(&o.noHeader, "no-header", false, "leave out the headings")
 	addFilters(cmd, e, &o.agent, query.OfSockets)
 	o.tree.add(cmd)
 	complete(cmd, e, &o.agent, "tree")

@@ -107,6 +107,9 @@ func wideOr(style render.Style, wide bool) render.Style {
 // run executes one command line and returns the exit code.
 func run(ctx context.Context, e *env, args []string) int {
 	root := newRoot(e)
+	if len(args) > 0 && args[0] == cobra.ShellCompRequestCmd {
+		unquoteUsage(root)
+	}
 	args, err := translate(e, root, hostFirst(args))
 	if err == nil {
 		e.args = args

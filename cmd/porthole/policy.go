@@ -48,12 +48,11 @@ func newPolicyCheck(e *env) *cobra.Command {
 	var o policyOptions
 	cmd := &cobra.Command{
 		Use:   "check FILE",
-		Short: "Say what listens that the list does not have",
+		Short: "Say what listens that the list does not allow",
 		Long: "Say which listeners no rule of a file allows, who they are, since when, and how\n" +
-			"to stop them. Listeners are TCP sockets that listen, and UDP sockets without a\n" +
-			"peer on a port that was asked for by its number, in every network namespace.\n" +
-			"The file - is standard input. Exits with 1 where there are any that are not\n" +
-			"allowed.",
+			"to stop them. Listeners are listening TCP sockets, and UDP sockets without a\n" +
+			"peer that were bound to a port by its number, in every network namespace. The\n" +
+			"file - is standard input. Exits with 1 when any listener is not allowed.",
 		Example: "  porthole policy check policy.yml\n" +
 			"  porthole policy check policy.yml --json",
 		Args: func(cmd *cobra.Command, args []string) error {
@@ -73,9 +72,10 @@ func newPolicyInit(e *env) *cobra.Command {
 	var o policyOptions
 	cmd := &cobra.Command{
 		Use:   "init",
-		Short: "Write a list of what listens now, to begin with",
-		Long: "Write a policy that allows what listens now, a rule for each port of a program,\n" +
-			"to be read and narrowed by you: names of pods change with each rollout, for one.",
+		Short: "Write a list of what listens now, to start from",
+		Long: "Write a policy that allows what listens now, with a rule for each port of each\n" +
+			"program. Read and narrow it: names of pods, for example, change with each\n" +
+			"rollout.",
 		Example: "  porthole policy init > policy.yml",
 		Args:    noArgs,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return runPolicyInit(cmd.Context(), e, &o) },

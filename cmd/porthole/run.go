@@ -45,16 +45,16 @@ func newRun(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run [flags] -- COMMAND...",
 		Short: "Run a command, and say which ports it used and left open",
-		Long: "Run a command and write, once it has ended, which ports it and its descendants\n" +
-			"bound, listened on and connected to, and what still listens (a leak). They are\n" +
-			"followed by a cgroup of their own, daemons included; where none can be made, by\n" +
-			"their parents, which misses children that end at once. The table goes to\n" +
-			"standard error or to a file; the terminal, standard input and standard output\n" +
-			"are the command's. Exits with the exit code of the command, or 128 and the\n" +
-			"number of the signal that ended it. With --policy every listener is compared\n" +
-			"with the list, also one that was closed at once, by the port that it had: where\n" +
-			"the command succeeds and one was not allowed, porthole exits with 1; where that\n" +
-			"cannot be known, for events were lost, with 3.",
+		Long: "Run a command and, when it ends, list the ports that it and its descendants\n" +
+			"bound, listened on and connected to, and what still listens (a leak). A cgroup\n" +
+			"of its own keeps track of them, daemons included; where none can be made,\n" +
+			"porthole follows parents, and misses children that end at once. The table goes\n" +
+			"to standard error or to a file; the terminal, standard input and standard output\n" +
+			"belong to the command. Exits with the exit code of the command, or with 128 plus\n" +
+			"the number of the signal that ended it. With --policy, every listener is\n" +
+			"compared with the list, including one that was closed at once: if the command\n" +
+			"succeeds and a listener was not allowed, porthole exits with 1; if that cannot\n" +
+			"be known because events were lost, with 3.",
 		Example: "  porthole run -- make test\n" +
 			"  porthole run --fail-on-leak -- go test ./...\n" +
 			"  porthole run --policy policy.yml -- ./smoke-test\n" +
@@ -69,10 +69,10 @@ func newRun(e *env) *cobra.Command {
 	}
 	flags := cmd.Flags()
 	flags.SetInterspersed(false) // the rest is the command's
-	flags.StringVarP(&o.file, "output", "o", "", "write to this file, not to standard error")
-	flags.StringVar(&o.policyFile, "policy", "", "exit with 1 if the command succeeds and something listened that this list does not have")
+	flags.StringVarP(&o.file, "output", "o", "", "write to `FILE` instead of standard error")
+	flags.StringVar(&o.policyFile, "policy", "", "exit with 1 if the command succeeds and something listened that this `FILE` does not allow")
 	flags.BoolVar(&o.failOnLeak, "fail-on-leak", false, "exit with 1 if the command succeeds and something still listens")
-	flags.BoolVarP(&o.verbose, "verbose", "v", false, "also every event as it happens, as tail")
+	flags.BoolVarP(&o.verbose, "verbose", "v", false, "also show every event as it happens, like tail")
 	flags.BoolVar(&o.jsonRows, "json", false, "one JSON object a line")
 	o.agent.add(cmd)
 	return cmd

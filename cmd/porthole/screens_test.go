@@ -2,12 +2,14 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
 	"github.com/porthole-dev/porthole/internal/doctor"
@@ -120,24 +122,27 @@ func TestScreens(t *testing.T) {
 	}
 }
 
-// Help fits a terminal of 80 columns, and no text of ours is broken for that.
+// Help fits a terminal of 60 columns or more, and 80 columns where there is no terminal; a word
+// that is too long by itself stays whole. At 80 no paragraph is broken but where its lines end.
 func TestHelpFits(t *testing.T) {
-	commands := []string{""}
-	for _, cmd := range newRoot(&env{}).Commands() {
-		commands = append(commands, cmd.Name())
-	}
-	for _, name := range commands {
-		for _, width := range []int{0, 80} {
+	root := newRoot(&env{})
+	for _, cmd := range append([]*cobra.Command{root}, root.Commands()...) {
+		name := strings.TrimPrefix(strings.TrimPrefix(cmd.CommandPath(), root.Name()), " ")
+		for _, width := range []int{0, 60, 80, 120} {
 			var out bytes.Buffer
 			e := &env{stdout: &out, stderr: &out, style: render.Style{Width: width}}
 			if code := run(t.Context(), e, strings.Fields(name+" --help")); code != exitDone {
 				t.Fatalf("%s --help: exit code %d", name, code)
 			}
+			want := cmp.Or(width, 80)
 			for line := range strings.Lines(out.String()) {
-				ours := !strings.HasPrefix(strings.TrimLeft(line, " "), "-")
-				if n := len(strings.TrimSuffix(line, "\n")); n > 80 && (ours || width > 0) {
+				word := want < 80 && !strings.Contains(strings.TrimSpace(line), " ")
+				if n := len(strings.TrimSuffix(line, "\n")); n > want && !word {
 					t.Errorf("%s --help, of %d columns, has %d: %s", name, width, n, line)
 				}
+			}
+			if width == 80 && !strings.HasPrefix(out.String(), cmd.Long) {
+				t.Errorf("%s --help does not begin with the lines of its text:\n%s", name, out.String())
 			}
 		}
 	}

@@ -42,11 +42,12 @@ func newTail(e *env) *cobra.Command {
 		Use:   "tail [PORT...]",
 		Short: "Follow binds, listens, connects, accepts and closes as they happen",
 		Long: "Follow binds, listens, connects, accepts and closes as they happen, in every\n" +
-			"network namespace. With a PORT, as 8080, 80-90 or 127.0.0.1:8080, only those\n" +
-			"with one of these ends. Filters can be repeated or comma-separated; all must\n" +
-			"match. Stop it with Ctrl-C. Exits with 1 when it ends before --count events.\n\n" +
+			"network namespace. With a PORT, such as 8080, 80-90 or 127.0.0.1:8080, show only\n" +
+			"events with that port or address on either side. Filters can be repeated or\n" +
+			"comma-separated; all must match. Stop it with Ctrl-C. Exits with 1 when it ends\n" +
+			"before --count events.\n\n" +
 			"The text, but not --json, leaves out the probes of getaddrinfo(): UDP sockets\n" +
-			"that are connected to port 0 alone, and closed. At the end it says how many.",
+			"that are only connected to port 0, and closed. At the end it says how many.",
 		Example: "  porthole tail\n" +
 			"  porthole tail --event bind --port 8080\n" +
 			"  porthole tail --comm nginx --json --duration 10s",
@@ -55,12 +56,12 @@ func newTail(e *env) *cobra.Command {
 		RunE:              func(cmd *cobra.Command, args []string) error { return tail(cmd, e, &o, args) },
 	}
 	flags := cmd.Flags()
-	flags.DurationVar(&o.duration, "duration", 0, "stop after this time, as 90s or 5m")
-	flags.Uint64Var(&o.count, "count", 0, "stop after this many events")
+	flags.DurationVar(&o.duration, "duration", 0, "stop after this `TIME`, such as 90s or 5m")
+	flags.Uint64Var(&o.count, "count", 0, "stop after this `NUMBER` of events")
 	flags.BoolVar(&o.jsonRows, "json", false, "one JSON object a line")
 	addWide(cmd, &o.wide)
 	flags.BoolVarP(&o.verbose, "verbose", "v", false, "also TCP handshakes that ended well (established)")
-	flags.BoolVar(&o.sockets, "sockets", false, "first the sockets there are, as ls; then events, without a gap or a double")
+	flags.BoolVar(&o.sockets, "sockets", false, "first list the sockets there are, like ls; then events, with no gap or overlap")
 	flags.BoolVar(&o.noProbes, "no-probes", true, "leave out the probes of getaddrinfo(), which send nothing; --no-probes=false shows them")
 	o.hooks.add(cmd)
 	addFilters(cmd, e, &o.agent, query.OfEvents)

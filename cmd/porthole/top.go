@@ -32,9 +32,10 @@ func newTop(e *env) *cobra.Command {
 		Short: "Show ports, connections, events and history, live",
 		Long: "Show ports, connections by destination, events and history, live on a terminal.\n" +
 			"Press ? for the keys: / filters with the same flags, enter shows what who says\n" +
-			"of a port, K ends a process, with your own rights and after a question. A filter\n" +
-			"that is not of what is shown, as --event of ports, is left out there. WORDs are\n" +
-			"searched for in ports, pids, names, units, containers, pods and addresses.",
+			"about the port, K ends a process, with your own rights and after a question. A\n" +
+			"filter that does not apply to a view, such as --event to ports, is ignored\n" +
+			"there. Each WORD is searched for in ports, pids, names, units, containers, pods\n" +
+			"and addresses.",
 		Example: "  porthole top\n" +
 			"  porthole top 8080\n" +
 			"  porthole top --unit shop.service\n" +
@@ -42,7 +43,7 @@ func newTop(e *env) *cobra.Command {
 		ValidArgsFunction: completePorts(e, &o.agent),
 		RunE:              func(cmd *cobra.Command, args []string) error { return runTop(cmd, e, &o, args) },
 	}
-	cmd.Flags().DurationVar(&o.interval, "interval", 2*time.Second, "how often to read again, as 1s or 500ms")
+	cmd.Flags().DurationVar(&o.interval, "interval", 2*time.Second, "`TIME` between updates, such as 1s or 500ms")
 	o.hooks.add(cmd)
 	addFilters(cmd, e, &o.agent, top.Kinds)
 	o.agent.add(cmd)

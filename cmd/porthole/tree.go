@@ -18,7 +18,7 @@ import (
 type treeOption struct{ pids []string }
 
 func (o *treeOption) add(cmd *cobra.Command) {
-	cmd.Flags().StringSliceVar(&o.pids, "tree", nil, "process id, and its descendants as they are now")
+	cmd.Flags().StringSliceVar(&o.pids, "tree", nil, "`PID` of a process, and its descendants as they are now")
 }
 
 // maxTree is how many values a filter may have.

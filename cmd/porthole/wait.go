@@ -40,13 +40,13 @@ func newWait(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "wait PORT[/tcp|/udp]...",
 		Short: "Wait until somebody listens on a port, or nobody does",
-		Long: "Wait until a process listens on a port, or with --free until none does; of\n" +
-			"several ports on all of them; TCP unless /udp is given. Makes no connection, so\n" +
-			"the server sees nothing of it, and returns at once where it is so already. The\n" +
-			"kernel or the agent says when it is (without privileges and an agent it looks\n" +
-			"every 100 ms). With --comm, --pid, --tree, --unit, --container and --pod only\n" +
-			"that process counts.\n" +
-			"Exits with 1 when the time is over, and says who has the port instead.",
+		Long: "Wait until a process listens on a port, or with --free until none does. Of\n" +
+			"several ports, all must be ready; they are TCP unless /udp is given. It makes no\n" +
+			"connection, so the server does not notice, and returns at once if the port is\n" +
+			"ready already. The kernel or the agent reports the change (without privileges\n" +
+			"and an agent, porthole looks every 100 ms). With --comm, --pid, --tree, --unit,\n" +
+			"--container or --pod, only matching processes count. Exits with 1 at the\n" +
+			"timeout, and says who has the port instead.",
 		Example: "  porthole wait 5432                        before the tests begin\n" +
 			"  porthole wait 8080 --comm nginx --timeout 10s\n" +
 			"  porthole wait 8080 --free -q && ./server",
@@ -61,9 +61,9 @@ func newWait(e *env) *cobra.Command {
 	}
 	flags := cmd.Flags()
 	flags.BoolVar(&o.free, "free", false, "wait until nobody listens")
-	flags.StringVar(&o.addr, "addr", "", "only what takes connections to this local address, as 127.0.0.1 or ::1")
-	flags.StringVar(&o.netns, "netns", "", "network namespace: host, a name of /run/netns, or an inode number; without, this one")
-	flags.DurationVar(&o.timeout, "timeout", 30*time.Second, "how long to wait, as 90s or 5m; 0: look once")
+	flags.StringVar(&o.addr, "addr", "", "only listeners that take connections to this local `ADDRESS`, such as 127.0.0.1 or ::1")
+	flags.StringVar(&o.netns, "netns", "", "network `NAMESPACE`: host, a name in /run/netns, or an inode number (default: this one)")
+	flags.DurationVar(&o.timeout, "timeout", 30*time.Second, "`TIME` to wait, such as 90s or 5m; 0: look once")
 	flags.BoolVarP(&o.quiet, "quiet", "q", false, "write nothing")
 	flags.BoolVar(&o.asJSON, "json", false, "one JSON object a line, for each port")
 	o.tree.add(cmd)

@@ -30,10 +30,10 @@ func newWho(e *env) *cobra.Command {
 		Use:   "who PORT[/tcp|/udp]...",
 		Short: "Say who has a port",
 		Long: "Say who has a local port, in every network namespace: listeners first, clients\n" +
-			"separately; what runs it and how to stop that; where NAT sends it; and, from a\n" +
-			"running agent, who had it before. Of a range only ports that somebody has are\n" +
-			"shown. Exits with 1 when nobody has any of them, or nobody where --netns,\n" +
-			"--container and --pod say.",
+			"separately; what runs it and how to stop that; where NAT sends it; and, if an\n" +
+			"agent runs, who had it before. Of a range, only ports in use are shown. Exits\n" +
+			"with 1 when none of them is in use, or not in the given --netns, --container or\n" +
+			"--pod.",
 		Example: "  porthole who 8080\n  porthole who 53/udp --json\n  porthole who 8080 --netns host\n" +
 			"  porthole who 80 443 8000-8100\n  porthole who 5000 --at 03:12",
 		Args: func(cmd *cobra.Command, args []string) error {
@@ -63,8 +63,8 @@ func newWho(e *env) *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVar(&o.jsonRows, "json", false, "one JSON object a line, for each port")
-	cmd.Flags().StringVar(&o.at, "at", "", "who had it then, as 03:12 or \"yesterday 03:00\": see history")
-	cmd.Flags().StringVar(&o.dir, "history.dir", store.DefaultDir, "with --at: where an agent keeps its history")
+	cmd.Flags().StringVar(&o.at, "at", "", "who had it at this `TIME`, such as 03:12 or \"yesterday 03:00\"; see history")
+	cmd.Flags().StringVar(&o.dir, "history.dir", store.DefaultDir, "with --at: `DIRECTORY` where an agent keeps its history")
 	addNoArgs(cmd, &o.hideArgs)
 	addFilters(cmd, e, &o.agent, query.OfPort)
 	o.agent.add(cmd)
