@@ -5,10 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/signal"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -43,7 +45,8 @@ func newAgent(e *env) *cobra.Command {
 			"porthole, if there is one. SIGTERM stops the agent. SIGHUP makes it read the\n" +
 			"policy again; if the new one is wrong, the log says so and the old one stays in\n" +
 			"force. The web configuration file, with TLS and passwords for /metrics, is read\n" +
-			"again for each connection.",
+			"again for each connection. So is that of the API over TLS, which other machines\n" +
+			"can query with a certificate (--agent.url of the other commands).",
 		Example: "  porthole agent\n" +
 			"  porthole agent --web.listen-address :9655 --web.config.file web.yml\n" +
 			"  curl --unix-socket /run/porthole/porthole.sock http://porthole/v1/ports/8080",
@@ -54,6 +57,8 @@ func newAgent(e *env) *cobra.Command {
 	addSocketFlag(cmd, &o.config.Socket)
 	flags.StringSliceVar(&o.config.Listen, "web.listen-address", []string{agent.DefaultListen}, "`ADDRESS` of /metrics; empty: only on the unix socket")
 	flags.StringVar(&o.config.WebConfig, "web.config.file", "", "`FILE` with TLS and basic auth for /metrics, in the format of Prometheus exporters")
+	flags.StringSliceVar(&o.config.API, "api.listen-address", nil, "`ADDRESS` of the API over TLS, such as :9656, for clients with a certificate; empty: only on the unix socket")
+	flags.StringVar(&o.config.APIConfig, "api.config.file", "", "`FILE` with TLS for the API, in the format of Prometheus exporters; see docs/agent.md")
 	flags.IntVar(&o.config.History, "history", agent.DefaultHistory, fmt.Sprintf("`NUMBER` of closed sockets to remember, at most %d: 100 bytes each", agent.MaxHistory))
 	flags.StringVar(&o.config.Store.Dir, "history.dir", "", "`DIRECTORY` to keep history in, over restarts, such as "+store.DefaultDir+"; empty: only in memory")
 	flags.StringVar(&o.maxSize, "history.max-size", "256MiB", "`SIZE` that the history may take on disk")
@@ -86,7 +91,7 @@ func serve(ctx context.Context, e *env, o *serveOptions) error {
 	if o.config.History < 0 || o.config.History > agent.MaxHistory {
 		return usagef("--history: %d: want a number from 0 to %d", o.config.History, agent.MaxHistory)
 	}
-	if err := cmp.Or(o.setKubelet(), o.setStore(), o.setExport()); err != nil {
+	if err := cmp.Or(o.setKubelet(), o.setStore(), o.setExport(), o.checkAPI()); err != nil {
 		return err
 	}
 	if o.config.Policy == "" {
@@ -117,6 +122,9 @@ func serve(ctx context.Context, e *env, o *serveOptions) error {
 		tellAttached(e, info.Tier, info.Hooks)
 		for _, url := range info.Metrics {
 			fmt.Fprintf(e.stderr, "metrics: %s\n", url)
+		}
+		for _, url := range info.API {
+			fmt.Fprintf(e.stderr, "api: %s\n", url)
 		}
 		fmt.Fprintf(e.stderr, "socket: %s\n", info.Socket)
 		if cfg.Export != nil {
@@ -159,6 +167,25 @@ func (o *serveOptions) setExport() (err error) {
 		return usagef("%v", err)
 	}
 	return nil
+}
+
+// checkAPI refuses an API that not only clients with a certificate could use.
+func (o *serveOptions) checkAPI() error {
+	file, listens := o.config.APIConfig, len(o.config.API) > 0
+	switch {
+	case !listens && file == "":
+		return nil
+	case !listens:
+		return usagef("--api.config.file: %s: want --api.listen-address too", file)
+	case file == "":
+		return usagef("--api.listen-address: %s: want --api.config.file too: without certificates the API is on the unix socket alone", strings.Join(o.config.API, ","))
+	}
+	err := agent.CheckAPIConfig(file)
+	var unread *fs.PathError
+	if err != nil && !errors.As(err, &unread) {
+		return usageError{err}
+	}
+	return err
 }
 
 // setKubelet reads the flags of the kubelet.

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"syscall"
 
+	"github.com/porthole-dev/porthole/internal/agent"
 	"github.com/porthole-dev/porthole/internal/check"
 	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/internal/query"
@@ -39,10 +40,14 @@ func whoHasIt(ctx context.Context, err error) error {
 		"lport": {strconv.Itoa(at.Port)}, "proto": {"tcp"}, "netns": {strconv.FormatUint(uint64(own), 10)},
 	})
 	call := check.Bind{Proto: tracer.TCP, Local: netip.AddrPortFrom(at.AddrPort().Addr().Unmap(), uint16(at.Port)), ReuseAddr: true}
+	flag := "web"
+	if errors.Is(err, agent.ErrListenAPI) {
+		flag = "api"
+	}
 	for _, row := range call.InTheWay(rows) {
 		if rowsErr == nil && len(row.Holders) > 0 {
 			h := &row.Holders[0]
-			return fmt.Errorf("%w: %s (pid %d) has it; porthole who %d says more, --web.listen-address takes another", err, identity.Safe(h.Comm), h.PID, at.Port)
+			return fmt.Errorf("%w: %s (pid %d) has it; porthole who %d says more, --%s.listen-address takes another", err, identity.Safe(h.Comm), h.PID, at.Port, flag)
 		}
 	}
 	return err

@@ -46,6 +46,8 @@ type Config struct {
 	Socket    string   // path
 	Listen    []string // TCP addresses of /metrics; none: on the socket alone
 	WebConfig string   // path of a web configuration file, for Listen; "": none
+	API       []string // TCP addresses of the API over TLS; none: on the socket alone
+	APIConfig string   // path of its configuration, as CheckAPIConfig wants it
 	History   int      // how many tenancies that ended to keep
 	// Store says where the history is kept on disk, with Dir "" nowhere; Connections which of them.
 	Store       store.Config
@@ -69,6 +71,7 @@ type Info struct {
 	Tier    tracer.Tier
 	Hooks   int      // attached
 	Metrics []string // URLs
+	API     []string // URLs
 	Socket  string
 }
 
@@ -106,6 +109,11 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	defer front.close()
+	remote, err := openAPI(cfg)
+	if err != nil {
+		return err
+	}
+	defer remote.close()
 
 	a := &agent{cfg: cfg, since: time.Now()}
 	a.names = identity.Load(func() ([]tracer.NetNS, error) { return a.tracer.NetNamespaces() })
@@ -160,11 +168,11 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	for _, what := range a.report.PartialView {
 		cfg.Log.Warn("not everything is seen", "what", what)
 	}
-	return a.serve(ctx, socket, front)
+	return a.serve(ctx, socket, front, remote)
 }
 
 // serve does everything at once until ctx ends or one thing fails.
-func (a *agent) serve(ctx context.Context, socket *socket, front *webFront) error {
+func (a *agent) serve(ctx context.Context, socket *socket, front *webFront, remote *apiFront) error {
 	ctx, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
 	var all sync.WaitGroup
@@ -182,7 +190,8 @@ func (a *agent) serve(ctx context.Context, socket *socket, front *webFront) erro
 	answers := api.New(api.Config{
 		Tracer: a.tracer, History: a.feed, Names: a.names, Report: a.report, Metrics: reg, Version: a.cfg.Version, Since: a.since, Log: a.cfg.Log,
 	})
-	inside := api.NewHTTP(answers.SocketHandler(), a.cfg.Log)
+	whole := answers.APIHandler()
+	inside, elsewhere := api.NewHTTP(whole, a.cfg.Log), remote.server(whole)
 	outside := front.servers(answers.WebHandler(), a.cfg.Log)
 	start("name cgroups", func() error { a.names.Cgroups.Run(ctx); return nil })
 	if kubelet := a.cfg.Kubelet; kubelet != nil {
@@ -205,10 +214,13 @@ func (a *agent) serve(ctx context.Context, socket *socket, front *webFront) erro
 	for i, server := range outside {
 		start("serve metrics", func() error { return front.serve(i, server, a.cfg.Log) })
 	}
-	start("watch", func() error { return a.watch(ctx, front.urls()) })
+	for _, l := range remote.listeners {
+		start("serve the API", func() error { return elsewhere.ServeTLS(l, "", "") })
+	}
+	start("watch", func() error { return a.watch(ctx, front.urls(), remote.urls()) })
 	<-ctx.Done()
 	// Every stream of events ends with the tracer.
-	end(append(outside, inside))
+	end(append(outside, inside, elsewhere))
 	all.Wait()
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
 		return cause

@@ -21,7 +21,7 @@ const (
 
 // watch tells systemd that the agent is ready, that it lives, as often as systemd
 // wants to hear it, and that it stops; and the log what was lost.
-func (a *agent) watch(ctx context.Context, metrics []string) error {
+func (a *agent) watch(ctx context.Context, metrics, remote []string) error {
 	watchdog, err := daemon.SdWatchdogEnabled(false)
 	if err != nil {
 		return fmt.Errorf("read WATCHDOG_USEC: %w", err)
@@ -40,7 +40,7 @@ func (a *agent) watch(ctx context.Context, metrics []string) error {
 		debug.FreeOSMemory() // what loading programs took
 	}
 	if a.cfg.Ready != nil {
-		a.cfg.Ready(Info{Tier: a.tracer.Tier(), Hooks: a.report.CountAttached(), Metrics: metrics, Socket: a.cfg.Socket})
+		a.cfg.Ready(Info{Tier: a.tracer.Tier(), Hooks: a.report.CountAttached(), Metrics: metrics, API: remote, Socket: a.cfg.Socket})
 	}
 	if err := notify(daemon.SdNotifyReady); err != nil {
 		return err

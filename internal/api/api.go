@@ -106,11 +106,12 @@ func (a *Server) ready() bool {
 	}
 }
 
-// WebHandler is what TCP has.
+// WebHandler is what Prometheus has over TCP.
 func (a *Server) WebHandler() http.Handler { return a.mux(nil) }
 
-// SocketHandler is what the unix socket has.
-func (a *Server) SocketHandler() http.Handler {
+// APIHandler is what the unix socket has, and who shows a certificate. Answers of all that it serves share their
+// bounds.
+func (a *Server) APIHandler() http.Handler {
 	lists := newAnswers(answerBytes)
 	return a.mux(map[string]handler{
 		"/v1/events":       a.events,

@@ -57,7 +57,7 @@ func TestAnswer(t *testing.T) {
 // Nothing can be asked for but to read.
 func TestOnlyGet(t *testing.T) {
 	a := &Server{cfg: Config{Log: slog.New(slog.DiscardHandler)}}
-	h := a.SocketHandler()
+	h := a.APIHandler()
 	for _, path := range []string{
 		"/", "/metrics", "/healthz", "/readyz", "/v1/events", "/v1/sockets", "/v1/ports/80", "/v1/headroom", "/v1/history", "/v1/status",
 	} {

@@ -52,7 +52,7 @@ func TestKernelEventsBegin(t *testing.T) {
 	}
 	names := identity.Load(tr.NetNamespaces)
 	t.Cleanup(func() { names.Cgroups.Close() })
-	server := httptest.NewServer(New(Config{Tracer: tr, Names: names, Log: slog.New(slog.DiscardHandler)}).SocketHandler())
+	server := httptest.NewServer(New(Config{Tracer: tr, Names: names, Log: slog.New(slog.DiscardHandler)}).APIHandler())
 	defer server.Close()
 	listen()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, server.URL+"/v1/events?event=listen&pid="+strconv.Itoa(os.Getpid()), nil)

@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"crypto/tls"
 	"log"
 	"log/slog"
 	"net"
@@ -72,11 +73,14 @@ func withConn(ctx context.Context, c net.Conn) context.Context {
 // hungUp tells whether the client has closed its end. The server sees that too, but not
 // of one that has sent more than its request.
 func hungUp(r *http.Request) bool {
-	c, ok := r.Context().Value(connKey{}).(*conn)
-	if !ok {
-		return false
+	c, _ := r.Context().Value(connKey{}).(net.Conn)
+	if over, ok := c.(*tls.Conn); ok {
+		c = over.NetConn()
 	}
-	s, ok := c.Conn.(syscall.Conn)
+	if placed, ok := c.(*conn); ok {
+		c = placed.Conn
+	}
+	s, ok := c.(syscall.Conn)
 	if !ok {
 		return false
 	}
