@@ -50,6 +50,13 @@ func waitLine(t *testing.T, lines lineWriter, prefix string) string {
 // port unless args say so.
 func startAgent(t *testing.T, args ...string) (socket string, stop func() int) {
 	t.Helper()
+	_, socket, stop = startAgentSaying(t, "", args...)
+	return socket, stop
+}
+
+// startAgentSaying is startAgent of one that says something first, on a line that begins with prefix; "": it does not.
+func startAgentSaying(t *testing.T, prefix string, args ...string) (said, socket string, stop func() int) {
+	t.Helper()
 	socket = filepath.Join(t.TempDir(), "porthole.sock")
 	errs := make(lineWriter, 64)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -79,6 +86,9 @@ func startAgent(t *testing.T, args ...string) (socket string, stop func() int) {
 			t.Errorf("the agent ends with %d", got)
 		}
 	})
+	if prefix != "" {
+		said = strings.TrimPrefix(waitLine(t, errs, prefix), prefix)
+	}
 	waitLine(t, errs, "socket: ")
 	go func() { // what else it says
 		for line := range errs {
@@ -88,7 +98,7 @@ func startAgent(t *testing.T, args ...string) (socket string, stop func() int) {
 			t.Logf("agent: %s", line)
 		}
 	}()
-	return socket, stop
+	return said, socket, stop
 }
 
 // overUnix is a client as curl --unix-socket is.

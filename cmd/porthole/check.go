@@ -90,6 +90,7 @@ func newCheck(e *env) *cobra.Command {
 	flags.BoolVar(&o.jsonRows, "json", false, "one JSON object; with a host, one a line for each address")
 	complete(cmd, e, &o.agent, "netns")
 	o.agent.add(cmd)
+	onlyHere(cmd, "porthole check --host HOST asks another")
 	return cmd
 }
 

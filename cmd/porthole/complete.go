@@ -24,7 +24,7 @@ const completeWithin = 500 * time.Millisecond
 // followed by a tab and a description. No file names are offered.
 func completed(list func(cmd *cobra.Command) []string) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, _ []string, typed string) ([]string, cobra.ShellCompDirective) {
-		if cmd.Flags().Changed(hostFlag) { // what is here is not there
+		if cmd.Flags().Changed(hostFlag) || cmd.Flags().Changed(urlFlag) { // what is here is not there
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
 		found := make(chan []string, 1)

@@ -61,6 +61,7 @@ func newFree(e *env) *cobra.Command {
 	flags.BoolVar(&o.hold, "hold", false, "pass the ports as sockets to the command after --")
 	flags.StringVar(&o.addr, "addr", "127.0.0.1", "with --hold: local `ADDRESS` of the sockets; :: means all")
 	flags.BoolVar(&o.row, "json", false, "one JSON object a line")
+	onlyHere(cmd, "porthole free --host HOST asks another")
 	return cmd
 }
 

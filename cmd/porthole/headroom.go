@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 
@@ -10,6 +11,7 @@ import (
 	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/internal/query"
 	"github.com/porthole-dev/porthole/internal/render"
+	"github.com/porthole-dev/porthole/internal/source"
 )
 
 type headroomOptions struct {
@@ -84,10 +86,10 @@ func runHeadroom(cmd *cobra.Command, e *env, o *headroomOptions) error {
 		return err
 	}
 	tellNote(e, answer.Note)
-	return writeHeadroom(e, o, answer.Rows)
+	return writeHeadroom(cmd.Context(), e, o, src, answer.Rows)
 }
 
-func writeHeadroom(e *env, o *headroomOptions, rows []render.Headroom) error {
+func writeHeadroom(ctx context.Context, e *env, o *headroomOptions, src source.Source, rows []render.Headroom) error {
 	out := bufio.NewWriterSize(e.stdout, 1<<16)
 	if o.jsonRows {
 		for i := range rows {
@@ -97,7 +99,10 @@ func writeHeadroom(e *env, o *headroomOptions, rows []render.Headroom) error {
 		}
 		return out.Flush()
 	}
-	names := identity.Load(nil)
+	names, err := src.Names(ctx)
+	if err != nil {
+		return err
+	}
 	defer names.Cgroups.Close()
 	if err := render.New(names).HeadroomText(out, wideOr(e.style, o.wide), rows, o.top); err != nil {
 		return err

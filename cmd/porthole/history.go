@@ -184,7 +184,7 @@ func (o *historyOptions) ask(ctx context.Context, e *env, q *query.History) (*so
 	if o.agent.local || e.unasked && !o.agent.named && !o.agent.ask {
 		return local.Past(ctx, q)
 	}
-	agent, err := source.Dial(o.agent.socket)
+	agent, err := o.agent.dial()
 	if err == nil {
 		return agent.Past(ctx, q)
 	}

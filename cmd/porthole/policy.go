@@ -17,6 +17,7 @@ import (
 	"github.com/porthole-dev/porthole/internal/policy"
 	"github.com/porthole-dev/porthole/internal/query"
 	"github.com/porthole-dev/porthole/internal/render"
+	"github.com/porthole-dev/porthole/internal/source"
 	"github.com/porthole-dev/porthole/tracer"
 )
 
@@ -115,24 +116,33 @@ func runPolicyCheck(ctx context.Context, e *env, o *policyOptions, file string) 
 	if err != nil {
 		return err
 	}
-	rows, err := listenersNow(ctx, e, &o.agent)
+	src, err := openWhole(e, &o.agent) // what cannot be seen cannot be allowed
 	if err != nil {
 		return err
 	}
+	rows, err := listenersNow(ctx, e, src)
+	if err != nil {
+		return err
+	}
+	names, err := src.Names(ctx)
+	if err != nil {
+		return err
+	}
+	defer names.Cgroups.Close()
 	var found []violation
 	for i := range rows {
 		s := &rows[i]
 		l := policy.Of(&s.Socket, s.exposed)
 		ok, rule, why := allowed.Check(&l)
 		if !ok {
-			found = append(found, violation{rule, why, l.Exposure(), s.StopCommands(), s.Socket})
+			found = append(found, violation{rule, why, l.Exposure(), render.New(names).StopCommands(&s.Socket), s.Socket})
 		}
 	}
 	for i := range found {
 		if o.jsonRows {
 			err = render.WriteJSON(e.stdout, &found[i])
 		} else {
-			_, err = e.style.Wrapper(e.stdout).Write(found[i].text())
+			_, err = e.style.Wrapper(e.stdout).Write(found[i].text(src.Elsewhere()))
 		}
 		if err != nil {
 			return err
@@ -151,11 +161,7 @@ type openListener struct {
 }
 
 // listenersNow are those of every namespace, ordered by port.
-func listenersNow(ctx context.Context, e *env, o *agentOptions) ([]openListener, error) {
-	src, err := openWhole(e, o) // what cannot be seen cannot be allowed
-	if err != nil {
-		return nil, err
-	}
+func listenersNow(ctx context.Context, e *env, src source.Source) ([]openListener, error) {
 	tellView(e, src.PartialView())
 	all, _, err := socketRows(ctx, e, src, query.Values{"listening": {"true"}})
 	if err != nil {
@@ -187,8 +193,8 @@ func socketKey(s *render.Socket) string {
 	return fmt.Sprint(s.Proto, s.LocalIP, s.LocalPort, s.Device, s.Index, s.NetNS, s.Cookie, s.Inode)
 }
 
-// text says a violation in words.
-func (v *violation) text() []byte {
+// text says a violation in words; elsewhere is where it is, if not here.
+func (v *violation) text(elsewhere string) []byte {
 	s := &v.Socket
 	var b bytes.Buffer
 	rule := ""
@@ -209,13 +215,21 @@ func (v *violation) text() []byte {
 	}
 	fmt.Fprintf(&b, "  %s, %s\n", who, since)
 	if len(v.Stop) > 0 {
-		fmt.Fprintf(&b, "  stop it: %s\n", strings.Join(v.Stop, "; "))
+		where := ""
+		if elsewhere != "" {
+			where = ", on " + elsewhere
+		}
+		fmt.Fprintf(&b, "  stop it%s: %s\n", where, strings.Join(v.Stop, "; "))
 	}
 	return b.Bytes()
 }
 
 func runPolicyInit(ctx context.Context, e *env, o *policyOptions) error {
-	rows, err := listenersNow(ctx, e, &o.agent)
+	src, err := openWhole(e, &o.agent) // what is not seen would not be allowed
+	if err != nil {
+		return err
+	}
+	rows, err := listenersNow(ctx, e, src)
 	if err != nil {
 		return err
 	}

@@ -75,6 +75,7 @@ func newRun(e *env) *cobra.Command {
 	flags.BoolVarP(&o.verbose, "verbose", "v", false, "also show every event as it happens, like tail")
 	flags.BoolVar(&o.jsonRows, "json", false, "one JSON object a line")
 	o.agent.add(cmd)
+	onlyHere(cmd, "on another: ssh HOST porthole run -- COMMAND")
 	return cmd
 }
 

@@ -14,6 +14,7 @@ import (
 
 	"github.com/porthole-dev/porthole/internal/doctor"
 	"github.com/porthole-dev/porthole/internal/render"
+	"github.com/porthole-dev/porthole/internal/source"
 	"github.com/porthole-dev/porthole/internal/testutil"
 	"github.com/porthole-dev/porthole/tracer"
 )
@@ -58,8 +59,8 @@ func screens(t *testing.T, style render.Style) map[string]string {
 		return a.text(e, time.Second)
 	})
 	take("wait", func(e *env) error {
-		w := &waiter{e: e, o: &waitOptions{timeout: 30 * time.Second}}
-		return w.tell(&waitAnswer{Proto: "tcp", LocalPort: 8443, Sockets: rows})
+		w := &waiter{e: e, o: &waitOptions{timeout: 30 * time.Second}, src: &source.Local{}}
+		return w.tell(t.Context(), &waitAnswer{Proto: "tcp", LocalPort: 8443, Sockets: rows})
 	})
 	take("run", func(e *env) error {
 		r := &recorder{o: &runOptions{}, out: e.stderr, style: e.errStyle, used: map[usedPort]int{

@@ -15,7 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/porthole-dev/porthole/internal/api"
-	"github.com/porthole-dev/porthole/internal/doctor"
 	"github.com/porthole-dev/porthole/internal/query"
 	"github.com/porthole-dev/porthole/internal/render"
 	"github.com/porthole-dev/porthole/internal/source"
@@ -213,7 +212,7 @@ func (p *eventPrinter) start() error {
 		begun := p.events.Begun()
 		tellView(p.e, begun.PartialView)
 		tellNote(p.e, begun.Note)
-		tellPIDs(doctor.PIDs(), p.e.notes())
+		tellPIDs(begun.PIDs, p.e.notes())
 		tellAttached(p.e, begun.Tier, begun.Hooks)
 	}
 	if p.o.jsonRows {

@@ -11,7 +11,6 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
-	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/internal/render"
 	"github.com/porthole-dev/porthole/internal/source"
 	"github.com/porthole-dev/porthole/internal/store"
@@ -92,13 +91,20 @@ func runTop(cmd *cobra.Command, e *env, o *topOptions, words []string) error {
 	if err != nil {
 		return err
 	}
-	names := identity.Load(nil)
+	names, err := src.Names(cmd.Context())
+	if err != nil {
+		return err
+	}
 	defer names.Cgroups.Close()
+	from := source.Name(src)
+	if o.agent.far.URL != "" {
+		from += " " + strings.Trim(strings.TrimPrefix(o.agent.far.URL, "https:"), "/")
+	}
 	e.endsItself()
 	return top.Run(cmd.Context(), top.Config{
-		Source: src, From: source.Name(src), Names: names, Filter: text, Interval: o.interval,
+		Source: src, From: from, Names: names, Reach: o.agent.words(), Filter: text, Interval: o.interval,
 		Color: e.style.Color, ASCII: !isUTF8(),
-		Partial: src.PartialView(), Foreign: src.PIDs(), Notes: notes.lines, In: in, Out: out,
+		Partial: src.PartialView(), Foreign: src.PIDs(), Elsewhere: src.Elsewhere(), Notes: notes.lines, In: in, Out: out,
 	})
 }
 

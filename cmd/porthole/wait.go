@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -113,21 +114,10 @@ func runWait(cmd *cobra.Command, e *env, o *waitOptions, words []string) error {
 	if err := w.parse(words); err != nil {
 		return err
 	}
-	where, err := openSpace(o.netns)
-	if err != nil {
-		return err
-	}
-	defer where.close()
-	for i := range w.ends {
-		if err := where.in(func() error { return needDevice(w.ends[i].Device) }); err != nil {
-			return err
-		}
-	}
-	if err := w.filters(cmd, where); err != nil {
-		return err
-	}
 	o.agent.within = o.timeout + answerWithin
-	if w.src, err = openSource(e, &o.agent); err != nil {
+	where, err := w.place(cmd)
+	defer where.close()
+	if err != nil {
 		return err
 	}
 	if !o.quiet {
@@ -158,7 +148,7 @@ func runWait(cmd *cobra.Command, e *env, o *waitOptions, words []string) error {
 				a.Sockets = w.known[i]
 			}
 		}
-		if err := w.tell(a); err != nil {
+		if err := w.tell(cmd.Context(), a); err != nil {
 			return err
 		}
 	}
@@ -166,6 +156,44 @@ func runWait(cmd *cobra.Command, e *env, o *waitOptions, words []string) error {
 		return errNo
 	}
 	return nil
+}
+
+// place finds the network namespace, and who is asked about it. Of a machine elsewhere that is the one that the
+// machine starts with, unless another is named, and whether it has a device is not looked at.
+func (w *waiter) place(cmd *cobra.Command) (where space, err error) {
+	if w.o.agent.far.URL != "" {
+		if w.src, err = openSource(w.e, &w.o.agent); err != nil {
+			return where, err
+		}
+		names, err := w.src.Names(cmd.Context())
+		if err != nil {
+			return where, err
+		}
+		defer names.Cgroups.Close()
+		wanted, err := names.NetNS.Want(cmp.Or(w.o.netns, identity.HostName))
+		if err != nil {
+			return where, &query.Wrong{Err: fmt.Errorf("netns: %w", err), Param: true}
+		}
+		id, err := wanted.ID()
+		if err != nil {
+			return where, err
+		}
+		where.inode = id.Inode
+		return where, w.filters(cmd, where)
+	}
+	if where, err = openSpace(w.o.netns); err != nil {
+		return where, err
+	}
+	for i := range w.ends {
+		if err := where.in(func() error { return needDevice(w.ends[i].Device) }); err != nil {
+			return where, err
+		}
+	}
+	if err := w.filters(cmd, where); err != nil {
+		return where, err
+	}
+	w.src, err = openSource(w.e, &w.o.agent)
+	return where, err
 }
 
 // parse reads the ports.
@@ -427,7 +455,7 @@ func forward(events source.Events, happened chan<- struct{}) error {
 }
 
 // tell writes how it ended.
-func (w *waiter) tell(a *waitAnswer) error {
+func (w *waiter) tell(ctx context.Context, a *waitAnswer) error {
 	switch {
 	case w.o.quiet:
 		return nil
@@ -466,7 +494,10 @@ func (w *waiter) tell(a *waitAnswer) error {
 		}
 	}
 	if n := len(a.Sockets); n > 0 {
-		names := identity.Load(nil)
+		names, err := w.src.Names(ctx)
+		if err != nil {
+			return err
+		}
 		defer names.Cgroups.Close()
 		if err := render.New(names).RowsText(out, w.e.inOneNetNS(), a.Sockets[:min(n, maxInTheWay)]); err != nil {
 			return err

@@ -119,6 +119,7 @@ func (a *Server) APIHandler() http.Handler {
 		"/v1/ports/{port}": lists.inTurn(a.port),
 		"/v1/headroom":     lists.inTurn(a.headroom),
 		"/v1/history":      lists.inTurn(a.history),
+		"/v1/namespaces":   lists.inTurn(a.namespaces),
 		"/v1/status":       a.status,
 	})
 }

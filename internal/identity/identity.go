@@ -27,6 +27,10 @@ type Names struct {
 	// Behind finds who has an address and port that is reached from a namespace, in another one:
 	// in netns, if that is not 0; see Behind. nil: it is not looked for.
 	Behind func(proto tracer.Proto, to netip.AddrPort, from NetNS, netns uint32) []tracer.Socket
+	// User names users; nil: as of UserName.
+	User func(uid uint32) string
+	// Elsewhere is the machine that all of this is about, in words, where that is not this one; "": it is.
+	Elsewhere string
 	// Partial: sockets are read with the rights of an ordinary user, to whom not all is told.
 	Partial bool
 }
@@ -60,6 +64,14 @@ func Load(living func() ([]tracer.NetNS, error)) *Names {
 func (n *Names) Follow(t *tracer.Tracer) {
 	n.Device, n.Cgroups.InUse = t.DeviceName, t.Cgroups
 	t.OnCgroup(n.Cgroups.Made)
+}
+
+// UserName is the name of a user, or his number, so that it can be shown on a terminal.
+func (n *Names) UserName(uid uint32) string {
+	if n.User != nil {
+		return n.User(uid)
+	}
+	return UserName(uid)
 }
 
 // DeviceOrIndex is the name of a device, or where that is not known its index.

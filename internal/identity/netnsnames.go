@@ -3,7 +3,6 @@ package identity
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -38,6 +37,7 @@ type dirNames struct {
 	files      map[string]netNSFile
 	byCookie   map[uint64]string
 	byInode    map[uint32]string
+	all        []NetNS // every namespace there is, where these names were told
 }
 
 // netNSFile refers to a network namespace by a name, or to something else: id is zero then.
@@ -71,21 +71,35 @@ func newNetNSNames(dir string, living func() ([]NetNS, error)) *NetNSNames {
 	return n
 }
 
-// FixedNetNSNames returns names that do not change, of the only namespaces there are. host 0: not
-// known.
+// FixedNetNSNames returns names that change by Tell alone, of the only namespaces there are, as Tell has
+// them. host 0: not known.
 func FixedNetNSNames(host uint32, byID map[NetNS]string) *NetNSNames {
-	n := newNetNSNames("", func() ([]NetNS, error) { return append(slices.Collect(maps.Keys(byID)), NetNS{Inode: host}), nil })
+	n := newNetNSNames("", nil)
+	n.living = func() ([]NetNS, error) { return n.now.Load().all, nil }
 	n.host = host
+	n.Tell(byID)
+	return n
+}
+
+// Tell replaces the names of FixedNetNSNames; "": that namespace has none.
+func (n *NetNSNames) Tell(byID map[NetNS]string) {
 	now := &dirNames{start: future, end: future, files: make(map[string]netNSFile), byCookie: make(map[uint64]string), byInode: make(map[uint32]string)}
 	for id, name := range byID {
-		now.add(name, netNSFile{id: id})
+		if now.all = append(now.all, id); name != "" {
+			now.add(name, netNSFile{id: id})
+		}
 	}
+	now.all = append(now.all, NetNS{Inode: n.host})
 	n.now.Store(now)
-	return n
 }
 
 // future is later than whatever is asked about.
 var future = time.Unix(1<<40, 0)
+
+// Known tells whether a namespace is among those that Tell has told of.
+func (n *NetNSNames) Known(id NetNS) bool {
+	return slices.ContainsFunc(n.now.Load().all, func(told NetNS) bool { return told.Is(id) })
+}
 
 // IsHost tells whether a namespace is the machine's own.
 func (n *NetNSNames) IsHost(id NetNS) bool { return id.Inode == n.host }
@@ -93,7 +107,7 @@ func (n *NetNSNames) IsHost(id NetNS) bool { return id.Inode == n.host }
 // Name is what a namespace was called at a time, "" if it had no name.
 func (n *NetNSNames) Name(id NetNS, at time.Time) string {
 	if n.host != 0 && n.IsHost(id) {
-		return hostName
+		return HostName
 	}
 	now := n.at(id, at)
 	if name := now.byCookie[id.Cookie]; name != "" && id.Cookie != 0 {
@@ -112,7 +126,8 @@ func (n *NetNSNames) Name(id NetNS, at time.Time) string {
 	return ""
 }
 
-const hostName = "host"
+// HostName is what the machine's own network namespace is called.
+const HostName = "host"
 
 // has tells whether a namespace is that of the file, or was at a time.
 func (f netNSFile) has(id NetNS, at time.Time) bool {
@@ -126,7 +141,7 @@ func (f netNSFile) has(id NetNS, at time.Time) bool {
 
 // called tells whether a namespace had a name at a time.
 func (n *NetNSNames) called(name string, id NetNS, at time.Time) bool {
-	if name == hostName {
+	if name == HostName {
 		return n.IsHost(id)
 	}
 	now := n.at(id, at)
@@ -194,7 +209,7 @@ func (n *NetNSNames) read(last *dirNames) *dirNames {
 	}
 	for _, e := range entries {
 		name := e.Name()
-		if name == hostName {
+		if name == HostName {
 			continue // which is another's
 		}
 		f, err := n.look(filepath.Join(n.dir, name), last.files[name])
@@ -283,7 +298,7 @@ func (w WantedNetNS) ID() (NetNS, error) {
 	switch {
 	case w.name == "":
 		return w.id, nil
-	case w.name == hostName:
+	case w.name == HostName:
 		return NetNS{Inode: w.names.host}, nil
 	}
 	id := w.names.read(w.names.now.Load()).files[w.name].id
@@ -311,7 +326,7 @@ func (n *NetNSNames) Want(word string) (WantedNetNS, error) {
 	if err := CheckNetNS(word); err != nil {
 		return WantedNetNS{}, err
 	}
-	if word == hostName {
+	if word == HostName {
 		if n.host == 0 {
 			return WantedNetNS{}, fmt.Errorf("network namespace %q: %w: process 1 may not be asked", word, ErrNotPermitted)
 		}

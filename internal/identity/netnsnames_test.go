@@ -293,3 +293,19 @@ func TestNamesFixed(t *testing.T) {
 		t.Error("blue is not what is called so")
 	}
 }
+
+// What is told replaces what was told before; namespaces without a name are there, and are asked for by number.
+func TestNamesTold(t *testing.T) {
+	n := FixedNetNSNames(1, map[NetNS]string{{2, 20}: "blue", {3, 30}: ""})
+	if id := must(must(n.Want("3"))(t).ID())(t); id != (NetNS{3, 30}) || !n.Known(id) || !n.Known(NetNS{1, 10}) || n.Known(NetNS{3, 31}) {
+		t.Errorf("3 is %+v", id)
+	}
+	wantName(t, n, NetNS{3, 30}, "")
+	n.Tell(map[NetNS]string{{3, 30}: "red"})
+	wantName(t, n, NetNS{3, 30}, "red")
+	wantName(t, n, NetNS{2, 20}, "")
+	wantName(t, n, NetNS{1, 10}, "host")
+	if _, err := n.Want("blue"); !errors.Is(err, ErrNoNetNS) {
+		t.Errorf("what is not there any more: %v", err)
+	}
+}

@@ -108,7 +108,7 @@ func (n Renderer) HeadroomText(w io.Writer, style Style, rows []Headroom, top in
 	idle := func(ns identity.NetNS) bool { return !slices.ContainsFunc(of[ns], Headroom.inUse) }
 	shown := slices.DeleteFunc(slices.Clone(spaces), func(ns identity.NetNS) bool { return len(spaces) > 1 && !n.NetNS.IsHost(ns) && idle(ns) })
 	for i, ns := range shown {
-		t := spaceText{out: w, w: style.Wrapper(w), style: style, name: n.spaceName(ns, now, whose(of[ns])), rows: of[ns], top: top}
+		t := spaceText{out: w, w: style.Wrapper(w), style: style, elsewhere: n.Elsewhere, name: n.spaceName(ns, now, whose(of[ns])), rows: of[ns], top: top}
 		if i > 0 {
 			t.printf("\n")
 		}
@@ -149,6 +149,8 @@ type spaceText struct {
 	rows  []Headroom
 	top   int
 	err   error
+
+	elsewhere string // as of identity.Names
 }
 
 func (t *spaceText) printf(format string, args ...any) {
@@ -183,6 +185,14 @@ func (t *spaceText) write() {
 	lines := advice(t.rows)
 	if !failing {
 		lines = append(remedies(t.rows), lines...)
+	}
+	t.advise(lines)
+}
+
+// advise writes what helps, and where commands are to be given, if not here.
+func (t *spaceText) advise(lines []string) {
+	if len(lines) > 0 && t.elsewhere != "" {
+		t.printf("  on %s:\n", t.elsewhere)
 	}
 	for _, line := range lines {
 		t.printf("  * %s\n", line)
@@ -234,9 +244,7 @@ func (t *spaceText) failing() bool {
 	if binds > 0 {
 		t.printf("  bind() to port 0 fails, too (EADDRINUSE)\n")
 	}
-	for _, line := range remedies(t.rows) {
-		t.printf("  * %s\n", line)
-	}
+	t.advise(remedies(t.rows))
 	t.printf("\n")
 	return true
 }

@@ -480,7 +480,7 @@ func (w *portWriter) user(uid uint32) string {
 	if name, ok := w.users[uid]; ok {
 		return name
 	}
-	name := identity.UserName(uid)
+	name := w.names.UserName(uid)
 	w.users[uid] = name
 	return name
 }
@@ -524,7 +524,11 @@ func (f *Forward) byChance() bool { return slices.Contains(f.When, "random") }
 // sends says where rules of NAT lead, to one of several.
 func (w *portWriter) sends(several []Forward) {
 	f := &several[0]
-	head := fmt.Sprintf("nothing listens on %d/%s here, but ", w.port.Port, f.Proto)
+	where := "here"
+	if w.names.Elsewhere != "" {
+		where = "there"
+	}
+	head := fmt.Sprintf("nothing listens on %d/%s %s, but ", w.port.Port, f.Proto, where)
 	if w.heldHere(f.Proto) {
 		head = fmt.Sprintf("%d/%s  ", w.port.Port, f.Proto)
 	}
@@ -792,8 +796,12 @@ func (w *portWriter) about(p *Port, protos []string) {
 		identity.SystemPort: "system (0-1023)", identity.RegisteredPort: "registered (1024-49151)", identity.DynamicPort: "dynamic (49152-65535)",
 	}
 	text := fmt.Sprintf("%d: %s", p.Port, ranges[p.Range])
-	for _, proto := range protos {
-		if name := w.names.Services.Name(p.Port, proto == tracer.UDP.String()); name != "" {
+	for i, proto := range protos {
+		name := w.names.Services.Name(p.Port, proto == tracer.UDP.String())
+		if w.names.Elsewhere != "" && i == 0 {
+			name = p.Service // as it is called there
+		}
+		if name != "" {
 			text += fmt.Sprintf("; %s/%s", identity.Safe(name), proto)
 		}
 	}
@@ -803,6 +811,9 @@ func (w *portWriter) about(p *Port, protos []string) {
 		in = "inside"
 	}
 	whose := "this machine's ephemeral range"
+	if w.names.Elsewhere != "" {
+		whose = "that machine's ephemeral range"
+	}
 	if id := (identity.NetNS{Inode: p.NetNS, Cookie: p.Cookie}); p.Where != "" && p.NetNS != 0 && !w.names.NetNS.IsHost(id) {
 		whose = "the ephemeral range of network namespace " + w.names.NetNSName(id, w.now) + ","
 	}
@@ -976,7 +987,7 @@ func (w *portWriter) stopGroup(s *Socket, holders []*Holder) {
 			return
 		}
 		if f.By == "docker-proxy" || f.By == "dockerd" {
-			w.printf("  stop it: stop its container, see docker ps --filter publish=%d\n", w.port.Port)
+			w.printf("  stop it%s: stop its container, see docker ps --filter publish=%d\n", w.onWhich(), w.port.Port)
 			return
 		}
 	}
@@ -1007,7 +1018,7 @@ func (w *portWriter) stop(holders []*Holder, commands ...string) {
 			}
 		case h.Comm == "systemd" && len(commands) > 0: // which listens for the unit
 		case h.Comm == "systemd" && h.PID == 1:
-			w.printf("  systemd listens for a socket unit; which one: systemctl list-sockets\n")
+			w.printf("  systemd listens for a socket unit; which one%s: systemctl list-sockets\n", w.onWhich())
 		default:
 			pids = append(pids, strconv.Itoa(int(h.PID)))
 		}
@@ -1040,15 +1051,22 @@ func commonParent(holders []*Holder) uint32 {
 	return 0
 }
 
+// onWhich says on which machine a command is to be given, where that is not the one where it is read.
+func (w *portWriter) onWhich() string {
+	switch {
+	case w.names.Elsewhere != "":
+		return ", on " + w.names.Elsewhere
+	case w.port.OnHost:
+		return ", on the host"
+	}
+	return ""
+}
+
 func (w *portWriter) advise(commands ...string) {
 	if len(commands) == 0 {
 		return
 	}
-	where := "stop it: "
-	if w.port.OnHost {
-		where = "stop it, on the host: "
-	}
-	w.printf("  %s%s\n", where, strings.Join(commands, "; "))
+	w.printf("  stop it%s: %s\n", w.onWhich(), strings.Join(commands, "; "))
 }
 
 // stopPlace is the command that stops what a process belongs to, and who has to give it; "" where none
@@ -1080,8 +1098,8 @@ func (w *portWriter) stopPlace(p *Place) string {
 
 // StopCommands are the commands that stop who has a socket, as far as it is known what it belongs to; else
 // those that end its holders, if they are few.
-func (s *Socket) StopCommands() []string {
-	w := portWriter{users: make(map[uint32]string)}
+func (n Renderer) StopCommands(s *Socket) []string {
+	w := portWriter{names: n, users: make(map[uint32]string)}
 	if s.SocketUnit != "" {
 		return []string{w.stopUnit(s.SocketUnit, s.UnitUser)}
 	}

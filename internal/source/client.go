@@ -18,10 +18,12 @@ import (
 	"github.com/porthole-dev/porthole/internal/query"
 )
 
-// client asks the agent on a socket.
+// client asks an agent.
 type client struct {
-	socket string
-	http   http.Client
+	where string // it is, of errors
+	base  string // of URLs
+	far   *far   // which it is; nil: that on a socket of this machine
+	http  http.Client
 }
 
 // response is what the agent says: an object, or objects a line each. The caller
@@ -73,7 +75,7 @@ func dial(socket string, within time.Duration) (*Remote, error) {
 const readAtOnce = 64 << 10
 
 func newClient(socket string) *client {
-	return &client{socket: socket, http: http.Client{Transport: &http.Transport{
+	return &client{where: "on " + socket, base: "http://porthole", http: http.Client{Transport: &http.Transport{
 		DialContext:           func(ctx context.Context, _, _ string) (net.Conn, error) { return connect(ctx, socket) },
 		DisableCompression:    true,
 		ResponseHeaderTimeout: firstByteWithin,
@@ -100,7 +102,7 @@ func connect(ctx context.Context, socket string) (net.Conn, error) {
 
 // do sends a request: what is path and query.
 func (c *client) do(ctx context.Context, what string) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://porthole"+what, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.base+what, nil)
 	if err != nil {
 		return nil, fmt.Errorf("ask the agent: %w", err)
 	}
@@ -113,17 +115,27 @@ func (c *client) do(ctx context.Context, what string) (*http.Response, error) {
 	switch {
 	case err == nil:
 		return resp, nil
+	case c.far != nil && ctx.Err() == nil:
+		err = c.far.explain(ctx, err)
 	case errors.As(err, &names): // the socket
 		return nil, fmt.Errorf("ask the agent: %w", err)
 	}
-	return nil, fmt.Errorf("ask the agent on %s: %w", c.socket, err)
+	return nil, fmt.Errorf("ask the agent %s: %w", c.where, err)
+}
+
+// silent is the error of an agent that does not answer.
+func (c *client) silent() error {
+	if c.far != nil {
+		return errNoAnswer
+	}
+	return ErrSilent
 }
 
 // get asks for a path with parameters. What the agent does not accept is a *query.Wrong.
 func (c *client) get(ctx context.Context, path string, values query.Values) (*response, error) {
 	resp, err := c.do(ctx, path+"?"+query.Encode(values).Encode())
 	if timeout := net.Error(nil); errors.As(err, &timeout) && timeout.Timeout() && ctx.Err() == nil {
-		return nil, fmt.Errorf("ask the agent on %s: %w within %v", c.socket, ErrSilent, firstByteWithin)
+		return nil, fmt.Errorf("ask the agent %s: %w within %v", c.where, c.silent(), firstByteWithin)
 	} else if err != nil {
 		return nil, err
 	}
@@ -131,7 +143,7 @@ func (c *client) get(ctx context.Context, path string, values query.Values) (*re
 		defer resp.Body.Close()
 		var refused api.Refusal
 		if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&refused); err != nil {
-			return nil, fmt.Errorf("ask the agent on %s: %s: %w", c.socket, resp.Status, err)
+			return nil, fmt.Errorf("ask the agent %s: %s: %w", c.where, resp.Status, err)
 		}
 		err := fmt.Errorf("the agent: %s", refused.Error)
 		if resp.StatusCode == http.StatusBadRequest {

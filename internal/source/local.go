@@ -32,6 +32,12 @@ func (l *Local) PartialView() []string { return doctor.View() }
 // PIDs implements Source.
 func (l *Local) PIDs() string { return doctor.PIDs() }
 
+// Elsewhere implements Source.
+func (l *Local) Elsewhere() string { return "" }
+
+// Names implements Source.
+func (l *Local) Names(context.Context) (*identity.Names, error) { return identity.Load(nil), nil }
+
 // Partial implements Source.
 func (l *Local) Partial() bool { return false }
 
@@ -340,7 +346,7 @@ type localEvents struct {
 
 // Begun implements Events.
 func (s *localEvents) Begun() Begun {
-	b := Begun{Tier: s.t.Tier(), PartialView: doctor.ViewOf(s.t), Note: s.q.Note(s.names.Cgroups)}
+	b := Begun{Tier: s.t.Tier(), PartialView: doctor.ViewOf(s.t), PIDs: doctor.PIDs(), Note: s.q.Note(s.names.Cgroups)}
 	for _, h := range s.t.Hooks() {
 		if h.Attached {
 			b.Hooks++

@@ -32,6 +32,7 @@ const soonWithin = time.Second
 // Choice is what decides who is asked.
 type Choice struct {
 	Ask    Ask
+	Far    *Far              // an agent elsewhere, which then is asked and nobody else; nil: none
 	Socket string            // of the agent; "": there is none
 	Kernel *Local            // how the kernel is asked
 	Cannot error             // why the kernel cannot be; nil: it can
@@ -44,6 +45,9 @@ type Choice struct {
 // this process, and where it fails the kernel, if that can be asked; with Less it is a User where
 // neither can. Else the error wraps Cannot then.
 func Open(c Choice) (Source, error) {
+	if c.Far != nil {
+		return openFar(c)
+	}
 	if c.Ask == AskKernel || c.Ask == AskAny && c.Socket == "" {
 		return kernel(c)
 	}
@@ -79,6 +83,18 @@ func Open(c Choice) (Source, error) {
 		c.Tell(fmt.Sprintf("%v: querying the kernel", err))
 	}
 	return kernel(c)
+}
+
+func openFar(c Choice) (Source, error) {
+	within := aliveWithin
+	if c.Within > 0 {
+		within = min(within, c.Within)
+	}
+	agent, err := dialFar(*c.Far, within)
+	if err != nil {
+		return nil, err // no Source that holds a nil
+	}
+	return agent, nil
 }
 
 func kernel(c Choice) (Source, error) {

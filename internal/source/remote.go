@@ -27,7 +27,28 @@ type Remote struct {
 func (r *Remote) PartialView() []string { return r.partialView }
 
 // PIDs implements Source.
-func (r *Remote) PIDs() string { return doctor.PIDs() }
+func (r *Remote) PIDs() string {
+	if r.client.far != nil {
+		return ""
+	}
+	return doctor.PIDs()
+}
+
+// Elsewhere implements Source.
+func (r *Remote) Elsewhere() string {
+	if r.client.far != nil {
+		return r.client.far.machine()
+	}
+	return ""
+}
+
+// Names implements Source.
+func (r *Remote) Names(ctx context.Context) (*identity.Names, error) {
+	if r.client.far != nil {
+		return r.client.far.namesOf(ctx, r.client)
+	}
+	return identity.Load(nil), nil
+}
 
 // Partial implements Source.
 func (r *Remote) Partial() bool { return false }
@@ -62,14 +83,19 @@ func (a *response) Note() string { return a.note }
 
 // Sockets implements Source.
 func (r *Remote) Sockets(ctx context.Context, q *query.Sockets) (SocketsAnswer, error) {
+	r.renew(ctx)
 	a, err := r.client.get(ctx, "/v1/sockets", q.Values())
 	if err != nil {
 		return nil, err
 	}
-	return remoteSockets{a}, nil
+	return remoteSockets{a, r, ctx}, nil
 }
 
-type remoteSockets struct{ *response }
+type remoteSockets struct {
+	*response
+	from *Remote
+	ctx  context.Context
+}
 
 // Undated implements SocketsAnswer.
 func (a remoteSockets) Undated() int {
@@ -96,7 +122,10 @@ func (a remoteSockets) Text(w io.Writer, style render.Style) error {
 	if err != nil {
 		return err
 	}
-	names := identity.Load(nil)
+	names, err := a.from.Names(a.ctx)
+	if err != nil {
+		return err
+	}
 	defer names.Cgroups.Close()
 	return render.New(names).RowsText(w, style, rows)
 }
@@ -107,13 +136,15 @@ func (r *Remote) Port(ctx context.Context, q query.Port) (PortAnswer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &remotePort{response: a, q: q}, nil
+	return &remotePort{response: a, q: q, from: r, ctx: ctx}, nil
 }
 
 type remotePort struct {
 	*response
 	held
-	q query.Port
+	q    query.Port
+	from *Remote
+	ctx  context.Context
 }
 
 func (a *remotePort) JSON(w io.Writer) error {
@@ -127,10 +158,15 @@ func (a *remotePort) Text(w io.Writer, style render.Style) error {
 	if err := json.NewDecoder(a.response).Decode(&answer); err != nil {
 		return badAnswer(err)
 	}
-	answer.Where, answer.OnHost = a.q.Where(), doctor.PIDs() != ""
-	a.readNAT(&answer)
+	answer.Where, answer.OnHost = a.q.Where(), a.from.PIDs() != ""
+	if a.from.client.far == nil {
+		a.readNAT(&answer)
+	}
 	a.is = answer.Held()
-	names := identity.Load(nil)
+	names, err := a.from.Names(a.ctx)
+	if err != nil {
+		return err
+	}
 	defer names.Cgroups.Close()
 	return render.New(names).PortText(w, style, &answer)
 }
@@ -157,6 +193,7 @@ func (r *Remote) Headroom(ctx context.Context, q *query.Headroom) (*Headroom, er
 	if err != nil {
 		return nil, err
 	}
+	r.renew(ctx)
 	a, err := r.client.get(ctx, "/v1/headroom", values)
 	if err != nil {
 		return nil, err
@@ -227,13 +264,17 @@ func (r *Remote) Events(ctx context.Context, q *query.Events) (Events, error) {
 	if err != nil {
 		return nil, err
 	}
-	a, err := r.client.get(ctx, "/v1/events", q.Values())
+	names, err := r.Names(ctx)
 	if err != nil {
 		return nil, err
 	}
+	a, err := r.client.get(ctx, "/v1/events", q.Values())
+	if err != nil {
+		return nil, errors.Join(err, names.Cgroups.Close())
+	}
 	return &remoteEvents{
-		ctx: ctx, body: a, in: bufio.NewReaderSize(a, 1<<16), names: identity.Load(nil),
-		begun: Begun{Tier: report.status.Tier, Hooks: report.status.CountAttached(), PartialView: r.partialView, Note: a.note},
+		ctx: ctx, body: a, in: bufio.NewReaderSize(a, 1<<16), names: names, from: r,
+		begun: Begun{Tier: report.status.Tier, Hooks: report.status.CountAttached(), PartialView: r.partialView, PIDs: r.PIDs(), Note: a.note},
 	}, nil
 }
 
@@ -243,6 +284,7 @@ type remoteEvents struct {
 	body  io.Closer
 	in    *bufio.Reader
 	names *identity.Names
+	from  *Remote
 	begun Begun
 
 	line    []byte // valid until the next is read
@@ -323,7 +365,19 @@ func (s *remoteEvents) AppendText(b []byte, style render.Style) ([]byte, error) 
 	if err := s.Row(&row); err != nil {
 		return b, err
 	}
+	s.nameNetNS(&row)
 	return append(append(b, render.New(s.names).EventLine(style, &row)...), '\n'), nil
+}
+
+// nameNetNS has the name of a namespace asked for that an agent elsewhere has not told of: it may be new.
+func (s *remoteEvents) nameNetNS(row *render.Event) {
+	id := identity.NetNS{Inode: row.NetNS, Cookie: row.Cookie}
+	if s.from.client.far == nil || s.names.NetNS.Known(id) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(s.ctx, lookWithin)
+	defer cancel()
+	s.from.renew(ctx)
 }
 
 // End implements Events.

@@ -8,6 +8,7 @@ import (
 	"io"
 
 	"github.com/porthole-dev/porthole/internal/api"
+	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/internal/query"
 	"github.com/porthole-dev/porthole/internal/render"
 	"github.com/porthole-dev/porthole/tracer"
@@ -19,8 +20,14 @@ type Source interface {
 	// PartialView is what of the machine is not seen, one sentence each.
 	PartialView() []string
 	// PIDs says whose process numbers are in answers, "" where they are those that this process
-	// has for them.
+	// has for them, or those of the machine elsewhere.
 	PIDs() string
+	// Elsewhere is the machine that answers are about, in words, where that is not this one; "": it is. Nothing of this
+	// machine is to be taken for that one's: no process, no name, no setting.
+	Elsewhere() string
+	// Names are what things are called on the machine that answers are about, from then on or, of one elsewhere, as
+	// of the last answer. The caller closes their Cgroups.
+	Names(ctx context.Context) (*identity.Names, error)
 	// Partial tells whether answers have only what an ordinary user may know.
 	Partial() bool
 	// Sockets answers with the sockets there are.
@@ -123,6 +130,7 @@ type Begun struct {
 	Tier        tracer.Tier
 	Hooks       int // attached
 	PartialView []string
+	PIDs        string // as of a Source
 	Note        string // as that of an Answer
 }
 

@@ -40,6 +40,12 @@ func (u *User) PartialView() []string {
 // PIDs implements Source: those of /proc are of this process's namespace.
 func (u *User) PIDs() string { return "" }
 
+// Elsewhere implements Source.
+func (u *User) Elsewhere() string { return "" }
+
+// Names implements Source.
+func (u *User) Names(context.Context) (*identity.Names, error) { return identity.Load(nil), nil }
+
 // Partial implements Source.
 func (u *User) Partial() bool { return true }
 

@@ -148,13 +148,13 @@ func (m *model) commandOf() (string, error) {
 		if !m.cfg.Names.NetNS.IsHost(r.netns) {
 			words = append(words, "--netns", space(m.cfg.Names.NetNS.Name(r.netns, time.Now()), r.netns))
 		}
-		return command(words...), nil
+		return command(append(words, m.cfg.Reach...)...), nil
 	}
 	_, words, err := m.portOf()
 	if err != nil {
 		return "", err
 	}
-	return command(words...), nil
+	return command(append(words, m.cfg.Reach...)...), nil
 }
 
 // end asks whether to end a process that has the port.
@@ -177,6 +177,9 @@ func (m *model) end() tea.Cmd {
 	switch {
 	case len(all) == 0:
 		m.fail(errors.New("no process is known to have it"))
+		return nil
+	case m.cfg.Elsewhere != "":
+		m.fail(errors.New("end it there: it is on " + m.cfg.Elsewhere))
 		return nil
 	case m.cfg.Foreign != "":
 		m.fail(errors.New(m.cfg.Foreign))

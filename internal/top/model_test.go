@@ -614,6 +614,31 @@ func TestCopy(t *testing.T) {
 	}
 }
 
+// Of a machine elsewhere no process of this one is ended that has the same number, a command that is copied asks that
+// machine, and help says whose all of it is.
+func TestElsewhere(t *testing.T) {
+	s := newScreen(t, Config{Elsewhere: "the agent's machine (web1:9656)", Reach: []string{"--agent.url", "https://web1:9656"}})
+	s.answerPorts(machine(t)...)
+	if s.press("K") != nil {
+		t.Error("a process is looked for")
+	}
+	s.has("end it there: it is on the agent's machine (web1:9656)")
+	for _, c := range []struct{ view, want string }{
+		{"1", "porthole who 22/tcp --agent.url https://web1:9656"},
+		{"2", "porthole headroom --to 203.0.113.80:443 --from 192.0.2.7 --agent.url https://web1:9656"},
+	} {
+		s.press(c.view)
+		s.answerConns(destinations(t)...)
+		s.press("home")
+		if got, err := s.commandOf(); err != nil || got != c.want {
+			t.Errorf("view %s: %q, %v; want %q", c.view, got, err, c.want)
+		}
+	}
+	s.size(80, 60)
+	s.press("?")
+	s.has("All of it is of the agent's machine (web1:9656), where its processes are ended")
+}
+
 // A terminal that is too small says so; one that shrinks keeps the line that is chosen on the screen.
 func TestResize(t *testing.T) {
 	s := newScreen(t, Config{})

@@ -383,6 +383,9 @@ func helpText(m *model) []string {
 		"destination is taken; at 100% connect() fails.",
 		"The screen is read again every " + m.cfg.Interval.String() + ", less often where that takes long.",
 	}
+	if m.cfg.Elsewhere != "" {
+		text = append(text, "All of it is of "+m.cfg.Elsewhere+", where its processes are ended, too.")
+	}
 	notes := m.cfg.Partial
 	if m.cfg.Foreign != "" {
 		notes = append([]string{m.cfg.Foreign}, notes...)

@@ -19,7 +19,10 @@ import (
 // Config says what is shown, and where.
 type Config struct {
 	Source source.Source
-	Names  *identity.Names // of this machine
+	Names  *identity.Names // of the machine that is shown
+	// Elsewhere is that machine, as of source.Source; Reach are words of a command that have it asked.
+	Elsewhere string
+	Reach     []string
 	// Filter is what is shown at first, as it is typed.
 	Filter string
 	// Interval is how often what is shown is read again, at most: reading takes a tenth of a processor
