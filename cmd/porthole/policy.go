@@ -116,6 +116,9 @@ func runPolicyCheck(ctx context.Context, e *env, o *policyOptions, file string) 
 	if err != nil {
 		return err
 	}
+	if name := allowed.NamedUser(); name != "" && o.agent.far.URL != "" {
+		return usagef("%s: uid: %q: want a number with --%s: the names of users are those of this machine", identity.Safe(file), name, urlFlag)
+	}
 	src, err := openWhole(e, &o.agent) // what cannot be seen cannot be allowed
 	if err != nil {
 		return err

@@ -58,6 +58,16 @@ type rule struct {
 	uid       uint32
 }
 
+// NamedUser is the first user that a rule has by his name on this machine, not by his number; "": none does.
+func (p *Policy) NamedUser() string {
+	for i := range p.rules {
+		if _, err := strconv.ParseUint(p.rules[i].UID, 10, 32); p.rules[i].UID != "" && err != nil {
+			return p.rules[i].UID
+		}
+	}
+	return ""
+}
+
 // Listener is what rules are compared with. Container and Pod are nil where it runs in none.
 type Listener struct {
 	Proto    string

@@ -146,7 +146,11 @@ func dialFar(to Far, within time.Duration) (*Remote, error) {
 	if resp.StatusCode != http.StatusOK || err != nil || status.Version == "" {
 		return nil, fmt.Errorf("ask the agent %s: who answers there is no agent, or does not serve the API on that port (%s)", f, resp.Status)
 	}
-	return &Remote{client: c, partialView: status.PartialView}, nil
+	r := &Remote{client: c}
+	for _, sentence := range status.PartialView { // which may say what is to be done there
+		r.partialView = append(r.partialView, f.machine()+": "+sentence)
+	}
+	return r, nil
 }
 
 // explain says why an agent elsewhere cannot be asked.

@@ -50,7 +50,7 @@ func farAgent(t *testing.T, ca *testutil.CA, edit func(*x509.Certificate), h htt
 func agentWith(answers map[string]string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/v1/status" {
-			io.WriteString(w, `{"version":"1"}`)
+			io.WriteString(w, `{"version":"1","ok":true,"partial_view":["mount something"]}`)
 			return
 		}
 		answer, ok := answers[r.URL.Path]
@@ -221,9 +221,22 @@ func TestFarNothingLocal(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if there := src.Elsewhere(); there != "the agent's machine ("+strings.TrimPrefix(to.URL, "https://")+")" || src.PIDs() != "" {
+	machine := "the agent's machine (" + strings.TrimPrefix(to.URL, "https://") + ")"
+	if there := src.Elsewhere(); there != machine || src.PIDs() != "" {
 		t.Errorf("it is %q, pids are %q", there, src.PIDs())
 	}
+	if view := src.PartialView(); len(view) != 1 || view[0] != machine+": mount something" {
+		t.Errorf("what is not seen there: %q", view)
+	}
+	report, err := src.Report(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var text bytes.Buffer
+	if err := report.Text(&text, render.Style{}); err != nil || !strings.HasPrefix(text.String(), "on "+machine+":\nporthole works here") {
+		t.Errorf("%v:\n%s", err, text.String())
+	}
+	text.Reset()
 	q, err := query.ParseSockets(nil)
 	if err != nil {
 		t.Fatal(err)
@@ -233,7 +246,6 @@ func TestFarNothingLocal(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer sockets.Close()
-	var text bytes.Buffer
 	if err := sockets.Text(&text, render.Style{}); err != nil {
 		t.Fatal(err)
 	}

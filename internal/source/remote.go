@@ -214,7 +214,7 @@ func (r *Remote) status(ctx context.Context) (*remoteReport, error) {
 	}
 	defer a.Close()
 	var text bytes.Buffer
-	report := &remoteReport{}
+	report := &remoteReport{elsewhere: r.Elsewhere()}
 	if err := json.NewDecoder(io.TeeReader(a, &text)).Decode(&report.status); err != nil {
 		return nil, badAnswer(err)
 	}
@@ -232,8 +232,9 @@ func (r *Remote) Report(ctx context.Context) (MachineReport, error) {
 }
 
 type remoteReport struct {
-	status api.Status
-	text   []byte
+	status    api.Status
+	text      []byte
+	elsewhere string // as of a Source
 }
 
 func (r *remoteReport) JSON(w io.Writer) error {
@@ -243,6 +244,11 @@ func (r *remoteReport) JSON(w io.Writer) error {
 
 func (r *remoteReport) Text(w io.Writer, style render.Style) error {
 	s := &r.status
+	if r.elsewhere != "" {
+		if _, err := fmt.Fprintf(w, "on %s:\n", r.elsewhere); err != nil {
+			return err
+		}
+	}
 	if err := s.Text(w, style); err != nil {
 		return err
 	}
