@@ -196,6 +196,9 @@ func (p *page) commands() {
 func (p *page) options() {
 	p.section("OPTIONS", func() {
 		p.cmd.Flags().VisitAll(func(f *pflag.Flag) {
+			if f.Hidden {
+				return
+			}
 			value, usage := pflag.UnquoteUsage(f)
 			p.out.WriteString(".TP\n")
 			if f.Shorthand != "" {

@@ -38,8 +38,8 @@ func TestManPages(t *testing.T) {
 				if f.Shorthand != "" {
 					name = "-" + f.Shorthand + ", " + name
 				}
-				if !regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(name) + `( |$)`).MatchString(options) {
-					t.Errorf("OPTIONS has no %s:\n%s", name, options)
+				if got := regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(name) + `( |$)`).MatchString(options); got == f.Hidden {
+					t.Errorf("OPTIONS has %s: %v, want %v:\n%s", name, got, !f.Hidden, options)
 				}
 			})
 			examples := section(text, "EXAMPLES")
