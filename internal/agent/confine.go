@@ -6,8 +6,10 @@ import (
 	"log/slog"
 	"os"
 	"runtime/debug"
+	"runtime/metrics"
 
 	"github.com/KimMachineGun/automemlimit/memlimit"
+	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 )
@@ -99,6 +101,50 @@ func limitMemory(log *slog.Logger) {
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(max(int64(limit)-notGo, int64(limit/2)))
 	}
+}
+
+// heap gives memory back to the kernel which Go would keep for itself: an agent that compared its table or
+// answered somebody, and then rests, allocates so little that for minutes nothing is collected.
+type heap struct{ allocated uint64 }
+
+// worthReleasing is how many bytes are allocated between two releases, at least. Each collects garbage, which takes
+// milliseconds of a processor; an agent that nobody asks never comes to that.
+const worthReleasing = 4 << 20
+
+// release gives back what is free, where enough was allocated since it last did.
+func (h *heap) release() {
+	sample := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}}
+	metrics.Read(sample)
+	if now := sample[0].Value.Uint64(); now-h.allocated > worthReleasing {
+		h.allocated = now
+		debug.FreeOSMemory()
+	}
+}
+
+// releaseProgram gives back the pages of the program's own file, of which only its start used the most. The kernel maps
+// them again when they are used.
+func releaseProgram() error {
+	self, err := procfs.Self()
+	if err != nil {
+		return fmt.Errorf("open /proc/self: %w", err)
+	}
+	maps, err := self.ProcMaps()
+	if err != nil {
+		return fmt.Errorf("read /proc/self/maps: %w", err)
+	}
+	program, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find the program's file: %w", err)
+	}
+	for _, m := range maps {
+		if m.Pathname != program || m.Perms.Write {
+			continue
+		}
+		if _, _, errno := unix.Syscall(unix.SYS_MADVISE, m.StartAddr, m.EndAddr-m.StartAddr, unix.MADV_DONTNEED); errno != 0 {
+			return fmt.Errorf("give back the pages of %s: %w", program, errno)
+		}
+	}
+	return nil
 }
 
 // checkFiles tells whether the process may open files enough.

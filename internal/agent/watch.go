@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"fmt"
-	"runtime/debug"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -36,8 +35,12 @@ func (a *agent) watch(ctx context.Context, metrics, remote []string) error {
 	case <-ctx.Done():
 		return nil
 	}
+	var heap heap
 	if a.cfg.Confine {
-		debug.FreeOSMemory() // what loading programs took
+		heap.release() // what loading programs took
+		if err := releaseProgram(); err != nil {
+			a.cfg.Log.Warn("memory that only the start took is kept", "err", err)
+		}
 	}
 	if a.cfg.Ready != nil {
 		a.cfg.Ready(Info{Tier: a.tracer.Tier(), Hooks: a.report.CountAttached(), Metrics: metrics, API: remote, Socket: a.cfg.Socket})
@@ -53,6 +56,9 @@ func (a *agent) watch(ctx context.Context, metrics, remote []string) error {
 		case <-ctx.Done():
 			return notify(daemon.SdNotifyStopping)
 		case <-tick.C:
+		}
+		if a.cfg.Confine {
+			heap.release()
 		}
 		stats, err := a.tracer.Stats() // waits for the tracer's locks: who cannot get them is not alive
 		if err != nil {
