@@ -39,8 +39,8 @@ var hostNetNS = sync.OnceValues(func() (uint32, error) {
 	if inode, ok := hostOfThread(); ok {
 		return inode, nil
 	}
-	if !tracer.InOtherNamespace("pid") { // else process 1 is another
-		if inode, err := netNSInode("/proc/1/ns/net"); err == nil {
+	if !tracer.InOtherNamespace("pid") { // there process 2 is kthreadd, which never leaves where the kernel started it
+		if inode, err := netNSInode("/proc/2/ns/net"); err == nil {
 			return inode, nil
 		}
 	}
