@@ -11,7 +11,9 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
@@ -63,17 +65,17 @@ type diffRow struct {
 	NetNS   uint32 `json:"netns,omitempty"`
 	Sockets int    `json:"sockets"` // so many more, or fewer
 
-	oneSpace bool // there is no other network namespace
+	space string // what its network namespace is called; "": that says nothing
 }
 
 // listeners are how many sockets there are of each kind in each network namespace.
 type listeners struct {
 	kinds  map[listening]map[uint32]int
-	spaces map[uint32]bool // all there are
+	spaces map[uint32]uint64 // the cookies of all network namespaces that there are
 }
 
 func newListeners() *listeners {
-	return &listeners{make(map[listening]map[uint32]int), make(map[uint32]bool)}
+	return &listeners{make(map[listening]map[uint32]int), make(map[uint32]uint64)}
 }
 
 // listening is what listens, without what differs each time it is started.
@@ -104,6 +106,9 @@ func runDiff(ctx context.Context, e *env, o *diffOptions, files []string) error 
 		return err
 	}
 	rows := differences(before, after)
+	if !o.jsonRows {
+		nameSpaces(rows, before, after, len(files) == 1)
+	}
 	for i := range rows {
 		if o.jsonRows {
 			err = render.WriteJSON(e.stdout, &rows[i])
@@ -118,6 +123,30 @@ func runDiff(ctx context.Context, e *env, o *diffOptions, files []string) error 
 		return errNo
 	}
 	return nil
+}
+
+// nameSpaces says where rows are whose container or pod does not say it. The names of network
+// namespaces are this machine's, now: a file alone may be of another.
+func nameSpaces(rows []diffRow, before, after *listeners, now bool) {
+	if len(before.spaces) <= 1 && len(after.spaces) <= 1 {
+		return
+	}
+	var names *identity.Names
+	if now {
+		names = identity.Load(nil)
+		defer names.Cgroups.Close()
+	}
+	for i := range rows {
+		r := &rows[i]
+		cookie, exists := after.spaces[r.NetNS]
+		switch {
+		case r.Pod != "" || r.Container != "":
+		case names == nil || !exists:
+			r.space = strconv.FormatUint(uint64(r.NetNS), 10)
+		case !names.NetNS.IsHost(identity.NetNS{Inode: r.NetNS}):
+			r.space = names.NetNSName(identity.NetNS{Inode: r.NetNS, Cookie: cookie}, time.Now())
+		}
+	}
 }
 
 // listeningIn reads a file of ls --json.
@@ -173,7 +202,7 @@ func asJSON(s string) string {
 
 // add counts a socket, if it waits for others to begin.
 func (all *listeners) add(s *render.Socket) {
-	all.spaces[s.NetNS] = true
+	all.spaces[s.NetNS] = s.Cookie
 	udp := s.Proto == tracer.UDP.String() && s.State == tracer.StateUnconn.String()
 	if s.State != tracer.StateListen.String() && !udp {
 		return
@@ -205,13 +234,12 @@ func kindOf(s *render.Socket) listening {
 // differences are ordered by port, then by what was before what is.
 func differences(before, after *listeners) []diffRow {
 	var rows []diffRow
-	oneSpace := len(before.spaces) <= 1 && len(after.spaces) <= 1
 	row := func(l listening, netns uint32, more int) {
 		switch {
 		case more > 0:
-			rows = append(rows, diffRow{"added", l, netns, more, oneSpace})
+			rows = append(rows, diffRow{Change: "added", listening: l, NetNS: netns, Sockets: more})
 		case more < 0:
-			rows = append(rows, diffRow{"removed", l, netns, -more, oneSpace})
+			rows = append(rows, diffRow{Change: "removed", listening: l, NetNS: netns, Sockets: -more})
 		}
 	}
 	kinds := maps.Clone(after.kinds)
@@ -219,12 +247,12 @@ func differences(before, after *listeners) []diffRow {
 	for l := range kinds {
 		was, is := before.kinds[l], after.kinds[l]
 		for netns, n := range was {
-			if after.spaces[netns] {
+			if _, there := after.spaces[netns]; there {
 				row(l, netns, is[netns]-n)
 			}
 		}
 		for netns, n := range is {
-			if before.spaces[netns] && was[netns] == 0 {
+			if _, there := before.spaces[netns]; there && was[netns] == 0 {
 				row(l, netns, n)
 			}
 		}
@@ -249,10 +277,10 @@ func differences(before, after *listeners) []diffRow {
 
 // only are the namespaces that the other file does not have, in an order that pairs those with as many
 // sockets.
-func only(counts map[uint32]int, other map[uint32]bool) []uint32 {
+func only(counts map[uint32]int, other map[uint32]uint64) []uint32 {
 	var out []uint32
 	for netns := range counts {
-		if !other[netns] {
+		if _, there := other[netns]; !there {
 			out = append(out, netns)
 		}
 	}
@@ -276,8 +304,8 @@ func (r *diffRow) text(style render.Style) string {
 	if r.Sockets > 1 {
 		line += fmt.Sprintf("  %d sockets", r.Sockets)
 	}
-	if !r.oneSpace {
-		line += fmt.Sprintf("  netns=%d", r.NetNS)
+	if r.space != "" {
+		line += "  netns=" + r.space
 	}
 	if r.Change == "added" {
 		return style.Bold(line)

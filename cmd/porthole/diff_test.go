@@ -4,8 +4,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/porthole-dev/porthole/internal/testutil"
 )
@@ -55,6 +59,29 @@ func TestDiff(t *testing.T) {
 	}
 }
 
+// What is in a container or pod is called by that, not by the number of its network namespace.
+func TestDiffNames(t *testing.T) {
+	dir := t.TempDir()
+	before, after := filepath.Join(dir, "before"), filepath.Join(dir, "after")
+	in := func(netns int, more string) string {
+		return strings.Replace(socketLine("tcp", "LISTEN", "127.0.0.1", 80, 1, more), `"netns":1`, fmt.Sprintf(`"netns":%d`, netns), 1)
+	}
+	for path, text := range map[string]string{
+		before: in(1, ""),
+		after:  in(1, "") + in(2, `,"container":{"id":"c0ffee","name":"dns"}`) + in(3, `,"pod":{"namespace":"shop","name":"api"}`) + in(4, ""),
+	} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const want = "+ tcp 127.0.0.1:80  app  netns=4\n+ tcp 127.0.0.1:80  app (dns)\n+ tcp 127.0.0.1:80  app (shop/api)\n"
+	out, _, code := command(t, "diff", before, after)
+	lines := slices.Sorted(strings.Lines(out))
+	if got := strings.Join(lines, ""); got != want || code != exitNo {
+		t.Errorf("exit code %d, %q, want %q", code, got, want)
+	}
+}
+
 // Sockets that are alike are counted, and are others in another namespace, unless only its number is.
 func TestDiffCounts(t *testing.T) {
 	dir := t.TempDir()
@@ -89,7 +116,7 @@ func TestDiffCounts(t *testing.T) {
 	}
 }
 
-// Without a second file it is compared with what is now.
+// Without a second file it is compared with what is now, and network namespaces have their names.
 func TestKernelDiffNow(t *testing.T) {
 	testutil.NewNetNS(t)
 	out, _, _ := command(t, "ls", "--json")
@@ -97,9 +124,12 @@ func TestKernelDiffNow(t *testing.T) {
 	if err := os.WriteFile(before, []byte(out), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	name := fmt.Sprintf("porthole-test-diff-%d", os.Getpid())
+	shell(t, fmt.Sprintf("ip netns attach %s %d", name, unix.Gettid()))
+	t.Cleanup(func() { shell(t, "ip netns del "+name) })
 	port := listen(t, "127.0.0.1:0").Port
-	want := fmt.Sprintf("+ tcp 127.0.0.1:%d  ", port)
-	if out, _, code := command(t, "diff", before); code != exitNo || !strings.Contains(out, want) {
-		t.Errorf("exit code %d, %q, want %q in it", code, out, want)
+	want := regexp.MustCompile(fmt.Sprintf(`(?m)^\+ tcp 127\.0\.0\.1:%d  .*  netns=%s$`, port, name))
+	if out, _, code := command(t, "diff", before); code != exitNo || !want.MatchString(out) {
+		t.Errorf("exit code %d, %q, want %v in it", code, out, want)
 	}
 }

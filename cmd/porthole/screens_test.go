@@ -72,7 +72,7 @@ func screens(t *testing.T, style render.Style) map[string]string {
 	})
 	take("diff", func(e *env) error {
 		for _, change := range []string{"added", "removed"} {
-			r := &diffRow{change, listening{Proto: "tcp", LocalIP: addr, LocalPort: 8443, Comm: "systemd-resolve", Container: "shop-frontend-production-web-1"}, 1, 1, true}
+			r := &diffRow{Change: change, listening: listening{Proto: "tcp", LocalIP: addr, LocalPort: 8443, Comm: "systemd-resolve", Container: "shop-frontend-production-web-1"}, NetNS: 1, Sockets: 1}
 			fmt.Fprintln(e.style.Wrapper(e.stdout), r.text(e.style))
 		}
 		return nil
