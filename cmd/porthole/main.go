@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/signal"
 	"strings"
-	"sync/atomic"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -43,7 +42,7 @@ type env struct {
 	errStyle       render.Style // of stderr
 	width          func() int   // columns that stdout has now; nil: it is no terminal
 	alone          bool         // the process is for this one command: it may give up what the command has no use for
-	gentle         *atomic.Bool // see untilSignal; nil: no signal is waited for
+	gentle         *gentleness  // see untilSignal; nil: no signal is waited for
 	unasked        bool         // an agent whose socket is not named is asked only where the kernel may not be: a test is of its own agents
 }
 
@@ -62,7 +61,7 @@ func usagef(format string, args ...any) error { return usageError{fmt.Errorf(for
 func runAlone(e *env, args []string) int {
 	// A reader that goes away is seen as an error of the write, not a signal.
 	signal.Ignore(syscall.SIGPIPE)
-	e.alone, e.gentle = true, new(atomic.Bool)
+	e.alone, e.gentle = true, new(gentleness)
 	e.style, e.errStyle = styleOf(os.Stdout), styleOf(os.Stderr)
 	e.stdout, e.stderr = os.Stdout, os.Stderr
 	if e.style.Width > 0 {
@@ -125,8 +124,11 @@ func ended(e *env, err error) int {
 	var wrong *query.Wrong
 	var exit exitError
 	var start startError
+	var signal signaled
 	tell := func(prefix string) { fmt.Fprintf(e.notes(), "porthole: %s%s\n", prefix, safeLines(err)) }
 	switch {
+	case errors.As(err, &signal):
+		die(syscall.Signal(signal))
 	case errors.As(err, &exit):
 		return int(exit)
 	case errors.As(err, &start):

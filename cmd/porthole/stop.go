@@ -22,16 +22,24 @@ const (
 // errUnread is an output that nobody reads while the command is to end.
 var errUnread = errors.New("the output is not being read: its end is not written")
 
+// gentleness is how a command ends at a signal.
+type gentleness struct {
+	itself atomic.Bool  // it ends itself
+	by     atomic.Int32 // the signal that it is to end itself for, 0: none yet
+}
+
 // untilSignal returns a context that ends with the first SIGINT or SIGTERM. It ends the
 // process at once unless gentle says that the command ends itself, and then at the second
 // signal or after stopWithin: whatever the command is waiting for, a pipe or the kernel.
-func untilSignal(gentle *atomic.Bool) context.Context {
+func untilSignal(gentle *gentleness) context.Context {
 	ctx, cancel := context.WithCancel(context.Background())
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	go func() {
 		sig := <-signals
-		if gentle.Load() {
+		if gentle.itself.Load() {
+			number, _ := sig.(syscall.Signal)
+			gentle.by.Store(int32(number))
 			cancel()
 			select {
 			case sig = <-signals:
@@ -41,6 +49,20 @@ func untilSignal(gentle *atomic.Bool) context.Context {
 		die(sig) // and ctx not canceled: the command could end first, with an error
 	}()
 	return ctx
+}
+
+// signaled ends porthole by a signal, as an error of a command that has ended itself.
+type signaled syscall.Signal
+
+func (s signaled) Error() string { return syscall.Signal(s).String() }
+
+// bySignal is the signal that the command is to end for, as an error that has the process end by it too;
+// nil: there was none.
+func (e *env) bySignal() error {
+	if e.gentle == nil || e.gentle.by.Load() == 0 {
+		return nil
+	}
+	return signaled(e.gentle.by.Load())
 }
 
 // die ends the process as the signal does: the parent sees which. The kernel takes the
@@ -58,7 +80,7 @@ func die(sig os.Signal) {
 // the time.
 func (e *env) endsItself() {
 	if e.gentle != nil {
-		e.gentle.Store(true)
+		e.gentle.itself.Store(true)
 	}
 }
 

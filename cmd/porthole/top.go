@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"os"
 	"strings"
@@ -101,11 +102,12 @@ func runTop(cmd *cobra.Command, e *env, o *topOptions, words []string) error {
 		from += " " + strings.Trim(strings.TrimPrefix(o.agent.far.URL, "https:"), "/")
 	}
 	e.endsItself()
-	return top.Run(cmd.Context(), top.Config{
+	err = top.Run(cmd.Context(), top.Config{
 		Source: src, From: from, Names: names, Reach: o.agent.words(), Filter: text, Interval: o.interval,
 		Color: e.style.Color, ASCII: !isUTF8(),
 		Partial: src.PartialView(), Foreign: src.PIDs(), Elsewhere: src.Elsewhere(), Notes: notes.lines, In: in, Out: out,
 	})
+	return cmp.Or(err, e.bySignal())
 }
 
 // isUTF8 tells whether the user's locale is one of UTF-8, as locale(7) finds it.

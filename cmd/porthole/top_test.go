@@ -158,10 +158,10 @@ func TestTop(t *testing.T) {
 	}
 }
 
-// Signals end it as keys do.
+// Signals end it as keys do, but for the exit code, which is that of other commands.
 func TestTopSignal(t *testing.T) {
 	testutil.NewNetNS(t)
-	for _, how := range []string{"SIGTERM", "SIGINT", "C-c"} {
+	for how, code := range map[string]int{"SIGTERM": 128 + int(syscall.SIGTERM), "SIGINT": 128 + int(syscall.SIGINT), "C-c": exitDone} {
 		term := inTerminal(t, 80, 24, "top", "--local")
 		term.awaits("PORT")
 		term.press("m") // the mouse is left off
@@ -173,7 +173,7 @@ func TestTopSignal(t *testing.T) {
 		default:
 			term.press(how)
 		}
-		term.restored(exitDone)
+		term.restored(code)
 	}
 }
 
