@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"regexp"
 	"slices"
@@ -41,6 +42,8 @@ func fromHabit(ls *cobra.Command, args []string) (out []string, note string, err
 			err = h.cluster(word)
 		case isExpression(word):
 			err = h.expression(word)
+		case strings.HasPrefix(word, "+") && len(word) > 1 && word[1] == 'c': // lsof
+			err = usagef("%s: names have 15 bytes in the kernel; porthole who PORT has the command line", identity.Safe(word))
 		default:
 			h.add(word)
 		}
@@ -82,8 +85,12 @@ func (h *habit) long(word string) error {
 		return nil
 	}
 	switch name {
-	case "extended", "options", "memory", "oneline", "program", "programs", "numeric-ports", "numeric-hosts", "timers":
+	case "extended", "options", "memory", "oneline", "program", "programs", "numeric-ports", "numeric-hosts", "numeric-users", "timers", "info",
+		"no-queues", "verbose":
 		return nil
+	case "query", "family":
+		_, rest, _ := strings.Cut(word, "=")
+		return h.family(map[string]string{"query": "A", "family": "f"}[name], rest)
 	case "inet":
 		h.add("-4")
 		return nil
@@ -95,21 +102,20 @@ func (h *habit) long(word string) error {
 		return nil
 	}
 	letter := map[string]string{
-		"resolve": "r", "info": "i", "summary": "s", "statistics": "s", "events": "E", "kill": "K", "unix": "x", "raw": "w", "sctp": "S",
-		"dccp": "d", "packet": "0", "continuous": "c", "route": "R",
+		"resolve": "r", "summary": "s", "statistics": "s", "events": "E", "kill": "K", "unix": "x", "raw": "w", "sctp": "S",
+		"dccp": "d", "packet": "0", "continuous": "c", "route": "R", "context": "Z", "contexts": "z", "bpf": "b", "threads": "T", "diag": "D",
+		"filter": "F", "mptcp": "M", "groups": "g", "cache": "C", "masquerade": "M", "udplite": "U",
 	}[name]
-	if letter == "" {
+	if letter = cmp.Or(letter, name); instead(letter) == "" {
 		h.add(word) // which is refused in the usual way
-		return nil
-	}
-	if letter == "i" {
 		return nil
 	}
 	return notHere("--"+name, letter)
 }
 
-// instead says, of options of other tools that ls does not have, what does that.
-func instead(letter string) string {
+// instead says, of options of other tools that ls does not have, by their letter or else their name, what
+// does that.
+func instead(option string) string {
 	return map[string]string{
 		"r": "names of hosts are not looked up; ss -r does",
 		"s": "for totals: porthole headroom, or ss -s",
@@ -123,7 +129,24 @@ func instead(letter string) string {
 		"0": "porthole shows TCP and UDP; ss -0 shows packet sockets",
 		"R": "ip route shows routes",
 		"V": "porthole version",
-	}[letter]
+		"Z": "security contexts are not shown; ss -Z does",
+		"z": "security contexts are not shown; ss -z does",
+		"b": "socket filters are not shown; ss -b does",
+		"T": "threads are not shown; ss -T does",
+		"D": "porthole ls --json > FILE writes what porthole diff FILE compares",
+		"F": "for programs: --json; filters are flags and arguments, as --lport 80",
+		"M": "sockets of Multipath TCP are among the others, as tcp+mp",
+		"g": "ip maddr shows multicast groups",
+		"C": "ip route shows routes",
+		"U": "porthole shows TCP and UDP; lsof -U shows unix sockets",
+
+		"vsock":        "porthole shows TCP and UDP; ss --vsock shows VSOCK",
+		"tipc":         "porthole shows TCP and UDP; ss --tipc shows TIPC",
+		"xdp":          "porthole shows TCP and UDP; ss --xdp shows XDP sockets",
+		"tos":          "the type of service is not shown; ss --tos does",
+		"inet-sockopt": "--json has the options that matter to ports; ss --inet-sockopt shows others",
+		"cgroup":       "--json has the unit, container and pod of each socket",
+	}[option]
 }
 
 func notHere(option, letter string) error {
@@ -146,7 +169,7 @@ func (h *habit) cluster(word string) error {
 			}
 		case "W":
 			h.add("--wide")
-		case "e", "m", "O", "P": // more columns, or none of what is not shown
+		case "e", "m", "O", "P", "Q", "v": // more columns, or none of what is not shown
 		case "H":
 			h.add("--no-header")
 		case "p":
@@ -185,7 +208,12 @@ func (h *habit) cluster(word string) error {
 			return nil
 		case "A", "f":
 			return h.family(letter, rest)
-		case "r", "E", "K", "x", "w", "S", "d", "0", "V":
+		case "r":
+			if pidList().MatchString(rest) || alone && len(h.args) > 0 && pidList().MatchString(h.args[0]) { // lsof: seconds
+				return usagef("-r: porthole top shows it again and again; see porthole ls --help")
+			}
+			return notHere("-r", "r")
+		case "E", "K", "x", "w", "S", "d", "0", "V", "Z", "z", "b", "T", "D", "F", "M", "g", "C", "U":
 			return notHere("-"+letter, letter)
 		default:
 			h.pids = h.pids || letter == "t"
@@ -291,8 +319,8 @@ func isExpression(word string) bool {
 	if name, _, ok := strings.Cut(begin, "="); ok {
 		begin = name
 	}
-	return slices.Contains([]string{"sport", "dport", "src", "dst", "state", "exclude", "not", "dev", "autobound", "fwmark", "cgroup"}, begin) ||
-		strings.HasPrefix(word, "(")
+	return slices.Contains([]string{"!", "sport", "dport", "src", "dst", "state", "exclude", "not", "dev", "autobound", "fwmark", "cgroup"}, begin) ||
+		strings.HasPrefix(word, "(") || strings.HasPrefix(word, "!(")
 }
 
 var operators = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`==|!=|<=|>=|=|<|>|\(|\)`) })
@@ -353,6 +381,13 @@ func (x *expression) read() error {
 			}
 			x.values[name] = append(x.values[name], ports)
 			clauses++
+		case "src", "dst":
+			return x.address(word)
+		case "exclude", "not", "!":
+			return x.inverse()
+		case "dev", "cgroup":
+			return usagef("%q: want %s; see porthole ls --help", x.text,
+				map[string]string{"dev": "--addr with an address of the device", "cgroup": "--unit, --container or --pod"}[word])
 		default:
 			return x.wrong()
 		}
@@ -430,7 +465,27 @@ func (x *expression) ports() (string, error) {
 	case "<", "lt":
 		return fmt.Sprintf("1-%d", number-1), x.unless(err == nil && number > 1)
 	}
+	if slices.Contains([]string{"!=", "ne", "neq"}, operator) {
+		return "", x.inverse()
+	}
 	return "", x.wrong()
+}
+
+// inverse asks for the opposite of what was typed.
+func (x *expression) inverse() error {
+	return usagef("%q: want what is to be shown, as --state ESTAB,LISTEN or --lport 1-21,23-65535; see porthole ls --help", x.text)
+}
+
+// address names what does the work of src and dst, which ls does not do for one side alone.
+func (x *expression) address(word string) error {
+	value := x.next()
+	if value == "=" || value == "==" || value == "eq" {
+		value = x.next()
+	}
+	if _, err := query.ParseEndsWord(value); err == nil && strings.Contains(value, ":") {
+		return usagef("%q: want --end %s, which may be either side; see porthole ls --help", x.text, identity.Safe(value))
+	}
+	return usagef("%q: want --addr %s, which may be either side; see porthole ls --help", x.text, identity.Safe(cmp.Or(strings.Trim(value, "[]"), "ADDRESS")))
 }
 
 func (x *expression) unless(fine bool) error {
@@ -441,6 +496,6 @@ func (x *expression) unless(fine bool) error {
 }
 
 func (x *expression) wrong() error {
-	return usagef("%q: of the filters of ss(8) only sport, dport and state are understood, and or between alike ones; "+
-		"want --lport, --rport, --port, --addr, --state; see porthole ls --help", x.text)
+	return usagef("%q: porthole understands sport, dport and state of the filters of ss(8), and \"or\" between ports of one side; "+
+		"want --lport, --rport, --port, --addr or --state; see porthole ls --help", x.text)
 }

@@ -20,6 +20,7 @@ func TestHabit(t *testing.T) {
 		"state established and sport = :22": "--state established --lport 22", "state all": "", "-f inet6": "-6", "-A tcp,udp": "-t -u",
 		// netstat
 		"-tulpn": "-t -u -l -p -n", "-plant": "-p -l -a -n -t", "-ano": "-a -n", "--tcp --listening --program": "--tcp --listening", "-atW --inet": "-a -t --wide -4", "-t -o wide": "-t --wide", "-to": "-t",
+		"-tnlv": "-t -n -l", "-tQ": "-t", "--query udp": "-u", "--family=inet6 --no-queues": "-6",
 		// lsof
 		"-i": "", "-i :8080": "--end :8080", "-i:8080": "--end :8080", "-nP -iTCP -sTCP:LISTEN": "-n --proto tcp --state LISTEN",
 		"-iTCP:80,443 -s TCP:LISTEN,ESTABLISHED": "--end tcp/:80 --end tcp/:443 --state LISTEN,ESTABLISHED", "-Pni tcp:8000-8100": "-n --end tcp/:8000-8100",
@@ -49,6 +50,24 @@ func TestHabit(t *testing.T) {
 		}
 		if got, _, err := fromHabit(ls, strings.Fields(typed)); err == nil {
 			t.Errorf("%q: %q, want it refused", typed, got)
+		}
+	}
+}
+
+// Whatever ss, netstat and lsof have and ls does not is refused with what does it.
+func TestHabitInstead(t *testing.T) {
+	for typed, want := range map[string]string{
+		"-Z": "ss -Z", "-tM": "tcp+mp", "--bpf": "ss -b", "--vsock": "TCP and UDP", "--cgroup": "--json", "-D dump": "diff FILE", "-g": "ip maddr",
+		"-C": "ip route", "-U": "lsof -U", "-F pcn": "--json", "-r": "names of hosts", "-r 2": "porthole top", "+c 15": "who PORT", "-c": "porthole tail",
+		"dst = 192.0.2.1": "--addr 192.0.2.1", "src [::1]": "--addr ::1", "src 192.0.2.1:80": "--end 192.0.2.1:80", "dst": "--addr ADDRESS",
+		"exclude time-wait": "--state", "not dport :22": "--lport", "!( sport = :1 )": "--lport", "sport neq 80": "--lport", "cgroup /a": "--unit", "dev lo": "--addr",
+	} {
+		ls, _, err := newRoot(&env{}).Find([]string{"ls"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := fromHabit(ls, strings.Fields(typed)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v, want an error with %q", typed, err, want)
 		}
 	}
 }
@@ -83,7 +102,7 @@ func TestKernelHabits(t *testing.T) {
 	if got, _, _ := command(t, "ls", "--netns", ns, "-Ht", port); got != body {
 		t.Errorf("ls -H: %q, want %q", got, body)
 	}
-	if out, errs, code := command(t, "ls", "--netns", ns, "--since", "1h", port, "--local"); code != exitDone || strings.Count(out, "\n") != 1 || !strings.Contains(errs, "1 more sockets match") {
+	if out, errs, code := command(t, "ls", "--netns", ns, "--since", "1h", port, "--local"); code != exitDone || strings.Count(out, "\n") != 1 || !strings.Contains(errs, "1 more socket matches") {
 		t.Errorf("--since of the kernel: exit code %d, %q, stderr %q", code, out, errs)
 	}
 }

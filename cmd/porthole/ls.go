@@ -93,7 +93,11 @@ func ls(cmd *cobra.Command, e *env, o *lsOptions, ends []string) error {
 		return err
 	}
 	if n := answer.Undated(); n > 0 {
-		fmt.Fprintf(e.notes(), "porthole: %d more sockets match, but when they took their port is not known: an agent knows it of those that it saw taking one\n", n)
+		what := "1 more socket matches, but it is not known when it took its port"
+		if n > 1 {
+			what = fmt.Sprintf("%d more sockets match, but it is not known when they took their ports", n)
+		}
+		fmt.Fprintf(e.notes(), "porthole: %s: only an agent knows that, of sockets that it saw take one\n", what)
 	}
 	return nil
 }

@@ -332,7 +332,7 @@ func (m *model) readPorts(a *answer, f *filter, all bool) {
 	switch a.note = got.Note(); {
 	case a.note != "":
 	case got.Undated() > 0:
-		a.note = fmt.Sprintf("%d more sockets match, but when they took their port is not known", got.Undated())
+		a.note = fmt.Sprintf("%d more sockets match, but it is not known when they took their port", got.Undated())
 	case got.Unfinished() > 0:
 		a.note = fmt.Sprintf("%d hash buckets kept changing while they were read; some sockets may be missing", got.Unfinished())
 	}
