@@ -19,6 +19,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/porthole-dev/porthole/internal/identity"
+	"github.com/porthole-dev/porthole/internal/render"
 )
 
 // hostFlag is the flag of the machine that a command is run on, by ssh.
@@ -172,20 +173,9 @@ func (c *remoteCommand) line() string {
 	}
 	quoted := make([]string, len(words))
 	for i, word := range words {
-		quoted[i] = shellWord(word)
+		quoted[i] = render.ShellWord(word)
 	}
 	return strings.Join(quoted, " ")
-}
-
-var plainWord = regexp.MustCompile(`^[A-Za-z0-9_./:=@%+,-]+$`)
-
-// shellWord quotes a word for the shell of the other machine, whichever it is: in single quotes, with quotes
-// and backslashes outside of them, because fish(1) reads those inside too.
-func shellWord(word string) string {
-	if plainWord.MatchString(word) {
-		return word
-	}
-	return "'" + strings.NewReplacer("'", `'\''`, `\`, `'\\'`).Replace(word) + "'"
 }
 
 // Exit codes that are not porthole's: of a shell that finds no command or may not run it, and of ssh.

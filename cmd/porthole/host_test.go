@@ -22,37 +22,6 @@ import (
 	"github.com/porthole-dev/porthole/internal/testutil"
 )
 
-// What a word becomes for a shell is that word again.
-func TestShellWord(t *testing.T) {
-	for _, word := range hardWords() {
-		out, err := exec.Command("sh", "-c", "printf %s "+shellWord(word)).Output()
-		if err != nil || string(out) != word {
-			t.Errorf("%q becomes %q, %v", word, out, err)
-		}
-	}
-}
-
-func hardWords() []string {
-	return []string{"", "plain", "two words", "it's", `"double"`, "*", "?[a-z]", "~", "$HOME", "$(id)", "`id`", `back\slash`, `'\''`, `\`, "a;b&c|d>e<f", "#x", "!x", "{1,2}",
-		"line\nbreak", "tab\t", "ünïcödé", "-x", "--"}
-}
-
-// FuzzShellWord looks for a word that a shell reads as another, or as something to do.
-func FuzzShellWord(f *testing.F) {
-	for _, word := range hardWords() {
-		f.Add(word)
-	}
-	f.Fuzz(func(t *testing.T, word string) {
-		if strings.ContainsRune(word, 0) {
-			t.Skip("no argument has one")
-		}
-		quoted := shellWord(word)
-		if rest := regexp.MustCompile(`'[^'\\]*'|\\'|\\\\|[A-Za-z0-9_./:=@%+,-]+`).ReplaceAllString(quoted, ""); rest != "" || quoted == "" {
-			t.Errorf("%q: of %s this is outside of quotes: %q", word, quoted, rest)
-		}
-	})
-}
-
 // A machine that is none is refused before ssh is started, and so is what cannot be asked of one.
 func TestHostWrong(t *testing.T) {
 	for _, test := range []struct {
@@ -255,7 +224,7 @@ func identityOfNetNS(t *testing.T) uint64 {
 // Whatever an argument has, the other machine's porthole gets it, and nothing is done with it by a shell.
 func TestHostArguments(t *testing.T) {
 	sshServer(t)
-	for _, word := range hardWords() {
+	for _, word := range testutil.HardWords() {
 		if word == "-x" || word == "--" {
 			continue // an option, and the end of them
 		}

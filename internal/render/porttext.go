@@ -719,7 +719,7 @@ func (w *portWriter) args(h *Holder, indent int) string {
 	}
 	words := make([]string, 0, len(p.Args))
 	for _, a := range p.Args {
-		words = append(words, shellWord(a))
+		words = append(words, ShownWord(a))
 	}
 	if len(p.Args) == 1 {
 		words[0] = identity.Safe(p.Args[0]) // what a process wrote over it is no word
@@ -1076,9 +1076,9 @@ func (w *portWriter) stopPlace(p *Place) string {
 	case p.Pod != nil && p.Pod.UID != "" && !strings.Contains(p.Pod.UID, "-"): // the hash of a file
 		return "remove its manifest (by default in /etc/kubernetes/manifests)"
 	case p.Pod != nil:
-		return fmt.Sprintf("kubectl -n %s delete pod %s", shellWord(p.Pod.Namespace), shellWord(p.Pod.Name))
+		return fmt.Sprintf("kubectl -n %s delete pod %s", ShownWord(p.Pod.Namespace), ShownWord(p.Pod.Name))
 	case p.Container != nil:
-		name := shellWord(p.Container.Label())
+		name := ShownWord(p.Container.Label())
 		switch p.Container.Runtime {
 		case "docker", "podman":
 			return p.Container.Runtime + " stop " + name + w.asUser(p.Container.User)
@@ -1087,7 +1087,7 @@ func (w *portWriter) stopPlace(p *Place) string {
 		case "nspawn", "machined":
 			return "machinectl stop " + name
 		case "cri-o":
-			return "crictl stop " + shellWord(p.Container.ID[:min(13, len(p.Container.ID))])
+			return "crictl stop " + ShownWord(p.Container.ID[:min(13, len(p.Container.ID))])
 		}
 		return ""
 	case !isService(p.Unit):
@@ -1120,9 +1120,9 @@ func (n Renderer) StopCommands(s *Socket) []string {
 
 func (w *portWriter) stopUnit(unit string, user *uint32) string {
 	if user != nil {
-		return "systemctl --user stop " + shellWord(unit) + w.asUser(user)
+		return "systemctl --user stop " + ShownWord(unit) + w.asUser(user)
 	}
-	return "systemctl stop " + shellWord(unit)
+	return "systemctl stop " + ShownWord(unit)
 }
 
 // asUser says whose command it is, where it is not the system's.
@@ -1131,18 +1131,4 @@ func (w *portWriter) asUser(user *uint32) string {
 		return ""
 	}
 	return " (as user " + w.user(*user) + ")"
-}
-
-// shellWord is a word as a shell takes it, and a terminal.
-func shellWord(s string) string {
-	plain := func(r rune) bool {
-		return r < 0x80 && (r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("_@%+=:,./-", r))
-	}
-	switch {
-	case s != "" && strings.IndexFunc(s, func(r rune) bool { return !plain(r) }) < 0:
-		return s
-	case identity.Safe(s) != s:
-		return "$'" + strings.ReplaceAll(strings.Trim(identity.Safe(s), `"`), "'", `\'`) + "'"
-	}
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/internal/query"
+	"github.com/porthole-dev/porthole/internal/render"
 )
 
 // Kinds are those of all filters that a view has.
@@ -151,7 +152,7 @@ func FilterText(values query.Values, search ...string) string {
 				if strings.ContainsAny(v, ",\"\n\r") {
 					v = `"` + strings.ReplaceAll(v, `"`, `""`) + `"`
 				}
-				words = append(words, "--"+p.Name, quoteWord(v))
+				words = append(words, "--"+p.Name, render.ShellWord(v))
 			}
 		}
 	}
@@ -162,19 +163,9 @@ func FilterText(values query.Values, search ...string) string {
 		}
 	}
 	for _, word := range search {
-		words = append(words, quoteWord(word))
+		words = append(words, render.ShellWord(word))
 	}
 	return strings.Join(words, " ")
-}
-
-// quoteWord is a word as splitWords and shells take it.
-func quoteWord(word string) string {
-	if word != "" && !strings.ContainsFunc(word, func(r rune) bool {
-		return !strings.ContainsRune("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.,:/@%+=", r)
-	}) {
-		return word
-	}
-	return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
 }
 
 // splitWords splits at spaces that are not quoted.
@@ -218,7 +209,7 @@ func splitWords(text string) ([]string, error) {
 // command is a command line that a shell takes as it stands.
 func command(words ...string) string {
 	for i := range words {
-		words[i] = quoteWord(words[i])
+		words[i] = render.ShellWord(words[i])
 	}
 	return strings.Join(words, " ")
 }
