@@ -139,7 +139,7 @@ func TestKernelUserSockets(t *testing.T) {
 		{"check 80", exitNo, "EACCES"},
 		{"check 127.0.0.1 20101", exitDone, "connected from"},
 		{"wait 20102/tcp 20101", exitDone, "20102/tcp: somebody listens"},
-		{"wait 20109 --timeout 10ms", exitNo, "nobody listens within"},
+		{"wait 20109 --timeout 10ms", exitNo, "nobody listened within"},
 		{"wait 20109 --free", exitDone, "nobody listens"},
 		{"free", exitDone, "\n"},
 		{"wait 20101/tcp --free --pid 1 --timeout 0", exitCant, ""}, {"wait 20101/tcp --free --comm python3 --timeout 0", exitCant, ""},

@@ -484,9 +484,9 @@ func (w *waiter) tell(ctx context.Context, a *waitAnswer) error {
 		if w.o.free {
 			what = "nobody stopped listening"
 		} else if some {
-			what = "nobody of those waited for listens"
+			what = "nobody of those waited for listened"
 		} else {
-			what = "nobody listens"
+			what = "nobody listened"
 		}
 		fmt.Fprintf(prose, "%d/%s: %s within %v\n", a.LocalPort, a.Proto, w.e.style.Red(what), w.o.timeout)
 		if len(a.Sockets) > 0 {

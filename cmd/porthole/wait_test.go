@@ -48,7 +48,7 @@ func TestKernelWaitAtOnce(t *testing.T) {
 		t.Errorf("one that listens: %q", out)
 	}
 	out, _, code := command(t, "wait", fmt.Sprint(port), "--timeout", "10ms", "--comm", "nobody")
-	if code != exitNo || !strings.Contains(out, "nobody of those waited for listens within 10ms") || !strings.Contains(out, fmt.Sprintf("127.0.0.1:%d", port)) {
+	if code != exitNo || !strings.Contains(out, "nobody of those waited for listened within 10ms") || !strings.Contains(out, fmt.Sprintf("127.0.0.1:%d", port)) {
 		t.Errorf("exit code %d:\n%s", code, out)
 	}
 	if out, _, _ := command(t, "wait", fmt.Sprint(port), "--free", "--comm", "nobody"); !strings.Contains(out, "nobody of those asked for listens\n") {
@@ -106,7 +106,7 @@ func TestKernelWaitSilentAgent(t *testing.T) {
 	t.Cleanup(func() { server.Close() })
 	begin := time.Now()
 	out, errs, code := command(t, "wait", fmt.Sprint(port), "--netns", fmt.Sprint(ns), "--agent", "--socket", listener.Addr().String(), "--timeout", "300ms")
-	if code != exitNo || !strings.Contains(out, "nobody listens within 300ms") || !strings.Contains(errs, "not looked at the end") || time.Since(begin) > patience/2 {
+	if code != exitNo || !strings.Contains(out, "nobody listened within 300ms") || !strings.Contains(errs, "not looked at the end") || time.Since(begin) > patience/2 {
 		t.Errorf("exit code %d after %v, %q, stderr %q", code, time.Since(begin), out, errs)
 	}
 }

@@ -282,7 +282,8 @@ func matches(pattern, name string) bool {
 func Write(out io.Writer, of []Listener) error {
 	var b strings.Builder
 	b.WriteString("# What may listen: written by porthole policy init from what listened then.\n" +
-		"# A listener is allowed if one rule has it; what a rule leaves out is of any. Names may have * and ?.\n")
+		"# A listener is allowed if one rule matches it; a key that a rule leaves out matches anything.\n" +
+		"# Names may have * and ?.\n")
 	seen := make(map[string]bool)
 	for i := range of {
 		if text := ruleOf(&of[i]); !seen[text] {
