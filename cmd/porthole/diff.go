@@ -72,10 +72,11 @@ type diffRow struct {
 type listeners struct {
 	kinds  map[listening]map[uint32]int
 	spaces map[uint32]uint64 // the cookies of all network namespaces that there are
+	names  *identity.Names   // what these are called; nil: not known, as of a file, which may be another machine's
 }
 
 func newListeners() *listeners {
-	return &listeners{make(map[listening]map[uint32]int), make(map[uint32]uint64)}
+	return &listeners{kinds: make(map[listening]map[uint32]int), spaces: make(map[uint32]uint64)}
 }
 
 // listening is what listens, without what differs each time it is started.
@@ -105,9 +106,12 @@ func runDiff(ctx context.Context, e *env, o *diffOptions, files []string) error 
 	if err != nil {
 		return err
 	}
+	if after.names != nil {
+		defer after.names.Cgroups.Close()
+	}
 	rows := differences(before, after)
 	if !o.jsonRows {
-		nameSpaces(rows, before, after, len(files) == 1)
+		nameSpaces(rows, before, after)
 	}
 	for i := range rows {
 		if o.jsonRows {
@@ -125,17 +129,13 @@ func runDiff(ctx context.Context, e *env, o *diffOptions, files []string) error 
 	return nil
 }
 
-// nameSpaces says where rows are whose container or pod does not say it. The names of network
-// namespaces are this machine's, now: a file alone may be of another.
-func nameSpaces(rows []diffRow, before, after *listeners, now bool) {
+// nameSpaces says where rows are whose container or pod does not say it: by the names that network
+// namespaces have now, else by number.
+func nameSpaces(rows []diffRow, before, after *listeners) {
 	if len(before.spaces) <= 1 && len(after.spaces) <= 1 {
 		return
 	}
-	var names *identity.Names
-	if now {
-		names = identity.Load(nil)
-		defer names.Cgroups.Close()
-	}
+	names := after.names
 	for i := range rows {
 		r := &rows[i]
 		cookie, exists := after.spaces[r.NetNS]
@@ -185,10 +185,14 @@ func listeningNow(ctx context.Context, e *env, o *diffOptions) (*listeners, erro
 	}
 	tellView(e, src.PartialView())
 	rows, _, err := socketRows(ctx, e, src, query.Values{"listening": {"true"}})
+	if err != nil {
+		return nil, err
+	}
 	all := newListeners()
 	for i := range rows {
 		all.add(&rows[i])
 	}
+	all.names, err = src.Names(ctx)
 	return all, err
 }
 
