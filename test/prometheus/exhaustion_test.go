@@ -77,7 +77,7 @@ func checkResolved(t *testing.T, ctx context.Context, prom *server, ns string) {
 			if a.Labels["alertname"] != "PortholePortExhaustion" {
 				continue
 			}
-			refused, err := prom.query(fmt.Sprintf("increase(porthole_port_failures_total{op=%q,proto=%q}[3s]) > 0", a.Labels["op"], a.Labels["proto"]))
+			refused, err := prom.Query(fmt.Sprintf("increase(porthole_port_failures_total{op=%q,proto=%q}[3s]) > 0", a.Labels["op"], a.Labels["proto"]))
 			if err != nil || len(refused) == 0 || time.Since(closed) < 2*window {
 				return fmt.Errorf("%v; these fire: %v", err, firing)
 			}
@@ -156,7 +156,7 @@ func checkFull(t *testing.T, ctx context.Context, prom *server, u *user, ns stri
 // absent. Whether anything can be reached from elsewhere is this machine's affair.
 func checkDashboard(t *testing.T, ctx context.Context, prom *server) {
 	queries := append(loadDashboard(t, nodeDashboard).queries(), loadDashboard(t, fleetDashboard).queries()...)
-	attached, err := prom.query(`porthole_probe_attached{probe="fexit/inet_hash_connect"} == 1`)
+	attached, err := prom.Query(`porthole_probe_attached{probe="fexit/inet_hash_connect"} == 1`)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -165,13 +165,13 @@ func checkDashboard(t *testing.T, ctx context.Context, prom *server) {
 			continue
 		}
 		if strings.Contains(q.expr, "porthole_connect_port_search_seconds") && len(attached) == 0 {
-			if found, err := prom.query("porthole_connect_port_search_seconds"); err != nil || len(found) > 0 {
+			if found, err := prom.Query("porthole_connect_port_search_seconds"); err != nil || len(found) > 0 {
 				t.Errorf("in the tracepoint tier porthole_connect_port_search_seconds is %v, %v", found, err)
 			}
 			continue
 		}
 		await(t, ctx, q.from, func() error {
-			found, err := prom.query(q.expr)
+			found, err := prom.Query(q.expr)
 			if err == nil && len(found) == 0 {
 				err = errors.New("no data for " + q.expr)
 			}

@@ -3,11 +3,8 @@ package prometheus
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
 	"net"
-	"net/http"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/porthole-dev/porthole/test/prometheus/promapi"
 )
 
 const (
@@ -103,7 +102,7 @@ func freeAddr(t *testing.T) string {
 }
 
 // server is a Prometheus that scrapes an agent.
-type server struct{ addr string }
+type server struct{ promapi.Server }
 
 // startPrometheus starts one with the shipped rules, in which every time is short.
 func startPrometheus(t *testing.T, ctx context.Context, fail context.CancelCauseFunc, target string) *server {
@@ -122,59 +121,16 @@ scrape_configs: [{job_name: porthole, static_configs: [{targets: [%q]}]}]
 			t.Fatal(err)
 		}
 	}
-	s := &server{freeAddr(t)}
+	s := &server{promapi.Server{Addr: freeAddr(t)}}
 	startProgram(t, fail, "prometheus", "--config.file", filepath.Join(dir, "prometheus.yml"), "--storage.tsdb.path", filepath.Join(dir, "data"),
-		"--web.listen-address", s.addr, "--enable-feature", "native-histograms", "--log.level", "warn")
-	await(t, ctx, "prometheus is ready", func() error {
-		resp, err := http.Get("http://" + s.addr + "/-/ready")
-		if err != nil {
-			return err
-		}
-		defer resp.Body.Close()
-		if resp.StatusCode != http.StatusOK {
-			return fmt.Errorf("status %s", resp.Status)
-		}
-		return nil
-	})
+		"--web.listen-address", s.Addr, "--enable-feature", "native-histograms", "--log.level", "warn")
+	await(t, ctx, "prometheus is ready", s.Ready)
 	return s
-}
-
-// get asks the API.
-func (s *server) get(path string, values url.Values, data any) error {
-	resp, err := http.Get("http://" + s.addr + "/api/v1/" + path + "?" + values.Encode())
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	answer := struct {
-		Status, Error string
-		Data          any
-	}{Data: data}
-	if err := json.NewDecoder(resp.Body).Decode(&answer); err != nil {
-		return fmt.Errorf("answer to %s: %w", path, err)
-	}
-	if answer.Status != "success" {
-		return fmt.Errorf("%s: %s", path, answer.Error)
-	}
-	return nil
-}
-
-type series struct {
-	Metric    map[string]string
-	Value     [2]any
-	Histogram []any
-}
-
-// query is the series of an expression, now.
-func (s *server) query(expr string) ([]series, error) {
-	var data struct{ Result []series }
-	err := s.get("query", url.Values{"query": {expr}}, &data)
-	return data.Result, err
 }
 
 // is checks that an expression has one value, and which.
 func (s *server) is(expr, want string) error {
-	found, err := s.query(expr)
+	found, err := s.Query(expr)
 	if err != nil {
 		return err
 	}
@@ -192,7 +148,7 @@ type alert struct {
 // firing returns the alerts that fire.
 func (s *server) firing() ([]alert, error) {
 	var data struct{ Alerts []alert }
-	if err := s.get("alerts", nil, &data); err != nil {
+	if err := s.Get("alerts", nil, &data); err != nil {
 		return nil, err
 	}
 	var out []alert
