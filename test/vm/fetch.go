@@ -53,21 +53,25 @@ func (c *cache) kernel(ctx context.Context, k kernel) (string, error) {
 	})
 }
 
-// diskModules are what a machine with a disk needs besides.
-var diskModules = []string{"virtio_pci", "virtio_blk", "crc32c_generic", "ext4"}
+// deviceModules are what a machine needs besides, by what it has that those of the tests have not.
+var deviceModules = map[string][]string{
+	"disk": {"virtio_pci", "virtio_blk", "crc32c_generic", "ext4"},
+	"net":  {"virtio_pci", "virtio_net"},
+}
 
-// disk returns a directory with those modules of a kernel, in root/modules-disk, named as its own are.
-func (c *cache) disk(ctx context.Context, k kernel) (string, error) {
-	return c.get(ctx, "disk-"+k.name, k.releases, k.arch, diskModules, func(a *archive, tmp, dir string) error {
+// device returns a directory with those modules of a kernel, in root/modules-DEVICE, named as its own are.
+func (c *cache) device(ctx context.Context, k kernel, device string) (string, error) {
+	wanted := deviceModules[device]
+	return c.get(ctx, device+"-"+k.name, k.releases, k.arch, wanted, func(a *archive, tmp, dir string) error {
 		names, err := a.kernelPackages(ctx, k)
 		if err != nil {
 			return err
 		}
-		c.log("fetching the modules of a disk")
+		c.log("fetching the modules of a %s device", device)
 		if err := a.unpack(ctx, tmp, names); err != nil {
 			return err
 		}
-		return copyModules(ctx, tmp, filepath.Join(dir, "root", "modules-disk"), diskModules)
+		return copyModules(ctx, tmp, filepath.Join(dir, "root", "modules-"+device), wanted)
 	})
 }
 

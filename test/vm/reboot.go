@@ -18,21 +18,9 @@ const diskSize = 128 << 20
 // overReboot boots a machine with a disk twice, with a power cut between, and runs the tests of test/reboot: what is on
 // the disk then is what was synced.
 func (m *runner) overReboot(ctx context.Context, k kernel) error {
-	modules, err := m.modules(k)
+	fetched, modules, err := m.device(ctx, k, "disk")
 	if err != nil {
 		return err
-	}
-	c := &cache{dir: m.cache, update: m.update, log: m.log}
-	fetched, err := c.disk(ctx, k)
-	if err != nil {
-		return err
-	}
-	more, err := filepath.Glob(filepath.Join(fetched, "root", "modules-disk", "*.ko"))
-	if err != nil {
-		return err
-	}
-	for _, file := range more {
-		modules = append(modules, "/modules-disk/"+filepath.Base(file))
 	}
 	dir := filepath.Join(m.dir, "reboot")
 	if err := goBuild(ctx, k.arch, "test", "-c", "-tags=reboot", "-ldflags=-s -w", "-trimpath", "-o", filepath.Join(dir, "root", "tests", "reboot.test"), "./test/reboot"); err != nil {

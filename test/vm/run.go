@@ -170,6 +170,22 @@ func (m *runner) modules(k kernel) ([]string, error) {
 	return files, err
 }
 
+// device is the directory of the modules of a device, and the files, in the image, of those and of all that the kernel needs.
+func (m *runner) device(ctx context.Context, k kernel, device string) (dir string, files []string, err error) {
+	if files, err = m.modules(k); err != nil {
+		return "", nil, err
+	}
+	c := &cache{dir: m.cache, update: m.update, log: m.log}
+	if dir, err = c.device(ctx, k, device); err != nil {
+		return "", nil, err
+	}
+	more, err := filepath.Glob(filepath.Join(dir, "root", "modules-"+device, "*.ko"))
+	for _, file := range more {
+		files = append(files, "/modules-"+device+"/"+filepath.Base(file))
+	}
+	return dir, files, err
+}
+
 // plans is the jobs of each machine: for each tier that is tested porthole doctor
 // and each suite. The first machine runs porthole doctor in the other tiers, too.
 func (m *runner) plans(k kernel) ([]guest.Plan, error) {
