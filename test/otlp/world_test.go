@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,6 +13,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/porthole-dev/porthole/internal/testutil"
 )
 
 // TestMain is what is run in a unit or a pod as well.
@@ -85,20 +88,8 @@ func refusedBinds(n int) error {
 }
 
 // bound is a TCP socket that is bound to a port of every address.
-func bound(port int) (fd, got int, err error) {
-	fd, err = syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return 0, 0, err
-	}
-	if err = syscall.Bind(fd, &syscall.SockaddrInet4{Port: port}); err != nil {
-		syscall.Close(fd)
-		return 0, 0, fmt.Errorf("bind %d: %w", port, err)
-	}
-	at, err := syscall.Getsockname(fd)
-	if err != nil {
-		return 0, 0, err
-	}
-	return fd, at.(*syscall.SockaddrInet4).Port, nil
+func bound(port uint16) (fd int, got uint16, err error) {
+	return testutil.BoundTCP(netip.AddrPortFrom(netip.IPv4Unspecified(), port))
 }
 
 // exhaust leaves no ephemeral port towards a destination, then tries to connect to it n times more.
@@ -198,7 +189,7 @@ func (w *world) sockets(n int) {
 }
 
 // listen listens on a port, and is closed again.
-func (w *world) listen(port int) {
+func (w *world) listen(port uint16) {
 	w.Helper()
 	w.in(func() error {
 		fd, _, err := bound(port)
