@@ -156,6 +156,9 @@ type outside struct {
 	store, receiver string // the URL of VictoriaLogs, the address of the Collector
 }
 
+// quiet has a Collector serve no metrics of its own.
+var quiet = []string{"--config", "testdata/quiet.yaml"}
+
 func newOutside(t *testing.T) *outside {
 	t.Helper()
 	dir := t.TempDir()
@@ -167,8 +170,8 @@ func newOutside(t *testing.T) *outside {
 		ready: func() bool { return get(o.store+"/health") != "" },
 	}
 	o.collector = &server{
-		t: t, name: bin(t, "bin/collector"), log: filepath.Join(dir, "collector.log"), args: []string{"--config", "../../deploy/collector/victorialogs.yaml"},
-		env:   []string{"COLLECTOR_LISTEN=" + receiver, "COLLECTOR_STORAGE=" + filepath.Join(dir, "queue"), "VICTORIALOGS_URL=" + o.store, "OTEL_METRICS_EXPORTER=none"},
+		t: t, name: bin(t, "bin/collector"), log: filepath.Join(dir, "collector.log"), args: append([]string{"--config", "../../deploy/collector/victorialogs.yaml"}, quiet...),
+		env:   []string{"COLLECTOR_LISTEN=" + receiver, "COLLECTOR_STORAGE=" + filepath.Join(dir, "queue"), "VICTORIALOGS_URL=" + o.store},
 		ready: func() bool { return listens(receiver) },
 	}
 	o.killedAtEnd(o.collector, o.logs)
@@ -360,7 +363,7 @@ func TestNothingIsLost(t *testing.T) {
 func TestWrongPort(t *testing.T) {
 	p := newPipeline(t)
 	grpc := freePort(t)
-	p.collector.args = []string{"--config", "testdata/grpc.yaml"}
+	p.collector.args = append([]string{"--config", "testdata/grpc.yaml"}, quiet...)
 	p.collector.env = append(p.collector.env, "COLLECTOR_LISTEN="+grpc)
 	p.collector.ready = func() bool { return listens(grpc) }
 	p.collector.start()
