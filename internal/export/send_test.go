@@ -114,11 +114,18 @@ func sender(t *testing.T, s Settings, l *log) *Exporter {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg.Log = slog.New(slog.NewTextHandler(l, nil))
 	cfg.retryLeast, cfg.retryMost = time.Millisecond, 5*time.Millisecond
-	x := &Exporter{cfg: cfg, client: newClient(cfg), wake: make(chan struct{}, 1)}
+	return exporterOf(t, cfg, l, [16]byte{1})
+}
+
+// exporterOf is an Exporter without a tracer.
+func exporterOf(t *testing.T, cfg *Config, l *log, boot [16]byte) *Exporter {
+	t.Helper()
+	cfg.Log = slog.New(slog.NewTextHandler(l, nil))
+	x := &Exporter{cfg: cfg, client: newClient(cfg), wake: make(chan struct{}, 1), boot: boot}
 	for _, b := range []**builder{&x.build, &x.again} {
-		if *b, err = newBuilder(cfg, [16]byte{1}); err != nil {
+		var err error
+		if *b, err = newBuilder(cfg, boot); err != nil {
 			t.Fatal(err)
 		}
 	}
