@@ -31,6 +31,7 @@ type options struct {
 	kvm, verbose, list       bool
 	update, bench, systemd   bool
 	reboot                   bool
+	fleet                    string
 	runs                     bool // run was given
 	jobs, starts             int
 	timeout                  time.Duration
@@ -90,6 +91,9 @@ func matrix(ctx context.Context) error {
 		}
 		return nil
 	}
+	if m.fleet != "" {
+		return m.inFleet(ctx, chosen, os.Stdin)
+	}
 	return m.runAll(ctx, chosen)
 }
 
@@ -104,6 +108,7 @@ func parse() (options, error) {
 	flag.BoolVar(&o.bench, "bench", false, "measure what the hooks cost, instead of the tests")
 	flag.BoolVar(&o.systemd, "systemd", false, "run the tests of test/systemd instead, in a machine whose process 1 is systemd")
 	flag.BoolVar(&o.reboot, "reboot", false, "run the tests of test/reboot instead, in a machine whose power is cut and that boots again")
+	flag.StringVar(&o.fleet, "fleet", "", "run the tests of test/fleet instead, in three machines that export to this `port` of 127.0.0.1, until stdin ends")
 	flag.BoolVar(&o.verbose, "v", false, "show the consoles")
 	flag.BoolVar(&o.list, "list", false, "list the kernels")
 	flag.IntVar(&o.jobs, "j", 2, "how many `machines` run at once")
@@ -138,14 +143,14 @@ func printKernels(w io.Writer) error {
 // prepare fetches and builds what the machines need.
 func (m *runner) prepare(ctx context.Context, chosen []kernel) error {
 	var err error
-	if !m.systemd && !m.reboot {
+	if !m.systemd && !m.reboot && m.fleet == "" {
 		if m.suites, err = findSuites(ctx, m.run); err != nil {
 			return err
 		}
 	}
 	m.files = make(map[string]string)
 	of := programs
-	if m.systemd { // which has a package installed
+	if m.systemd || m.fleet != "" { // which have a package installed
 		of = map[string]string{"init": of["init"]}
 	}
 	c := &cache{dir: m.cache, update: m.update, log: m.log}

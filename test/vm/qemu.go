@@ -7,11 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"regexp"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/porthole-dev/porthole/test/vm/guest"
 )
@@ -51,6 +53,8 @@ type vm struct {
 	kvm             bool
 	memory          string
 	disk            string    // path of the image of /dev/vda; "": there is none
+	forward         string    // address here that leads to guest.Metrics of a machine with a network; "": it has none
+	monitor         string    // path of a socket that takes commands for qemu, of a machine with a network
 	counting        bool      // its clock counts instructions, a nanosecond each
 	console         io.Writer // gets the console and the messages too, or nil
 }
@@ -123,10 +127,42 @@ func (v *vm) args(m machine) []string {
 	if v.disk != "" {
 		args = append(args, "-drive", "if=virtio,format=raw,file="+v.disk)
 	}
+	if v.forward != "" {
+		args = append(args, "-netdev", "user,id="+netdev+",ipv6=off,hostfwd=tcp:"+v.forward+"-"+guest.Address+":"+guest.Metrics,
+			"-device", "virtio-net-pci,romfile=,netdev="+netdev, "-monitor", "unix:"+v.monitor+",server=on,wait=off")
+	}
 	if v.counting {
 		args = append(args, "-icount", "shift=0,sleep=off")
 	}
 	return append(append(args, m.args...), cpu...)
+}
+
+// netdev is what qemu calls the network of a machine.
+const netdev = "net0"
+
+// setLink plugs the network cable of a running machine in, or out.
+func setLink(monitor string, on bool) error {
+	conn, err := net.DialTimeout("unix", monitor, time.Minute)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
+		return err
+	}
+	state := map[bool]string{true: "on", false: "off"}[on]
+	if _, err := fmt.Fprintf(conn, "set_link %s %s\ninfo network\n", netdev, state); err != nil {
+		return err
+	}
+	for lines := bufio.NewReader(conn); ; { // what it says to the second command comes after the first is done
+		line, err := lines.ReadString('\n')
+		if err != nil {
+			return fmt.Errorf("qemu does not say that the link is %s: %w", state, err)
+		}
+		if strings.Contains(line, "type=user") {
+			return nil
+		}
+	}
 }
 
 // trouble matches what the kernel says when it is broken.

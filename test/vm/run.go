@@ -101,8 +101,11 @@ type variant struct {
 	counting bool // its clock counts instructions
 	// systems are directories, with a root each, in place of the tools; it gets memory for them.
 	systems []string
-	disk    string // as of vm
-	cut     string // once a job says so, the power is cut
+	disk    string            // as of vm
+	cut     string            // once a job says so, the power is cut
+	forward string            // as of vm
+	monitor string            // as of vm
+	said    func(line string) // gets every line of the jobs, or nil
 }
 
 // start boots a kernel and returns what became of each job, and the console. name
@@ -130,13 +133,16 @@ func (m *runner) start(ctx context.Context, name string, k kernel, plan guest.Pl
 	if err := writeImage(machine.initrd, plan, roots); err != nil {
 		return jobs, "", err
 	}
-	machine.disk = v.disk
+	machine.disk, machine.forward, machine.monitor = v.disk, v.forward, v.monitor
 	cut := false
 	console, err := machine.run(ctx, func(msg guest.Message) {
 		if msg.Kernel != "" {
 			booted(msg.Kernel)
 		} else if o := jobs[msg.Job]; o != nil {
 			o.add(msg)
+		}
+		if v.said != nil && msg.Exit == nil && msg.Kernel == "" {
+			v.said(msg.Output)
 		}
 		if v.cut != "" && strings.HasSuffix(msg.Output, v.cut) {
 			cut = true

@@ -31,3 +31,10 @@ type Message struct {
 	Exit    *int    `json:"exit,omitempty"`   // -1 after a signal
 	Seconds float64 `json:"seconds,omitempty"`
 }
+
+// What a machine with a network has: qemu's, with a way out to this machine's loopback and one in to a port.
+const (
+	Address = "10.0.2.15" // of the machine, in a /24
+	Host    = "10.0.2.2"  // leads to 127.0.0.1 of the host
+	Metrics = "9435"      // port
+)
