@@ -167,6 +167,19 @@ test-otlp: deps build
 	cd test/otlp && CGO_ENABLED=0 nice $(GO) build -trimpath -o bin/ ./collector tool
 	cd test/otlp && CGO_ENABLED=0 $(GO) test -count=1 -v -timeout 20m -exec '$(SUDO)' ./...
 
+## test-fleet: three machines of different kernels in VMs, with the package, to one Collector, VictoriaLogs and Prometheus: some 10 minutes; needs no root
+.PHONY: test-fleet
+test-fleet: deps
+	cd test/otlp && CGO_ENABLED=0 nice $(GO) build -trimpath -o bin/ ./collector tool
+	cd test/otlp && CGO_ENABLED=0 $(GO) test -tags fleet -count=1 -v -timeout 60m -run '^TestFleet$$' .
+
+## bench-fleet: a thousand exporters on this machine to one Collector, which is killed meanwhile: what it takes; some 5 minutes
+.PHONY: bench-fleet
+bench-fleet:
+	cd test/otlp && CGO_ENABLED=0 nice $(GO) build -trimpath -o bin/ ./collector tool
+	CGO_ENABLED=0 $(GO) test -c -tags load -o test/otlp/bin/exporters ./internal/export
+	cd test/otlp && CGO_ENABLED=0 $(GO) test -tags load -count=1 -v -timeout 20m -run '^TestLoad$$' .
+
 ## check-collector: have a Collector that has their exporters read deploy/collector/contrib: some 10 minutes to build
 .PHONY: check-collector
 check-collector:
@@ -206,6 +219,9 @@ lint:
 	cd deploy/packaging && $(GO) vet ./...
 	$(GO) vet -tags systemd ./test/systemd
 	$(GO) vet -tags reboot ./test/reboot
+	$(GO) vet -tags fleet ./test/fleet
+	$(GO) vet -tags load ./internal/export
+	cd test/otlp && $(GO) vet -tags fleet,load .
 	$(GO) vet -tags kubelet ./test/containers
 	$(GO) vet -tags man ./cmd/porthole
 	$(GO) run $(GOLANGCI_LINT) run ./...

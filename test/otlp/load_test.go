@@ -121,7 +121,7 @@ func TestLoad(t *testing.T) {
 	case <-time.After(wait):
 		t.Fatalf("the exporters did not end within %v", wait)
 	}
-	p := load.progress()
+	p, ended := load.progress(), time.Now()
 	var records, events, hosts string
 	await(t, func() string {
 		return fmt.Sprintf("%+v: stored are %s records, %s events of %s machines", p, records, events, hosts)
@@ -131,7 +131,7 @@ func TestLoad(t *testing.T) {
 		}
 		return events == strconv.Itoa(p.made)
 	})
-	t.Logf("made %d, sent %d, lost %d, retried %d; stored %s records, %s events of %s machines", p.made, p.sent, p.lost, p.retried, records, events, hosts)
+	t.Logf("made %d, sent %d, lost %d, retried %d; %.0fs later stored %s records, %s events of %s machines", p.made, p.sent, p.lost, p.retried, time.Since(ended).Seconds(), records, events, hosts)
 	if p.lost != 0 || p.sent != p.made || hosts != "1000" {
 		t.Errorf("%+v, %s machines", p, hosts)
 	}
