@@ -7,9 +7,9 @@ import (
 	"os"
 	"runtime/debug"
 	"runtime/metrics"
+	"strings"
 
 	"github.com/KimMachineGun/automemlimit/memlimit"
-	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 )
@@ -122,25 +122,33 @@ func (h *heap) release() {
 }
 
 // releaseProgram gives back the pages of the program's own file, of which only its start used the most. The kernel maps
-// them again when they are used.
+// them again when they are used. A mapping of which a page was ever written, as the linker does before it forbids it,
+// is left alone: the file does not have what is there.
 func releaseProgram() error {
-	self, err := procfs.Self()
-	if err != nil {
-		return fmt.Errorf("open /proc/self: %w", err)
-	}
-	maps, err := self.ProcMaps()
-	if err != nil {
-		return fmt.Errorf("read /proc/self/maps: %w", err)
-	}
 	program, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("find the program's file: %w", err)
 	}
-	for _, m := range maps {
-		if m.Pathname != program || m.Perms.Write {
+	mapped, err := os.ReadFile("/proc/self/smaps")
+	if err != nil {
+		return fmt.Errorf("read what is mapped: %w", err)
+	}
+	var start, end uintptr
+	for line := range strings.Lines(string(mapped)) {
+		var from, to uintptr
+		var access, offset, device, inode, path string
+		if n, _ := fmt.Sscanf(line, "%x-%x %s %s %s %s %s", &from, &to, &access, &offset, &device, &inode, &path); n >= 6 {
+			start, end = from, to
+			if path != program || strings.Contains(access, "w") {
+				end = start
+			}
 			continue
 		}
-		if _, _, errno := unix.Syscall(unix.SYS_MADVISE, m.StartAddr, m.EndAddr-m.StartAddr, unix.MADV_DONTNEED); errno != 0 {
+		var anonymous int
+		if n, _ := fmt.Sscanf(line, "Anonymous: %d kB", &anonymous); n == 0 || anonymous > 0 || start == end {
+			continue
+		}
+		if _, _, errno := unix.Syscall(unix.SYS_MADVISE, start, end-start, unix.MADV_DONTNEED); errno != 0 {
 			return fmt.Errorf("give back the pages of %s: %w", program, errno)
 		}
 	}
