@@ -95,7 +95,7 @@ var metrics = []metric{
 	},
 	{
 		"porthole_ephemeral_blocked_ports", gauge, []string{"netns"},
-		"TCP ports of the capacity that no connect() may use, towards whatever destination, for a socket is bound to them or listens there.",
+		"TCP ports of the capacity that connect() cannot use for any destination, because a socket is bound to them or listens there.",
 		func(s *sample, e emitter) {
 			for name, sp := range s.spaces {
 				e.put(float64(sp.blocked), name)
@@ -104,8 +104,8 @@ var metrics = []metric{
 	},
 	{
 		"porthole_ephemeral_used_ports", gauge, []string{"netns", "local_ip", "remote"},
-		"Ephemeral ports in use for TCP connections to one destination, those in TIME-WAIT that cannot be used again included; " +
-			"of remote=\"other\" a port counts once for each destination.",
+		"Ephemeral ports in use for TCP connections to one destination, including those in TIME-WAIT that cannot be reused; " +
+			"for remote=\"other\", a port counts once for each destination.",
 		func(s *sample, e emitter) {
 			for to, n := range s.destinations {
 				e.put(float64(n.used), to.netns, to.localIP, to.remote)
@@ -123,7 +123,7 @@ var metrics = []metric{
 	},
 	{
 		"porthole_ephemeral_free_ports", gauge, []string{"netns", "local_ip", "remote"},
-		"How many connect() in a row to one destination would succeed now; of remote=\"other\" the least. " +
+		"How many connect() calls in a row to one destination would succeed now; for remote=\"other\", the least. " +
 			"capacity = used + blocked + free, for each destination.",
 		func(s *sample, e emitter) {
 			for to, n := range s.destinations {
@@ -142,9 +142,9 @@ var metrics = []metric{
 	},
 	{
 		"porthole_port_failures_total", counter, []string{"op", "proto", "error"},
-		"Refused calls; of connect those refused before anything was sent. Exhaustion is EADDRNOTAVAIL of connect and EAGAIN of implicit_bind; but connect " +
-			"says EADDRNOTAVAIL also where no address of this machine fits the destination. EADDRINUSE of bind is exhaustion if any port was asked for, " +
-			"and a conflict if a certain one was: both count here.",
+		"Refused calls; for connect, those refused before anything was sent. Exhaustion is EADDRNOTAVAIL of connect and EAGAIN of implicit_bind; but connect " +
+			"says EADDRNOTAVAIL also where no address of this machine fits the destination. EADDRINUSE of bind is exhaustion if any port was requested, " +
+			"and a conflict if a specific one was: both count here.",
 		func(s *sample, e emitter) {
 			for f, n := range s.failures {
 				e.put(float64(n), f.Op.String(), f.Proto.String(), f.ErrnoName())
@@ -172,8 +172,8 @@ var metrics = []metric{
 	},
 	{
 		"porthole_listeners", gauge, []string{"netns", "proto", "exposure", "unit", "container", "pod"},
-		"Sockets that others can begin to talk to: TCP listeners, and UDP sockets without a peer on a port that was asked for by its number; " +
-			"other UDP sockets are mostly those of clients.",
+		"Sockets that others can start to talk to: TCP listeners, and UDP sockets without a peer that were bound to a port by number; " +
+			"other UDP sockets mostly belong to clients.",
 		func(s *sample, e emitter) {
 			for k, n := range s.listeners {
 				e.put(float64(n), k.netns, k.proto.String(), exposure(k.exposed), k.unit, k.container, k.pod)
@@ -182,7 +182,7 @@ var metrics = []metric{
 	},
 	{
 		"porthole_listener_changes_total", counter, []string{"change"},
-		"Times a socket became a listener, as porthole_listeners counts them, and was one no more.",
+		"Times a socket became a listener, as porthole_listeners counts them, or stopped being one.",
 		func(s *sample, e emitter) {
 			for change, n := range s.changes {
 				e.put(float64(n), change)
@@ -191,7 +191,7 @@ var metrics = []metric{
 	},
 	{
 		"porthole_listener_backlog_ratio", gauge, []string{"netns", "unit", "container", "pod"},
-		"How full the fullest accept queue is, of TCP listeners: 1: no connection is taken any more until the service calls accept(). Read twice a minute.",
+		"How full the fullest accept queue of a TCP listener is; 1: no connection is accepted until the service calls accept(). Read twice a minute.",
 		func(s *sample, e emitter) {
 			for k, share := range s.queues {
 				e.put(share, k.netns, k.unit, k.container, k.pod)
@@ -233,7 +233,7 @@ var metrics = []metric{
 	},
 	{
 		"porthole_events_lost_total", counter, []string{"reason"},
-		"Events the kernel could not hand over. The sockets are read anew after each loss, the other counters stay short.",
+		"Events the kernel could not hand over. The sockets are read again after each loss; the other counters stay too low.",
 		func(s *sample, e emitter) {
 			s.stat(e, func(st *tracer.Stats) uint64 { return st.LostRing }, "ring")
 			s.stat(e, func(st *tracer.Stats) uint64 { return st.LostState }, "state")
@@ -269,7 +269,7 @@ var metrics = []metric{
 	},
 	{
 		"porthole_probe_attached", gauge, []string{"probe", "tier"},
-		"Whether a hook is attached. Where one is not, others may do its part: `porthole doctor` tells.",
+		"Whether a hook is attached. If not, others may do its part: see `porthole doctor`.",
 		func(s *sample, e emitter) {
 			for _, h := range s.hooks {
 				e.put(float64(oneIf(h.Attached)), h.Hook, tierLabel(h.Tier))
@@ -334,7 +334,7 @@ var metrics = []metric{
 	},
 	{
 		"porthole_export_lost_total", counter, []string{"reason"},
-		"Events that were to be exported and were not.",
+		"Events that should have been exported but were lost.",
 		func(s *sample, e emitter) {
 			for _, why := range export.Reasons() {
 				s.exported(e, func(st *export.Stats) float64 { return float64(st.Lost[why]) }, why.String())
@@ -343,7 +343,7 @@ var metrics = []metric{
 	},
 	{
 		"porthole_export_retried_total", counter, []string{"reason"},
-		"Records that were sent once more, for the endpoint did not take them. Those that it did take are sent twice if its answer was lost: they have the same id.",
+		"Records that were sent again because the endpoint did not accept them. A record whose answer was lost is sent twice, with the same id.",
 		func(s *sample, e emitter) {
 			for _, why := range export.Retries() {
 				s.exported(e, func(st *export.Stats) float64 { return float64(st.Retried[why]) }, why.String())
