@@ -409,7 +409,7 @@ func (w *portWriter) noHolder(group []Socket) []string {
 	var out []string
 	for i := range group {
 		if group[i].Partial {
-			words[outOfSight] = "who that is takes root, or an agent (or it is a process that may not be looked into,\n  or none)"
+			words[outOfSight] = "only root or an agent can say which (it may be one that cannot be inspected, or none)"
 		}
 		if why := words[group[i].NoHolder]; why != "" && !slices.Contains(out, why) {
 			out = append(out, why)

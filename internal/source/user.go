@@ -29,7 +29,7 @@ type User struct {
 // PartialView implements Source.
 func (u *User) PartialView() []string {
 	out := []string{
-		fmt.Sprintf("only the sockets of this network namespace are shown, and of processes those of this user; for all, run it as root or start an agent (%v)", u.Why),
+		fmt.Sprintf("only the sockets of this network namespace are shown, and only the processes of this user; to see all, run it as root or start an agent (%v)", u.Why),
 	}
 	if !tellsBound() {
 		out = append(out, "TCP sockets that are bound, and neither listen nor are connected, are not known: that takes Linux 6.8")
