@@ -197,17 +197,25 @@ func TestHost(t *testing.T) {
 		{"version", "--json"},
 		{"free", "--range", "8000-8000"},
 	} {
-		wantOut, wantErr, wantCode := ran(t, args...)
 		with := append(slices.Clone(args), "--host", "there")
 		if i%2 == 1 {
 			with = append([]string{"--host=there"}, args...)
 		}
-		out, errs, code := ran(t, with...)
-		sameTimes := func(s string) string {
-			return regexp.MustCompile(`\d+(\.\d+)?(µs|ms)`).ReplaceAllString(ago.ReplaceAllString(s, ""), "")
+		says := func(args []string) string {
+			out, errs, code := ran(t, args...)
+			out = regexp.MustCompile(`\d+(\.\d+)?(µs|ms)`).ReplaceAllString(ago.ReplaceAllString(out, ""), "")
+			return fmt.Sprintf("exit %d\n%s%s", code, out, errs)
 		}
-		if sameTimes(out) != sameTimes(wantOut) || errs != wantErr || code != wantCode {
-			t.Errorf("%q: exit %d, want %d\n%s%s\nwant\n%s%s", with, code, wantCode, out, errs, wantOut, wantErr)
+		var want, got string
+		same := func() bool { // some are about the whole machine, where others listen now and then
+			want, got = says(args), says(with)
+			return want == got
+		}
+		for tries := 5; !same(); tries-- {
+			if tries == 0 || want == says(args) {
+				t.Errorf("%q: %s\nwant %s", with, got, want)
+				break
+			}
 		}
 	}
 }
