@@ -127,10 +127,10 @@ func (q *Headroom) Filter() *Filter { return q.filter }
 func (q *Headroom) Note(cgroups *identity.Cgroups) string { return q.filter.Note(cgroups) }
 
 // Values are what the question was read from, and the namespace of this thread, where the
-// destination is seen from that.
-func (q *Headroom) Values() (Values, error) {
+// destination is seen from that; if it is not asked here, the one who answers sees it from his own.
+func (q *Headroom) Values(here bool) (Values, error) {
 	values := maps.Clone(q.values)
-	if !q.own {
+	if !q.own || !here {
 		return values, nil
 	}
 	own, err := identity.NetNSOfThread()

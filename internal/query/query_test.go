@@ -41,7 +41,11 @@ func TestValuesOfQuestions(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	towards, err := headroom.Values()
+	towards, err := headroom.Values(true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	elsewhere, err := headroom.Values(false) // another machine has other namespaces
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -53,6 +57,7 @@ func TestValuesOfQuestions(t *testing.T) {
 		"sockets":  {sockets.Values(), `comm=%22a%2Cb%22&comm=%22%22%22%22&netns=host&port=80&port=443`},
 		"events":   {events.Values(), "event=bind&verbose=true"},
 		"headroom": {towards, "netns=" + towards["netns"][0] + "&to=192.0.2.1%3A443"},
+		"far":      {elsewhere, "to=192.0.2.1%3A443"},
 		"port":     {port.Values(), "limit=7&proto=udp"},
 	} {
 		if got := Encode(test.values).Encode(); got != test.want {

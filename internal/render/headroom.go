@@ -56,6 +56,9 @@ type Headroom struct {
 	Partial bool `json:"partial,omitempty"`
 }
 
+// Quote is as Socket.Quote.
+func (h *Headroom) Quote() { quote(&h.Proto, &h.Op, &h.ReservedPorts) }
+
 // Headrooms makes rows, in the same order.
 func (n Renderer) Headrooms(all []tracer.Headroom) []Headroom {
 	out := make([]Headroom, len(all))
@@ -315,7 +318,7 @@ func byUsers(users []PortUser) string {
 
 func (u PortUser) text() string {
 	if u.PID == 0 {
-		return fmt.Sprintf("no process %d", u.Ports)
+		return fmt.Sprintf("no known process %d", u.Ports)
 	}
 	return fmt.Sprintf("%s (pid %d) %d", identity.Safe(u.Comm), u.PID, u.Ports)
 }
@@ -367,7 +370,7 @@ func most(users []PortUser) (pid, comm, ports string) {
 		return "-", "-", "-"
 	}
 	first := &users[0]
-	pid, comm = "-", "(no process)"
+	pid, comm = "-", "(no known process)"
 	if first.PID != 0 {
 		pid, comm = strconv.Itoa(int(first.PID)), identity.Safe(first.Comm)
 	}

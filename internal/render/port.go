@@ -30,6 +30,20 @@ type Port struct {
 	OnHost bool `json:"-"`
 }
 
+// Quote is as Socket.Quote.
+func (p *Port) Quote() {
+	quote(&p.Proto)
+	for i := range p.Sockets {
+		p.Sockets[i].Quote()
+	}
+	for i := range p.History {
+		p.History[i].Quote()
+	}
+	for i := range p.More {
+		quote(&p.More[i].Role, &p.More[i].Proto)
+	}
+}
+
 // More tells of how many sockets of a role and a protocol a limit left out the rows.
 type More struct {
 	Role    string `json:"role"`
@@ -103,6 +117,14 @@ type Tenancy struct {
 	Args       []string   `json:"args,omitempty"`
 	ArgsCut    bool       `json:"args_cut,omitempty"`
 	Cursor     string     `json:"cursor,omitempty"`
+}
+
+// Quote is as Socket.Quote.
+func (r *Tenancy) Quote() {
+	quote(&r.Proto, &r.Error, &r.Role, &r.Event)
+	for i := range r.HeldBy {
+		quote(&r.HeldBy[i].State, &r.HeldBy[i].Role)
+	}
 }
 
 // InTheWay is a socket in the way of a bind that was refused, as a history on disk has it, in JSON.

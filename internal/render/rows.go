@@ -115,6 +115,16 @@ type Socket struct {
 	Partial bool `json:"partial,omitempty"`
 }
 
+// Quote makes the words that are porthole's own safe to show on a terminal, as who answers in place of an agent may
+// send others. Names are quoted where they are shown, whoever sent them.
+func (s *Socket) Quote() { quote(&s.Proto, &s.State, &s.Role, &s.NoHolder, &s.Origin) }
+
+func quote(words ...*string) {
+	for _, w := range words {
+		*w = identity.Safe(*w)
+	}
+}
+
 func (s *Socket) netNS() identity.NetNS { return identity.NetNS{Inode: s.NetNS, Cookie: s.Cookie} }
 
 // Event is an event in JSON, and the row of tail.
@@ -147,6 +157,14 @@ type Event struct {
 	TimeWait   bool  `json:"time_wait,omitempty"`
 	UntilAbout bool  `json:"until_about,omitempty"`
 	SearchNS   int64 `json:"search_ns,omitempty"`
+}
+
+// Quote is as Socket.Quote.
+func (ev *Event) Quote() {
+	quote(&ev.Event, &ev.Proto, &ev.Error)
+	for i := range ev.HeldBy {
+		ev.HeldBy[i].Quote()
+	}
 }
 
 // Stamp is a time as JSON has it: RFC 3339 in UTC, always with nine digits after

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/porthole-dev/porthole/internal/api"
+	"github.com/porthole-dev/porthole/internal/identity"
 	"github.com/porthole-dev/porthole/internal/query"
 )
 
@@ -159,5 +160,6 @@ func (c *client) get(ctx context.Context, path string, values query.Values) (*re
 	if err != nil {
 		note = ""
 	}
+	note = identity.Safe(note)
 	return &response{resp.Body, unfinished, note, resp.Trailer}, nil
 }

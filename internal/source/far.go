@@ -108,7 +108,7 @@ func (f *far) dial(ctx context.Context) (*tls.Conn, error) {
 
 // client asks over TLS, through no proxy.
 func (f *far) client() *client {
-	return &client{where: f.String(), base: "https://" + f.host, far: f, http: http.Client{
+	return &client{where: f.String(), base: (&url.URL{Scheme: "https", Host: f.host}).String(), far: f, http: http.Client{
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		Transport: &http.Transport{
 			DialTLSContext:        func(ctx context.Context, _, _ string) (net.Conn, error) { return f.dial(ctx) },

@@ -80,6 +80,7 @@ func (r *Remote) Past(ctx context.Context, q *query.History) (*Past, error) {
 				yield(nil, badAnswer(err))
 				return
 			}
+			row.Quote()
 			if !yield(&row, nil) {
 				return
 			}
@@ -90,7 +91,7 @@ func (r *Remote) Past(ctx context.Context, q *query.History) (*Past, error) {
 		if err != nil {
 			return ""
 		}
-		return text
+		return identity.Safe(text)
 	}
 	return &Past{rows, lacking, a.Close}, nil
 }

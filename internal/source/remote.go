@@ -71,6 +71,9 @@ func eachRow[T any](from io.Reader, each func(*T)) error {
 		} else if err != nil {
 			return badAnswer(err)
 		}
+		if words, ok := any(&row).(interface{ Quote() }); ok {
+			words.Quote()
+		}
 		each(&row)
 	}
 }
@@ -158,6 +161,7 @@ func (a *remotePort) Text(w io.Writer, style render.Style) error {
 	if err := json.NewDecoder(a.response).Decode(&answer); err != nil {
 		return badAnswer(err)
 	}
+	answer.Quote()
 	answer.Where, answer.OnHost = a.q.Where(), a.from.PIDs() != ""
 	if a.from.client.far == nil {
 		a.readNAT(&answer)
@@ -189,7 +193,7 @@ func (a *remotePort) readNAT(answer *render.Port) {
 
 // Headroom implements Source.
 func (r *Remote) Headroom(ctx context.Context, q *query.Headroom) (*Headroom, error) {
-	values, err := q.Values()
+	values, err := q.Values(r.client.far == nil)
 	if err != nil {
 		return nil, err
 	}
@@ -359,6 +363,7 @@ func (s *remoteEvents) Row(row *render.Event) error {
 	if err := json.Unmarshal(s.line, row); err != nil {
 		return badEvent(err)
 	}
+	row.Quote()
 	return nil
 }
 

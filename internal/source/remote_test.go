@@ -2,12 +2,16 @@ package source
 
 import (
 	"bufio"
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -137,6 +141,109 @@ func TestRemoteRows(t *testing.T) {
 	err = answer.Each(func(s *render.Socket) { rows = append(rows, *s) })
 	if err == nil || len(rows) != 1 || rows[0].LocalPort != 80 || len(rows[0].Holders) != 1 {
 		t.Errorf("%+v, %v", rows, err)
+	}
+}
+
+// Whatever words who answers in place of an agent sends, none of them gets to the terminal as it is.
+func TestRemoteEscapes(t *testing.T) {
+	path := t.TempDir() + "/s"
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const bad = "\x1b]0;title\a\u202e"
+	socket := map[string]any{
+		"proto": bad, "state": bad, "role": bad, "local_ip": "127.0.0.1", "local_port": 80, "netns": 1, "no_holder": bad, "origin": bad, "service": bad, "device": bad,
+		"owner": map[string]any{"pid": 1, "comm": bad, "status": bad},
+	}
+	rows := map[string]any{
+		"/v1/sockets": socket,
+		"/v1/ports/80": map[string]any{
+			"port": 80, "proto": bad, "range": bad, "service": bad, "nat_unread": bad, "sockets": []any{socket}, "more": []any{map[string]any{"role": bad, "proto": bad, "sockets": 2}},
+			"history": []any{map[string]any{"proto": bad, "role": bad, "error": bad, "event": bad, "local_ip": "::1", "until": "2026-01-01T00:00:00Z", "comm": bad}},
+		},
+		"/v1/headroom": map[string]any{"proto": bad, "op": bad, "range_low": 1, "range_high": 9, "capacity": 9, "used": 9, "local_ip": "::1", "remote_ip": "::1", "remote_port": 1, "reserved_ports": bad},
+		"/v1/history":  map[string]any{"proto": bad, "event": bad, "error": bad, "local_ip": "::1", "time": "2026-01-01T00:00:00Z", "held_by": []any{map[string]any{"state": bad, "role": bad}}},
+	}
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set(api.NoteHeader, url.QueryEscape(bad))
+		json.NewEncoder(w).Encode(rows[r.URL.Path])
+	})}
+	go server.Serve(l)
+	defer server.Close()
+	r := &Remote{client: newClient(path)}
+	names := identity.Load(nil)
+	defer names.Cgroups.Close()
+	var out bytes.Buffer
+	show := func(a Answer, err error, text func(io.Writer, render.Style) error) {
+		t.Helper()
+		if err == nil {
+			out.WriteString(a.Note())
+			err = text(&out, render.Style{})
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	sockets, err := query.ParseSockets(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	listed, err := r.Sockets(t.Context(), sockets)
+	show(listed, err, listed.Text)
+	port, err := query.ParsePort("80", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole, err := r.Port(t.Context(), port)
+	show(whole, err, whole.Text)
+	for _, word := range []string{"op", "proto"} {
+		text := rows["/v1/headroom"].(map[string]any)
+		text[word] = map[string]string{"op": "connect", "proto": "tcp"}[word] // as known, one after the other
+		left, err := query.ParseHeadroom(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer, err := r.Headroom(t.Context(), left)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := render.New(names).HeadroomText(&out, render.Style{}, answer.Rows, 0); err != nil {
+			t.Error(err)
+		}
+	}
+	asks, err := query.ParseHistory(nil, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	past, err := r.Past(t.Context(), asks)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer past.Close()
+	for row, err := range past.Rows {
+		if err != nil {
+			t.Fatal(err)
+		}
+		out.WriteString(strings.Join(slices.Concat([]string{row.Event, row.Error, row.Proto, row.HeldBy[0].State, row.HeldBy[0].Role}), " "))
+	}
+	event, err := json.Marshal(map[string]any{"event": bad, "proto": bad, "error": bad, "held_by": []any{socket}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := eventsFrom(t.Context(), io.NopCloser(bytes.NewReader(append(event, '\n'))))
+	s.from, s.names = r, names
+	defer s.Close()
+	if _, err := s.Next(); err != nil {
+		t.Fatal(err)
+	}
+	text, err := s.AppendText(nil, render.Style{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	out.Write(text)
+	if got := out.String(); strings.ContainsAny(got, "\x1b\a\u202e") {
+		t.Errorf("%q", got)
 	}
 }
 
