@@ -220,16 +220,21 @@ func TestKernelAgentConfinedElsewhere(t *testing.T) {
 	testutil.NewNetNS(t)
 	f := trouble(t, "", "")
 	waitLine(t, f.errs, "socket: ")
-	other := func() uint32 {
+	elsewhere := func(name string) uint32 {
 		inode := make(chan uint32)
 		keep := make(chan struct{})
 		t.Cleanup(func() { close(keep) })
 		go func() {
-			inode <- testutil.NewNetNS(t)
+			ns := testutil.NewNetNS(t)
+			if name != "" {
+				testutil.NameNetNS(t, name)
+			}
+			inode <- ns
 			<-keep
 		}()
 		return <-inode
-	}()
+	}
+	other, named := elsewhere(""), elsewhere(fmt.Sprintf("confined-%d", os.Getpid())) // of which a file is found, and entering it is refused
 	for _, c := range []struct {
 		path string
 		code int
@@ -237,6 +242,8 @@ func TestKernelAgentConfinedElsewhere(t *testing.T) {
 	}{
 		{fmt.Sprintf("/v1/headroom?netns=%d&to=127.0.0.1:80&from=127.0.0.1", other), 200, `"local_ip":"127.0.0.1"`},
 		{fmt.Sprintf("/v1/headroom?netns=%d&to=127.0.0.1:80", other), 403, "not permitted: an agent has given up what that takes; give it from, the local address"},
+		{fmt.Sprintf("/v1/headroom?netns=%d&to=127.0.0.1:80&from=127.0.0.1", named), 200, `"local_ip":"127.0.0.1"`},
+		{fmt.Sprintf("/v1/headroom?netns=%d&to=127.0.0.1:80", named), 403, "not permitted: that takes CAP_SYS_ADMIN: an agent has given up what that takes; give it from, the local address"},
 	} {
 		if code, body := get(t, f.socket, "GET", c.path); code != c.code || !strings.Contains(body, c.want) {
 			t.Errorf("%s: %d %s\nwant %d and %s in it", c.path, code, body, c.code, c.want)

@@ -11,7 +11,6 @@ import (
 	"syscall"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
@@ -57,27 +56,20 @@ func RouteSource(inode uint32, to, from netip.Addr, device int) (netip.Addr, err
 	return from, fmt.Errorf("%w to %s in namespace %d", ErrUnreachable, to, inode)
 }
 
-// routes asks for the routes of a namespace.
-func routes(inode uint32) (*netlink.Handle, error) {
-	own, err := NetNSOfThread()
+// routes asks for the routes of a namespace. The caller closes it.
+func routes(inode uint32) (h *netlink.Handle, err error) {
+	space, err := OpenNetNS(inode)
 	if err != nil {
 		return nil, err
 	}
-	if inode == own {
-		return netlink.NewHandle(unix.NETLINK_ROUTE)
+	if space != nil {
+		defer space.Close()
 	}
-	f, err := openNetNS(inode)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	h, err := netlink.NewHandleAt(netns.NsHandle(f.Fd()), unix.NETLINK_ROUTE)
-	if errors.Is(err, unix.EPERM) {
-		return nil, fmt.Errorf("enter network namespace %d: %w: that takes CAP_SYS_ADMIN", inode, ErrNotPermitted)
-	} else if err != nil {
-		return nil, fmt.Errorf("enter network namespace %d: %w", inode, err)
-	}
-	return h, nil
+	err = InNetNS(space, func() (err error) {
+		h, err = netlink.NewHandle(unix.NETLINK_ROUTE)
+		return err
+	})
+	return h, err
 }
 
 // openNetNS opens a file that refers to a namespace.
