@@ -124,7 +124,7 @@ func TestKernelTerminal(t *testing.T) {
 	}{
 		{"ls --netns " + ns, "28443"}, {"ls -tl", "28443"}, {"ls --exposed", "STATE"}, {"who 28443", "listens on"}, {"headroom --top 20", "ephemeral ports"},
 		{"headroom --netns " + ns, "ephemeral ports"}, {"check 28443", "EADDRINUSE"}, {"check " + w.server.IP.String() + " 28443", "connected from"},
-		{"check " + w.server.IP.String() + " 28444", "ECONNREFUSED"}, {"wait 28443 --timeout 0", "somebody listens"}, {"wait 28444 --timeout 0", "nobody listens"},
+		{"check " + w.server.IP.String() + " 28444", "ECONNREFUSED"}, {"wait 28443 --timeout 0", "somebody listens"}, {"wait 28444 --timeout 0", "nobody listened"},
 		{"doctor -v --tier " + testTier(), "porthole works here"}, {"run -- true", "exit code 0"}, {"free 3", ""}, {"ls --help", "Flags:"}, {"--help", "Available Commands:"},
 		{"ls --netns nope", "network namespace"}, {"tail --netns " + ns + " --count 3 --duration 60s --tier " + testTier(), "28443"}, {"tail --count 3 --duration 60s --tier " + testTier(), "EVENT"},
 	} {

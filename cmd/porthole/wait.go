@@ -9,7 +9,6 @@ import (
 	"io"
 	"maps"
 	"net/netip"
-	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -102,8 +101,8 @@ type waiter struct {
 	whose  query.Values // those that are waited for
 	begin  time.Time
 	looked bool
-	atOnce bool              // it was so when it was first looked
 	known  [][]render.Socket // who listened on each port when it was last looked; nil: it never was
+	after  []time.Duration   // since when each port is so, from begin; 0: since it was first looked; negative: it is not
 }
 
 func runWait(cmd *cobra.Command, e *env, o *waitOptions, words []string) error {
@@ -135,17 +134,14 @@ func runWait(cmd *cobra.Command, e *env, o *waitOptions, words []string) error {
 	} else if err != nil {
 		return err
 	}
-	waited := time.Since(w.begin).Nanoseconds()
-	if w.atOnce {
-		waited = 0
-	}
+	waited := time.Since(w.begin)
 	for i, end := range w.ends {
-		a := &waitAnswer{Free: o.free, Proto: end.Protos[0].String(), LocalPort: end.Port, NetNS: where.inode, WaitedNS: waited, Sockets: []render.Socket{}, Partial: w.src.Partial()}
+		a := &waitAnswer{Free: o.free, Proto: end.Protos[0].String(), LocalPort: end.Port, NetNS: where.inode, WaitedNS: waited.Nanoseconds(), Sockets: []render.Socket{}, Partial: w.src.Partial()}
 		a.OK = ok
 		if sockets != nil {
 			a.OK, a.Sockets = w.isSo(w.known[i]), sockets[i]
 			if a.OK { // else it is who has it instead
-				a.Sockets = w.known[i]
+				a.Sockets, a.WaitedNS = w.known[i], w.after[i].Nanoseconds()
 			}
 		}
 		if err := w.tell(cmd.Context(), a); err != nil {
@@ -211,6 +207,7 @@ func (w *waiter) parse(words []string) error {
 		}
 		w.ends = append(w.ends, end)
 	}
+	w.after = make([]time.Duration, len(w.ends))
 	return nil
 }
 
@@ -261,7 +258,17 @@ func (w *waiter) look(ctx context.Context) (bool, [][]render.Socket, error) {
 		return false, nil, err
 	}
 	w.known = w.byPort(rows, w.takes)
-	so := !slices.ContainsFunc(w.known, func(listeners []render.Socket) bool { return !w.isSo(listeners) })
+	so := true
+	for i, listeners := range w.known {
+		switch is := w.isSo(listeners); {
+		case !is:
+			so, w.after[i] = false, -1
+		case !w.looked:
+			w.after[i] = 0
+		case w.after[i] < 0:
+			w.after[i] = time.Since(w.begin)
+		}
+	}
 	if !so && !w.looked && !w.o.quiet {
 		tellNote(w.e, note)
 	}
@@ -340,7 +347,6 @@ func (w *waiter) wait(ctx context.Context) (ok bool, sockets [][]render.Socket, 
 	limited, cancel := context.WithDeadline(ctx, last)
 	defer cancel()
 	if ok, sockets, err = w.look(limited); ok || err != nil {
-		w.atOnce = ok
 		return ok, sockets, err
 	}
 	if w.o.timeout > 0 {

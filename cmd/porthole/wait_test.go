@@ -175,3 +175,47 @@ func TestKernelLocalhost(t *testing.T) {
 		}
 	}
 }
+
+// Of several ports each says how long it took itself, not how long the last one took.
+func TestKernelWaitOfEach(t *testing.T) {
+	ns := testutil.NewNetNS(t)
+	socket, _ := startAgent(t)
+	first, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Close()
+	later, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := later.Addr().(*net.TCPAddr)
+	later.Close()
+	args := []string{"wait", fmt.Sprint(first.Addr().(*net.TCPAddr).Port), fmt.Sprint(at.Port), "--netns", fmt.Sprint(ns), "--timeout", patience.String(), "--json", "--socket", socket, "--agent"}
+	var out, errs bytes.Buffer
+	code := make(chan int, 1)
+	go func() { code <- run(t.Context(), &env{unasked: true, stdout: &out, stderr: &errs}, args) }()
+	testutil.Await(t, "the agent has a client", func() bool {
+		var status api.Status
+		_, body := get(t, socket, "GET", "/v1/status")
+		return json.Unmarshal([]byte(body), &status) == nil && status.Clients == 1
+	})
+	if later, err = net.ListenTCP("tcp4", at); err != nil {
+		t.Fatal(err)
+	}
+	defer later.Close()
+	if got := <-code; got != exitDone || errs.Len() > 0 {
+		t.Errorf("exit code %d, %s", got, errs.String())
+	}
+	var each []waitAnswer
+	for dec := json.NewDecoder(&out); dec.More(); {
+		var a waitAnswer
+		if err := dec.Decode(&a); err != nil {
+			t.Fatal(err)
+		}
+		each = append(each, a)
+	}
+	if len(each) != 2 || each[0].WaitedNS != 0 || each[1].WaitedNS == 0 {
+		t.Errorf("got %+v, want the first at once and the second later", each)
+	}
+}
