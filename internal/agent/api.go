@@ -25,7 +25,7 @@ type apiFront struct {
 	listeners []net.Listener
 	config    string
 	log       *slog.Logger
-	failing   atomic.Bool // the configuration is wrong by now, and the log says so
+	failing   atomic.Pointer[string] // what is wrong with the configuration by now, as the log says; nil: nothing
 }
 
 // ErrListenAPI is an error of listening for the API over TLS.
@@ -73,11 +73,15 @@ func (f *apiFront) server(h http.Handler) *http.Server {
 // it has to by then, nobody is let in.
 func (f *apiFront) forClient(*tls.ClientHelloInfo) (*tls.Config, error) {
 	c, err := readAPIConfig(f.config)
-	switch failed := err != nil; {
-	case failed == f.failing.Swap(failed):
-	case failed:
+	var why *string
+	if err != nil {
+		text := err.Error()
+		why = &text
+	}
+	switch last := f.failing.Swap(why); {
+	case why != nil && (last == nil || *last != *why):
 		f.log.Error("the API answers nobody", "error", err)
-	default:
+	case why == nil && last != nil:
 		f.log.Warn("the API answers again")
 	}
 	return c, err
