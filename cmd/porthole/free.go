@@ -147,6 +147,9 @@ func (o *freeOptions) check(cmd *cobra.Command, args, command []string) (n int, 
 	}
 	if len(args) == 1 {
 		if n, err = strconv.Atoi(args[0]); err != nil || n < 1 || n > maxFree {
+			if o.hold && err != nil {
+				return 0, usagef("%q: want a number of ports from 1 to %d, or a command after --, as porthole free --hold -- ./server", args[0], maxFree)
+			}
 			return 0, usagef("%q: want a number of ports from 1 to %d", args[0], maxFree)
 		}
 	}

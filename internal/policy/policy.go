@@ -143,6 +143,10 @@ func plain(err error) error {
 		return errors.New(strings.TrimPrefix(err.Error(), "yaml: "))
 	}
 	lines := slices.Clone(typed.Errors)
+	const told = 3 // a file of something else has one for each of its lines
+	if more := len(lines) - told; more > 0 {
+		lines = append(lines[:told], fmt.Sprintf("and %d more", more))
+	}
 	for i, line := range lines {
 		for _, in := range []string{" in type policy.rule", " in type struct { Allow []policy.rule \"yaml:\\\"allow\\\"\" }"} {
 			line = strings.Replace(line, " not found"+in, ": there is no such field", 1)

@@ -71,7 +71,7 @@ func ParseMoment(s string, now time.Time) (Moment, error) {
 }
 
 func errMoment(s string) error {
-	return fmt.Errorf(`%q: want a time, as 1h, 03:12, "yesterday 03:00", 2026-11-27 03:00 or one of RFC 3339`, s)
+	return fmt.Errorf(`%q: want a time, as 1h, 03:12, yesterday, "yesterday 03:00", 2026-11-27 03:00 or one of RFC 3339`, s)
 }
 
 func until(t time.Time, long time.Duration) Moment { return Moment{t, t.Add(long - 1)} }
