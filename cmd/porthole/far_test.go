@@ -172,7 +172,7 @@ func TestFarTail(t *testing.T) {
 		t.Errorf("tail --count: exit code %d, %s", got.code, got.out)
 	}
 	stop()
-	waitLine(t, errs, "1 events, 0 lost")
+	waitLine(t, errs, "1 event, 0 lost")
 	waitLine(t, errs, "porthole: the agent ended")
 	if got := <-whole; got.code != exitCant || strings.Join(kinds(t, got.out), " ") != "EVENT listen" {
 		t.Errorf("tail: exit code %d, %s", got.code, got.out)

@@ -406,6 +406,6 @@ func TestHostTerminal(t *testing.T) {
 	second := strconv.Itoa(listen(t, "127.0.0.1:0").Port)
 	term.awaits("127.0.0.1:" + second)
 	term.press("C-c")
-	term.awaits("1 events, 0 lost", "exit 0")
+	term.awaits("1 event, 0 lost", "exit 0")
 	term.restored(0)
 }

@@ -198,9 +198,10 @@ func hints(err error) []string {
 		return []string{
 			"run it as root: sudo porthole ...",
 			"or give the binary what it needs:",
-			"  sudo setcap cap_bpf,cap_perfmon,cap_net_admin,cap_dac_read_search+ep $(command -v porthole)",
+			"  sudo setcap cap_bpf,cap_perfmon,cap_net_admin,cap_dac_read_search+ep \\", // whole where lines are folded, to be pasted
+			"    $(command -v porthole)",
 			"or query an agent: start it as root, sudo porthole agent, and join group porthole",
-			"as root already: a container or the kernel's lockdown may forbid it",
+			"if you are root already, a container or the kernel's lockdown may forbid it",
 		}
 	case errors.Is(err, syscall.EMFILE):
 		return []string{"let it open more files: ulimit -n, or LimitNOFILE= of the systemd unit"}

@@ -324,7 +324,11 @@ func (p *eventPrinter) short(ctx context.Context) error {
 
 // end tells how much was written and how much was lost.
 func (p *eventPrinter) end(lost uint64) {
-	fmt.Fprintf(p.e.notes(), "%d events, %d lost\n", p.written, lost)
+	events := "events"
+	if p.written == 1 {
+		events = "event"
+	}
+	fmt.Fprintf(p.e.notes(), "%d %s, %d lost\n", p.written, events, lost)
 	if p.probes.left > 0 {
 		what := "probes"
 		if p.probes.left == 1 {

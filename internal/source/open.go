@@ -76,7 +76,7 @@ func Open(c Choice) (Source, error) {
 		return nil, fmt.Errorf("%w; %w", c.Cannot, err)
 	case errors.Is(err, fs.ErrPermission):
 		if _, err := os.Lstat(c.Socket); err == nil { // else it is not known whether there is one
-			c.Tell(fmt.Sprintf("only root and members of group porthole may query the agent on %s: querying the kernel", c.Socket))
+			c.Tell(fmt.Sprintf("only root and members of group porthole may query the agent on %s, if the group was there when it started: querying the kernel", c.Socket))
 		}
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED): // there is none
 	default:

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os/exec"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -106,7 +107,7 @@ func (b *bench) tail(args ...string) watcher {
 				return s, err
 			}
 			last := p.lastWords()
-			if _, err := fmt.Sscanf(last, "%d events, %d lost", &s.events, &s.lost); err != nil {
+			if _, err := fmt.Sscanf(strings.Replace(last, "event,", "events,", 1), "%d events, %d lost", &s.events, &s.lost); err != nil {
 				return s, fmt.Errorf("read counts of %s in %q: %w", p.cmd, last, err)
 			}
 			return s, nil
