@@ -92,6 +92,7 @@ type usedPort struct {
 	LocalPort  uint16     `json:"local_port,omitempty"` // absent: the kernel picked it
 	RemoteIP   netip.Addr `json:"remote_ip,omitzero"`
 	RemotePort uint16     `json:"remote_port,omitempty"`
+	PID        uint32     `json:"pid,omitempty"` // of who has what still listens
 	Comm       string     `json:"comm,omitempty"`
 	Error      string     `json:"error,omitempty"`
 	Rule       string     `json:"rule,omitempty"` // of a violation, as the next two
@@ -477,9 +478,9 @@ func (r *recorder) leak(s *render.Socket) (usedPort, bool) {
 	at := slices.IndexFunc(s.Holders, func(h render.Holder) bool { return r.family.has(h.PID) })
 	switch {
 	case at >= 0:
-		p.Comm = s.Holders[at].Comm
+		p.PID, p.Comm = s.Holders[at].PID, s.Holders[at].Comm
 	case bound && len(s.Holders) > 0:
-		p.Comm = s.Holders[0].Comm
+		p.PID, p.Comm = s.Holders[0].PID, s.Holders[0].Comm
 	}
 	is := at >= 0 || bound
 	if is && r.policy != nil && !r.compared[where] && (s.FixedPort || s.State == tracer.StateListen.String()) { // it was handed over, and is theirs now
@@ -778,6 +779,15 @@ func (r *recorder) write(name string, ended ending, took time.Duration, leaks []
 		if err := render.Table(out, r.style, columns, lines, render.Squeeze{To: 21, Columns: []int{address}}, render.Squeeze{To: 10, Columns: []int{comm}}, render.Squeeze{To: 12, Columns: []int{address}}); err != nil {
 			return err
 		}
+	}
+	var pids []string
+	for i := range leaks {
+		if pid := strconv.FormatUint(uint64(leaks[i].PID), 10); leaks[i].PID != 0 && !slices.Contains(pids, pid) {
+			pids = append(pids, pid)
+		}
+	}
+	if len(pids) > 0 {
+		fmt.Fprintf(r.style.Wrapper(out), "stop what still listens: kill %s\n", strings.Join(pids, " "))
 	}
 	for i := range broken {
 		p := &broken[i]

@@ -82,6 +82,9 @@ python3 -c 'import socket; socket.create_connection(("127.0.0.1", 20101))'; exit
 				t.Fatal(err)
 			}
 			got = append(got, p.Event+" "+p.address())
+			if (p.Event == "leak") != (p.PID != 0) {
+				t.Errorf("%v: %+v, want the process of what still listens, and of nothing else", c.args, p)
+			}
 		}
 		const want = "listen 127.0.0.1:20101, accept 127.0.0.1:20101, connect 127.0.0.1:20101, leak 127.0.0.1:20101"
 		if strings.Join(got, ", ") != want {

@@ -67,7 +67,7 @@ func screens(t *testing.T, style render.Style) map[string]string {
 			{Event: "listen", Proto: "tcp", LocalIP: addr, LocalPort: 8443, Comm: "systemd-resolve"}:                            1,
 			{Event: "connect", Proto: "tcp", RemoteIP: addr, RemotePort: 8443, Comm: "integration-tes", Error: "EADDRNOTAVAIL"}: 12000,
 		}}
-		leak := usedPort{Event: "leak", Proto: "tcp", LocalIP: addr, LocalPort: 8443, Comm: "systemd-resolve", Times: 1}
+		leak := usedPort{Event: "leak", Proto: "tcp", LocalIP: addr, LocalPort: 8443, PID: 1234567, Comm: "systemd-resolve", Times: 1}
 		return r.write("/usr/local/bin/integration-tests-of-the-shop-frontend", ending(1<<8), 62*time.Second, []usedPort{leak})
 	})
 	take("diff", func(e *env) error {
