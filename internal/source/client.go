@@ -54,22 +54,30 @@ func Dial(socket string) (*Remote, error) { return dial(socket, aliveWithin) }
 // dial is Dial of an agent that has some other time to answer.
 func dial(socket string, within time.Duration) (*Remote, error) {
 	c := newClient(socket)
+	status, _, err := c.alive(within)
+	if err != nil {
+		return nil, err
+	}
+	return &Remote{client: c, partialView: status.PartialView}, nil // if it has none, the next request says what is wrong
+}
+
+// alive asks for the status, which an agent tells at once. It is zero if what answers has none; answered is the
+// status of HTTP.
+func (c *client) alive(within time.Duration) (status api.Status, answered string, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), within)
 	defer cancel()
 	resp, err := c.do(ctx, "/v1/status")
 	if err != nil && ctx.Err() != nil {
-		return nil, fmt.Errorf("ask the agent on %s: %w within %v", socket, ErrSilent, within)
+		return status, "", fmt.Errorf("ask the agent %s: %w within %v", c.where, c.silent(), within)
 	} else if err != nil {
-		return nil, err
+		return status, "", err
 	}
 	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
-	var status api.Status
-	r := &Remote{client: c}
-	if err == nil && json.Unmarshal(body, &status) == nil { // else the next request says what is wrong
-		r.partialView = status.PartialView
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20)) // to its end: the connection is used again
+	if err != nil || resp.StatusCode != http.StatusOK || json.Unmarshal(body, &status) != nil {
+		return api.Status{}, resp.Status, nil
 	}
-	return r, nil
+	return status, resp.Status, nil
 }
 
 // readAtOnce is how much of an answer is received with one system call: events can come at 70 MB/s.

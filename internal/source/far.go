@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -132,19 +131,12 @@ func dialFar(to Far, within time.Duration) (*Remote, error) {
 		return nil, err
 	}
 	c := f.client()
-	ctx, cancel := context.WithTimeout(context.Background(), within)
-	defer cancel()
-	resp, err := c.do(ctx, "/v1/status")
-	if err != nil && ctx.Err() != nil {
-		return nil, fmt.Errorf("ask the agent %s: %w within %v", f, errNoAnswer, within)
-	} else if err != nil {
+	status, answered, err := c.alive(within)
+	if err != nil {
 		return nil, err
 	}
-	defer resp.Body.Close()
-	var status api.Status
-	err = json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&status)
-	if resp.StatusCode != http.StatusOK || err != nil || status.Version == "" {
-		return nil, fmt.Errorf("ask the agent %s: who answers there is no agent, or does not serve the API on that port (%s)", f, resp.Status)
+	if status.Version == "" {
+		return nil, fmt.Errorf("ask the agent %s: who answers there is no agent, or does not serve the API on that port (%s)", f, answered)
 	}
 	r := &Remote{client: c}
 	for _, sentence := range status.PartialView { // which may say what is to be done there
