@@ -328,7 +328,7 @@ func (n *NetNSNames) Want(word string) (WantedNetNS, error) {
 	}
 	if word == HostName {
 		if n.host == 0 {
-			return WantedNetNS{}, fmt.Errorf("network namespace %q: %w: process 1 may not be asked", word, ErrNotPermitted)
+			return WantedNetNS{}, fmt.Errorf("network namespace %q: %w: process 2 may not be asked", word, ErrNotPermitted)
 		}
 		return WantedNetNS{names: n, name: word}, nil
 	}
